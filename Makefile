@@ -1,0 +1,46 @@
+# Everything a newcomer needs: make demo, make test, make bench, make lint.
+PYTHON := $(shell for p in /usr/bin/python3 python3; do $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+VENV := .venv
+RUN := $(VENV)/bin
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+APT := gcc libc6-dev make python3-dev python3-venv libnftables1 nftables iproute2 clang libbpf-dev e2fsprogs
+
+.PHONY: demo test bench lint build system clean
+
+demo: build
+	$(SUDO) $(RUN)/python docs/examples/demo.py
+
+test: build $(VENV)/.dev $(VENV)/.peers
+	$(SUDO) $(RUN)/python -m pytest -m "not slow" $(ARGS)
+
+bench: build $(VENV)/.dev $(VENV)/.peers
+	$(SUDO) $(RUN)/python -m benchmarks $(ARGS)
+
+lint: $(VENV)/.dev
+	$(RUN)/ruff check . && $(RUN)/ruff format --check . && $(RUN)/mypy && $(RUN)/lint-imports
+
+build: $(VENV)/.built
+
+# The system's packages, once; a machine that is not Debian's says what it needs.
+$(VENV)/.system:
+	@mkdir -p $(VENV)
+	tools/apt-install $(APT)
+	@touch $@
+
+$(VENV)/.built: $(VENV)/.system pyproject.toml setup.py $(shell find csrc -type f)
+	@[ -n "$(PYTHON)" ] || { echo "netplane needs Python 3.11 or later" >&2; exit 1; }
+	[ -x $(RUN)/python ] || $(PYTHON) -m venv $(VENV)
+	$(RUN)/python -m pip install --quiet --disable-pip-version-check -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.built
+	$(RUN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+# Real peers for tests and benchmarks.
+$(VENV)/.peers: $(VENV)/.system
+	tools/apt-install containernetworking-plugins iperf3 iputils-ping bind9-dnsutils conntrack bpftool
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info netplane/_bin netplane/_bpf netplane/kernel/_rtnl*.so

@@ -1,0 +1,1 @@
+"""The network data plane of a container node."""

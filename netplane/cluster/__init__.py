@@ -1,0 +1,1 @@
+"""What Kubernetes' controllers would do, when there is no Kubernetes."""

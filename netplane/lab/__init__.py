@@ -1,0 +1,1 @@
+"""Networks of namespaces on one machine, for engineers and for pytest."""

@@ -1,0 +1,1 @@
+"""Objects (declared), facts (kernel), snapshot, errors: pure data, imports nothing of ours."""

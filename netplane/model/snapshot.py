@@ -1,0 +1,143 @@
+"""An immutable view of all objects at one revision, with the indexes that rooms look things up by.
+
+Rule 1: a snapshot never changes; `with_put` and `with_delete` cost O(log n) and share the rest.
+Rule 2: an index is a pure function of one object; a room names the index it needs here.
+Rule 3: `synced` is False until the store's first full list is in: nothing is swept before that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+from immutables import Map
+
+from .base import Key, Object
+from .own import Attachment
+from .pods import Pod
+from .services import EndpointSlice
+
+T = TypeVar("T", bound=Object)
+Slot = tuple[str, str]  # (namespace, name)
+
+
+def _by_service(o: Any) -> Iterable[str]:
+    return (f"{o.namespace}/{o.service}",) if o.service else ()
+
+
+def _by_node(o: Any) -> Iterable[str]:
+    return (o.spec.node_name,) if o.spec.node_name else ()
+
+
+def _pod_by_claim(o: Any) -> Iterable[str]:
+    return {
+        f"{o.namespace}/{v.persistent_volume_claim.claim_name}"
+        for v in o.spec.volumes
+        if v.persistent_volume_claim
+    }
+
+
+# (kind, index name) -> the values under which an object is found
+INDEXES: dict[str, dict[str, Callable[[Any], Iterable[str]]]] = {
+    EndpointSlice.KIND: {"service": _by_service},
+    Pod.KIND: {"node": _by_node, "ip": lambda o: o.ips, "claim": _pod_by_claim},
+    Attachment.KIND: {
+        "node": lambda o: (o.spec.node,),
+        "pod": lambda o: (f"{o.spec.pod_namespace}/{o.spec.pod_name}",) if o.spec.pod_name else (),
+    },
+}
+
+_EMPTY: Map[Any, Any] = Map()
+
+
+class Snapshot:
+    """``get``, ``list`` and ``by`` return objects; absent ones are None or nothing, never an error."""
+
+    __slots__ = ("_index", "_kinds", "revision", "synced")
+
+    def __init__(
+        self,
+        revision: int = 0,
+        synced: bool = False,
+        kinds: Map[str, Map[Slot, Object]] = _EMPTY,
+        index: Map[tuple[str, str], Map[str, Map[Slot, Object]]] = _EMPTY,
+    ) -> None:
+        self.revision = revision
+        self.synced = synced
+        self._kinds = kinds
+        self._index = index
+
+    @classmethod
+    def of(cls, objects: Iterable[Object], revision: int = 1, synced: bool = True) -> Snapshot:
+        """A snapshot of exactly these objects (tests, first lists)."""
+        snapshot = cls()
+        for obj in objects:
+            snapshot = snapshot.with_put(obj)
+        return snapshot.at(revision, synced)
+
+    def at(self, revision: int, synced: bool) -> Snapshot:
+        return Snapshot(revision, synced, self._kinds, self._index)
+
+    def get(self, kind: type[T], namespace: str, name: str) -> T | None:
+        objects: Map[Slot, Any] = self._kinds.get(kind.KIND, _EMPTY)
+        found: T | None = objects.get((namespace, name))
+        return found
+
+    def find(self, key: Key) -> Object | None:
+        return self._kinds.get(key.kind, _EMPTY).get((key.namespace, key.name))
+
+    def list(self, kind: type[T], namespace: str | None = None) -> Iterator[T]:
+        """All objects of a kind, in no order; of one namespace when it is given."""
+        objects: Any = self._kinds.get(kind.KIND, _EMPTY)
+        for (where, _), obj in objects.items():
+            if namespace is None or where == namespace:
+                yield obj
+
+    def count(self, kind: type[Object]) -> int:
+        return len(self._kinds.get(kind.KIND, _EMPTY))
+
+    def kinds(self) -> tuple[str, ...]:
+        return tuple(self._kinds)
+
+    def keys(self) -> Iterator[Key]:
+        for kind, objects in self._kinds.items():
+            for namespace, name in objects:
+                yield Key(kind, namespace, name)
+
+    def by(self, kind: type[T], index: str, value: str) -> tuple[T, ...]:
+        """The objects of a kind that an index (see INDEXES) files under ``value``, by name."""
+        table = self._index.get((kind.KIND, index), _EMPTY)
+        found: Any = table.get(value, _EMPTY)
+        return tuple(obj for _, obj in sorted(found.items(), key=lambda item: item[0]))
+
+    def with_put(self, obj: Object) -> Snapshot:
+        key = obj.key
+        slot = (key.namespace, key.name)
+        objects = self._kinds.get(key.kind, _EMPTY)
+        index = self._reindexed(key.kind, slot, objects.get(slot), obj)
+        kinds = self._kinds.set(key.kind, objects.set(slot, obj))
+        return Snapshot(max(self.revision, obj.revision), self.synced, kinds, index)
+
+    def with_delete(self, key: Key, revision: int = 0) -> Snapshot:
+        slot = (key.namespace, key.name)
+        objects = self._kinds.get(key.kind, _EMPTY)
+        old = objects.get(slot)
+        if old is None:
+            return self.at(max(self.revision, revision), self.synced)
+        index = self._reindexed(key.kind, slot, old, None)
+        kinds = self._kinds.set(key.kind, objects.delete(slot))
+        return Snapshot(max(self.revision, revision), self.synced, kinds, index)
+
+    def _reindexed(self, kind: str, slot: Slot, old: Any, new: Any) -> Any:
+        index = self._index
+        for name, values in INDEXES.get(kind, {}).items():
+            table = index.get((kind, name), _EMPTY)
+            before = set(values(old)) if old is not None else set()
+            after = set(values(new)) if new is not None else set()
+            for value in before - after:
+                rest = table[value].delete(slot)
+                table = table.set(value, rest) if rest else table.delete(value)
+            for value in after:
+                table = table.set(value, table.get(value, _EMPTY).set(slot, new))
+            index = index.set((kind, name), table)
+        return index

@@ -1,0 +1,1 @@
+"""Nodes into VXLAN devices, forwarding entries, neighbours and routes."""

@@ -1,0 +1,1 @@
+"""Objects in, facts out, differences applied: the loop that every room shares."""

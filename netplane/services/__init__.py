@@ -1,0 +1,1 @@
+"""Services and endpoint slices into nftables maps."""

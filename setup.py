@@ -1,0 +1,58 @@
+"""Builds what is not Python: the cffi extension, the static CNI binary and the BPF objects.
+
+A C compiler is needed; clang and libbpf are not: without them the install succeeds, says so once,
+and everything but the fast path works.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import setup
+from setuptools.command.build_py import build_py
+
+HERE = Path(__file__).parent
+BPF_SOURCES = sorted((HERE / "csrc/bpf").glob("*.bpf.c"))
+
+
+def build_cni(out: Path) -> None:
+    """csrc/cni into one static program without dependencies."""
+    out.mkdir(parents=True, exist_ok=True)
+    sources = [str(p) for p in sorted((HERE / "csrc/cni").glob("*.c"))]
+    if not sources:
+        return
+    command = ["cc", "-std=c11", "-O2", "-Wall", "-Wextra", "-Werror", "-static", "-s", "-D_GNU_SOURCE"]
+    subprocess.run([*command, "-o", str(out / "netplane-cni"), *sources], check=True)
+
+
+def build_bpf(out: Path) -> None:
+    """csrc/bpf into CO-RE objects; says once what is missing, and goes on without."""
+    out.mkdir(parents=True, exist_ok=True)
+    clang = shutil.which("clang")
+    if clang is None or not Path("/usr/include/bpf/bpf_helpers.h").exists():
+        print("netplane: clang or libbpf's headers are missing: no fast path", file=sys.stderr)
+        return
+    multiarch = subprocess.run(["cc", "-print-multiarch"], capture_output=True, text=True, check=False)
+    include = ["-I", str(HERE / "csrc/include"), "-I", f"/usr/include/{multiarch.stdout.strip()}"]
+    for source in BPF_SOURCES:
+        target = out / source.name.replace(".bpf.c", ".bpf.o")
+        command = [clang, "-O2", "-g", "-Wall", "-Werror", "-target", "bpf", "-mcpu=v3", *include]
+        done = subprocess.run([*command, "-c", str(source), "-o", str(target)], check=False)
+        if done.returncode:
+            target.unlink(missing_ok=True)
+            print(f"netplane: clang refused {source.name}: no fast path", file=sys.stderr)
+
+
+class BuildPrograms(build_py):
+    def run(self) -> None:
+        super().run()
+        roots = {HERE / "netplane"} if self.editable_mode else {Path(self.build_lib) / "netplane"}
+        for root in roots:
+            build_cni(root / "_bin")
+            build_bpf(root / "_bpf")
+
+
+setup(cmdclass={"build_py": BuildPrograms}, cffi_modules=["csrc/rtnl/build_ffi.py:ffi"])

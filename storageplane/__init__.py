@@ -1,0 +1,1 @@
+"""The storage data plane of a container node."""

@@ -1,0 +1,1 @@
+"""The CSI driver (server) and the client for other drivers."""

@@ -1,0 +1,1 @@
+"""One file per kind of volume: objects into facts."""
