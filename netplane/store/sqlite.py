@@ -110,6 +110,11 @@ class SqliteStore:
                 return self._record(db, current, gone=True)
             return current if marked == current else self._record(db, marked, gone=False)
 
+    def check(self) -> None:
+        """Raise Unavailable or Invalid unless the file stands at its path."""
+        with self._reader.use():
+            pass
+
     def close(self) -> None:
         """End every watch and let the file go."""
         with self._pulse_lock:
