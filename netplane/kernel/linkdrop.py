@@ -90,7 +90,7 @@ def _there(session: Session, netns: str) -> bool:
 
 
 def _drop_links(session: Session, netns: str, names: list[str], reaper: Reaper) -> None:
-    doomed = [s.index for s in session.states(netns, names).values() if s.ours]
+    doomed = [s.ifindex for s in session.states(netns, names).values() if s.ours]
     for name in names:
         session.forget(netns, name)
     if not doomed:
@@ -103,7 +103,7 @@ def _drop_links(session: Session, netns: str, names: list[str], reaper: Reaper) 
 
 def _drop_rest(session: Session, netns: str, keys: list[FactKey]) -> None:
     names = {str(key[2]) for key in keys if key[0] != "route"}
-    index = {name: state.index for name, state in session.states(netns, names).items()}
+    index = {name: state.ifindex for name, state in session.states(netns, names).items()}
     requests = [r for r in (_removal(key, index) for key in keys) if r is not None]
     session.socket(netns).must(requests, fine=GONE)
 

@@ -7,6 +7,7 @@ Rule 3: options stand in tables: the name that a fact uses, the kernel's attribu
 
 from __future__ import annotations
 
+import hashlib
 import struct
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -77,7 +78,7 @@ def port_options(fact: Link) -> dict[str, int]:
 class State(NamedTuple):
     """One link as the kernel has it; ``master``, ``iflink`` (a veth's peer) and ``link`` are indexes."""
 
-    index: int
+    ifindex: int
     name: str
     kind: str
     alias: str
@@ -184,14 +185,21 @@ def create(fact: Link, master: int, link: int, peer_fd: int) -> Request:
     parts = [_DOWN, nl.text(nl.IFLA_IFNAME, fact.name), nl.attr32(nl.IFLA_GROUP, ours.GROUP_NEW)]
     if fact.mtu:
         parts.append(nl.attr32(nl.IFLA_MTU, fact.mtu))
-    if fact.mac:
-        parts.append(nl.attr(nl.IFLA_ADDRESS, nl.mac_bytes(fact.mac)))
+    if fact.mac or fact.kind == "bridge":
+        parts.append(nl.attr(nl.IFLA_ADDRESS, nl.mac_bytes(fact.mac or _bridge_mac(fact.name))))
     if master:
         parts.append(nl.attr32(nl.IFLA_MASTER, master))
     kind = nl.attr(nl.IFLA_INFO_KIND, fact.kind.encode())
     data = _peer(fact, peer_fd) if fact.kind == "veth" else _data(fact, link)
     parts.append(nl.nest(nl.IFLA_LINKINFO, kind, nl.nest(nl.IFLA_INFO_DATA, *data)))
     return Request(nl.RTM_NEWLINK, CREATE, b"".join(parts), f"create {fact.kind} {fact.name}")
+
+
+def _bridge_mac(name: str) -> str:
+    """A bridge that was given no MAC takes the lowest of its ports', and changes it when they come
+    and go, under the feet of pods that know their gateway by it. One that was given any keeps it."""
+    raw = hashlib.sha256(b"netplane bridge " + name.encode()).digest()[:6]
+    return bytes([raw[0] & 0xFC | 0x02, *raw[1:]]).hex(":")
 
 
 def _data(fact: Link, link: int, only: set[str] | None = None) -> list[bytes]:
@@ -253,12 +261,16 @@ def modify(fact: Link, differing: set[str], master: int, link: int) -> list[Requ
         parts.append(nl.attr(nl.IFLA_ADDRESS, nl.mac_bytes(fact.mac)))
     if "master" in differing:
         parts.append(nl.attr32(nl.IFLA_MASTER, master))
-    requests = [Request(nl.RTM_NEWLINK, 0, b"".join(parts), what)] if len(parts) > 2 or "up" in differing else []
+    requests = (
+        [Request(nl.RTM_NEWLINK, 0, b"".join(parts), what)] if len(parts) > 2 or "up" in differing else []
+    )
     own = differing & (own_options(fact.kind).keys() | extra_words(fact.kind))
     if own:
         kind = nl.attr(nl.IFLA_INFO_KIND, fact.kind.encode())
         data = nl.nest(nl.IFLA_INFO_DATA, *_data(fact, link if "link" in own else 0, own))
-        requests.append(Request(nl.RTM_NEWLINK, 0, _DOWN + name + nl.nest(nl.IFLA_LINKINFO, kind, data), what))
+        requests.append(
+            Request(nl.RTM_NEWLINK, 0, _DOWN + name + nl.nest(nl.IFLA_LINKINFO, kind, data), what)
+        )
     port = {n: v for n, v in port_options(fact).items() if n in differing or "master" in differing}
     if port:
         requests.append(Request(nl.RTM_NEWLINK, 0, _DOWN + name + _linkinfo_port(fact, port), what))

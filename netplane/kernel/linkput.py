@@ -142,7 +142,11 @@ def _parted(session: Session, fact: Link, state: State) -> bool:
         return False
     peer = _peer_of(fact)
     found = session.states(peer.netns, [peer.name]).get(peer.name)
-    return found is None or found.kind != "veth" or (state.iflink, found.iflink) != (found.index, state.index)
+    return (
+        found is None
+        or found.kind != "veth"
+        or (state.iflink, found.iflink) != (found.ifindex, state.ifindex)
+    )
 
 
 def _change_peer(session: Session, fact: Link) -> None:
@@ -161,4 +165,3 @@ def _again(session: Session, fact: Link) -> None:
     session.forget(fact.netns, fact.name)
     _absent(session, fact)
     put_facts(session, fact.netns, kept, frozenset(f.key for f in kept))
-

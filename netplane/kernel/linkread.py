@@ -22,7 +22,7 @@ class View:
         self._sock = sock
         body = nl.IFINFOMSG.pack(0, 0, 0, 0, 0) + nl.attr32(nl.IFLA_EXT_MASK, nl.RTEXT_FILTER_SKIP_STATS)
         states = [linkmsg.parse(b) for _, b in sock.dump(nl.RTM_GETLINK, body)]
-        self.by_index = {s.index: s for s in states}
+        self.by_index = {s.ifindex: s for s in states}
         self.by_name = {s.name: s for s in states}
 
     def name_of(self, index: int) -> str:
@@ -72,7 +72,8 @@ def link_faults(fact: Link, view: View, where: str = "") -> Iterator[str]:
         return
     words, want = state.words(view.name_of), linkmsg.wish(fact)
     for word in linkmsg.differences(want, words):
-        yield f"link {fact.name}{where}: {word} is {words.get(word, '') or 'none'}, not {want[word] or 'none'}"
+        have = words.get(word) or "none"
+        yield f"link {fact.name}{where}: {word} is {have}, not {want[word] or 'none'}"
 
 
 def peer_faults(fact: Link, host: State | None, view: View) -> Iterator[str]:
@@ -83,5 +84,9 @@ def peer_faults(fact: Link, host: State | None, view: View) -> Iterator[str]:
     where = f" in {netns}" if netns else ""
     yield from link_faults(peer, view, where)
     state = view.by_name.get(name)
-    if state and host and (state.kind != "veth" or state.iflink != host.index or host.iflink != state.index):
+    if (
+        state
+        and host
+        and (state.kind != "veth" or state.iflink != host.ifindex or host.iflink != state.ifindex)
+    ):
         yield f"link {name}{where} is not the other end of {fact.name}"

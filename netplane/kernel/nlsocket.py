@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -86,9 +87,11 @@ class Socket:
                     if number != seq:
                         continue
                     if got in (nlmsg.NLMSG_DONE, nlmsg.NLMSG_ERROR):
-                        errno = -int.from_bytes(payload[:4], "little", signed=True) if payload else 0
+                        errno = -int.from_bytes(payload[:4], sys.byteorder, signed=True)
                         if errno:
-                            raise KernelError(errno, f"rtnetlink dump {kind} in {self.name or 'our namespace'}")
+                            raise KernelError(
+                                errno, f"rtnetlink dump {kind} in {self.name or 'our namespace'}"
+                            )
                         return
                     yield got, payload
 

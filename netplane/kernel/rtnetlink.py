@@ -97,7 +97,9 @@ class LinkDriver:
         with self._pool.take() as own:
             view = View(own)
             marks: dict[FactKey, Mark] = {
-                ("link", "", state.name): view.link_mark(state) for state in view.by_index.values() if state.ours
+                ("link", "", state.name): view.link_mark(state)
+                for state in view.by_index.values()
+                if state.ours
             }
             marks.update((fact.key, fact.mark) for fact in view.ours())
         return marks

@@ -62,7 +62,7 @@ class Session:
         answers = self.socket(netns).must([linkmsg.get(n) for n in asked], fine=GONE)
         found = {n: linkmsg.parse(a.body) for n, a in zip(asked, answers, strict=True) if a.body}
         for name, state in found.items():
-            self._index[netns, name] = state.index
+            self._index[netns, name] = state.ifindex
         return found
 
     def indexes(self, netns: str, names: Iterable[str]) -> dict[str, int]:

@@ -114,7 +114,8 @@ class OverlayRoom(msgspec.Struct, frozen=True):
         device = self._device_name(own, family)
         checksum = {4: {"udp_csum": 0}, 6: {"udp_zero_csum6_rx": 0, "udp_zero_csum6_tx": 0}}[family]
         options: dict[str, str | int] = {
-            "id": self.vni, "port": self.port, "local": self._addresses(own)[family], "learning": 0, **checksum,
+            "id": self.vni, "port": self.port, "local": self._addresses(own)[family],
+            "learning": 0, **checksum,
         }  # fmt: skip
         yield Link(
             name=device,
@@ -137,7 +138,9 @@ class OverlayRoom(msgspec.Struct, frozen=True):
     def _remote(self, own: Node, remote: Node) -> Iterator[Any]:
         family = self.family(own, remote)
         if family is None:
-            raise Invalid(f"node {remote.name}: shares no address family with {own.name}, so no tunnel can be")
+            raise Invalid(
+                f"node {remote.name}: shares no address family with {own.name}, so no tunnel can be"
+            )
         self._refuse_twins(own, remote, family)
         device, mac = self._device_name(own, family), vtep_mac(remote.name)
         if device == self.second_device:
@@ -155,10 +158,12 @@ class OverlayRoom(msgspec.Struct, frozen=True):
     def _refuse_twins(self, own: Node, remote: Node, family: int) -> None:
         if self._addresses(own)[family] == self._addresses(remote)[family]:
             shared = self._addresses(own)[family]
-            raise Invalid(f"node {remote.name}: has the InternalIP {shared} of {own.name}; each needs its own")
+            raise Invalid(
+                f"node {remote.name}: has the InternalIP {shared} of {own.name}; each needs its own"
+            )
         for mine in self._cidrs(own):
             for theirs in self._cidrs(remote):
-                if mine.version == theirs.version and mine.overlaps(theirs):  # type: ignore[arg-type]
+                if mine.version == theirs.version and mine.overlaps(theirs):
                     raise Invalid(f"node {remote.name}: pod CIDR {theirs} overlaps {mine} of {own.name}")
 
     # --- reading a Node ---------------------------------------------------------------------------
@@ -183,7 +188,9 @@ class OverlayRoom(msgspec.Struct, frozen=True):
         mtu = pod_mtu(int(text), family)
         if mtu < IPV6_MIN_MTU and any(cidr.version == 6 for cidr in self._cidrs(node)):
             least = IPV6_MIN_MTU + OVERHEAD[family]
-            raise Invalid(f"node {node.name}: underlay MTU {text} is too small for IPv6 pods, which need {least}")
+            raise Invalid(
+                f"node {node.name}: underlay MTU {text} is too small for IPv6 pods, which need {least}"
+            )
         return mtu
 
 
