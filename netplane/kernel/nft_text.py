@@ -1,7 +1,7 @@
 """A plan of nftables facts as the text of one transaction. Pure: facts in, nft's own words out.
 
 Rule 1: one order serves every plan: table, chains, sets → stale elements go → changed chains are
-        emptied → rules → elements come → chains and sets go. A chain that an element still points
+        emptied → rules → elements come → sets and chains go. A chain that an element still points
         at cannot go (EBUSY), and a changed element is a deletion and an addition.
 Rule 2: every chain carries its mark in the comment of its first rule (a chain's own comment cannot
         be changed, and nft 1.0.6 does not list it as JSON); a set carries its in its comment.
@@ -88,8 +88,6 @@ def _delete_elements(plan: Plan) -> Iterator[str]:
     for key in plan.remove:
         if key[0] == "element" and key[1] not in doomed:
             stale.setdefault(str(key[1]), []).append(_joined(key[2]))  # type: ignore[arg-type]
-    for name in doomed:  # whole sets go: their elements let go of the chains they point at
-        yield f"flush set {TABLE} {name}"
     for name, items in stale.items():
         yield from _statements("delete", name, items)
 
@@ -109,15 +107,15 @@ def _add_elements(plan: Plan) -> Iterator[str]:
 
 
 def _removals(keys: Sequence[FactKey]) -> Iterator[str]:
-    """Chains are emptied before any goes, since they may jump to each other or use the sets."""
+    """Rules let go of sets and chains, sets with their elements of chains; then the chains go."""
     chains = [key[1] for key in keys if key[0] == "chain"]
     for name in chains:
         yield f"flush chain {TABLE} {name}"
-    for name in chains:
-        yield f"delete chain {TABLE} {name}"
     for key in keys:
         if key[0] == "set":
             yield f"delete set {TABLE} {key[1]}"
+    for name in chains:
+        yield f"delete chain {TABLE} {name}"
 
 
 def _joined(parts: tuple[str | int, ...]) -> str:
