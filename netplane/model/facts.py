@@ -280,7 +280,11 @@ class Element(Fact, frozen=True):
 
 
 class Record(Fact, frozen=True):
-    """One answer of the zone: an RRset under a name. ``rotate``: give its data in turn (dnsrr)."""
+    """One answer of the zone: an RRset under a name. ``rotate``: give its data in turn (dnsrr).
+
+    Several owners may hold a name and type together (the PTR of an address that two headless services
+    share): each has a fact of its own, and the answer is the union of their data.
+    """
 
     TYPE: ClassVar[str] = "record"
 
@@ -289,10 +293,11 @@ class Record(Fact, frozen=True):
     data: tuple[str, ...]  # presentation format; () with the name known: NODATA
     ttl: int = 5
     rotate: bool = False
+    owner: str = ""
 
     @property
     def key(self) -> FactKey:
-        return ("record", self.name, self.type)
+        return ("record", self.name, self.type, self.owner)
 
 
 def digest(*parts: str) -> str:
