@@ -18,7 +18,7 @@ from .runner import kill_all
 
 def mounts(beneath: Path, pid: str = "self") -> list[str]:
     """The mount points at or beneath a directory, innermost and latest first."""
-    root = str(beneath)
+    root = str(beneath).rstrip("/")
     text = Path(f"/proc/{pid}/mountinfo").read_text()
     points = (line.split(" ")[4].encode().decode("unicode_escape") for line in text.splitlines())
     return [p for p in points if p == root or p.startswith(f"{root}/")][::-1]
