@@ -16,6 +16,7 @@ from .base import Key, Object
 from .own import Attachment
 from .pods import Pod
 from .services import EndpointSlice
+from .storage import PersistentVolume, PersistentVolumeClaim
 
 T = TypeVar("T", bound=Object)
 Slot = tuple[str, str]  # (namespace, name)
@@ -37,9 +38,16 @@ def _pod_by_claim(o: Any) -> Iterable[str]:
     }
 
 
+def _by_claim(o: Any) -> Iterable[str]:
+    ref = o.spec.claim_ref
+    return (f"{ref.namespace}/{ref.name}",) if ref else ()
+
+
 # (kind, index name) -> the values under which an object is found
 INDEXES: dict[str, dict[str, Callable[[Any], Iterable[str]]]] = {
     EndpointSlice.KIND: {"service": _by_service},
+    PersistentVolume.KIND: {"claim": _by_claim},
+    PersistentVolumeClaim.KIND: {"volume": lambda o: (o.spec.volume_name,)},  # "": not bound
     Pod.KIND: {"node": _by_node, "ip": lambda o: o.ips, "claim": _pod_by_claim},
     Attachment.KIND: {
         "node": lambda o: (o.spec.node,),
