@@ -1,0 +1,1 @@
+"""The commands of netplane's command line, one file per group; each has ``register(group)``."""
