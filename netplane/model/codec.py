@@ -97,7 +97,7 @@ def parse(doc: dict[str, Any], default_namespace: str = "default") -> Object:
     if version != cls.API_VERSION:
         raise Invalid(f"{kind} {name}: apiVersion {version!r} is not known; use {cls.API_VERSION!r}")
     try:
-        obj = msgspec.convert(_without_null(doc), cls)
+        obj = msgspec.convert(without_null(doc), cls)
     except msgspec.ValidationError as exc:
         raise Invalid(f"{kind} {name}: {_reason(exc)}") from None
     return validate(obj, default_namespace)
@@ -146,11 +146,12 @@ def _reason(exc: msgspec.ValidationError) -> str:
     return f"{path.rstrip('`').removeprefix('$.')}: {reason[0].lower()}{reason[1:]}"
 
 
-def _without_null(value: Any) -> Any:
+def without_null(value: Any) -> Any:
+    """A manifest with every null left out, at every depth (rule 2)."""
     if isinstance(value, dict):
-        return {k: _without_null(v) for k, v in value.items() if v is not None}
+        return {k: without_null(v) for k, v in value.items() if v is not None}
     if isinstance(value, list):
-        return [_without_null(v) for v in value]
+        return [without_null(v) for v in value]
     return value
 
 
