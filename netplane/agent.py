@@ -208,7 +208,7 @@ class Agent:
                     self._edge_failures.pop(name, None)
                 except NetplaneError as exc:
                     if self._edge_failures.get(name) != str(exc):
-                        log.warning("%s: %s", name, exc)
+                        log.info("%s: %s", name, exc)
                     self._edge_failures[name] = str(exc)
                     continue
                 stack.callback(server.stop)

@@ -9,10 +9,10 @@ import sys
 
 import click
 
-from .commands import agent, clean, install, lab, status
+from .commands import agent, clean, install, lab, objects, status
 from .model.errors import NetplaneError
 
-GROUPS = (agent, status, install, clean, lab)
+GROUPS = (agent, status, objects, install, clean, lab)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
