@@ -150,10 +150,7 @@ def test_a_named_target_port_is_each_pod_s_own() -> None:
         pod("c", "10.0.0.3", spec=container(name="http", containerPort=8080)),
         pod("d", "10.0.0.4", spec=container(name="http", containerPort=53, protocol="UDP")),
     )
-    got = {
-        s.ports[0].port if s.ports else None: sorted(e.addresses[0] for e in s.endpoints)
-        for s in slices(world)
-    }
+    got = {tuple(p.port for p in s.ports): sorted(e.addresses[0] for e in s.endpoints) for s in slices(world)}
     assert got == {(8080,): ["10.0.0.1", "10.0.0.3"], (9090,): ["10.0.0.2"], (): ["10.0.0.4"]}
 
 
