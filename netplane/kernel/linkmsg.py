@@ -302,12 +302,12 @@ def delete(name: str) -> Request:
 
 
 def delete_all(indexes: list[int]) -> list[Request]:
-    """One request per link puts it into a group, one more deletes the group: one RCU wait for all."""
-    if len(indexes) == 1:
-        body = nl.IFINFOMSG.pack(0, 0, indexes[0], 0, 0)
-        return [Request(nl.RTM_DELLINK, 0, body, f"delete link {indexes[0]}")]
+    """One request per link puts it into a group, one more deletes the group: one RCU wait for all.
+
+    A single link is marked too: by its group `LinkMonitor` knows that its end is our own doing.
+    """
     doom = nl.attr32(nl.IFLA_GROUP, ours.GROUP_DOOMED)
-    marks = [
-        Request(nl.RTM_NEWLINK, 0, nl.IFINFOMSG.pack(0, 0, i, 0, 0) + doom, f"mark link {i}") for i in indexes
-    ]
-    return [*marks, Request(nl.RTM_DELLINK, 0, _DOWN + doom, f"delete {len(indexes)} links as a group")]
+    heads = [nl.IFINFOMSG.pack(0, 0, index, 0, 0) for index in indexes]
+    marks = [Request(nl.RTM_NEWLINK, 0, head + doom, "mark a link for deletion") for head in heads]
+    what = f"delete {len(indexes)} links"
+    return [*marks, Request(nl.RTM_DELLINK, 0, heads[0] if len(heads) == 1 else _DOWN + doom, what)]

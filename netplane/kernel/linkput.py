@@ -68,6 +68,7 @@ def _creation(session: Session, fact: Link) -> Any:
     target = str(options.get("peer_netns", ""))
     peer_fd = -1
     if fact.kind == "veth" and target != fact.netns:
+        session.socket(target)  # says clearly what is wrong with a path that holds no namespace
         peer_fd = session.netns_fd(session.path(target))
     return linkmsg.create(fact, index.get(fact.master, 0), index.get(below, 0), peer_fd)
 
