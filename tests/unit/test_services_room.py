@@ -49,11 +49,12 @@ def names(*objects: Object) -> set[str]:
 def test_a_virtual_ip_is_one_verdict_and_a_slot_for_each_endpoint() -> None:
     assert elements(service(), TWO) == {
         "svc-cluster-ips4": {("10.96.0.1",): ""},
-        "svc-services4": {("10.96.0.1", "tcp", 80): "goto svc-lb4-tcp-2"},
+        "svc-services4": {("10.96.0.1", "tcp", 80): "1:2"},
         "svc-endpoints4-tcp": {
             ("10.96.0.1", 80, 0): "10.244.1.5 8080",
             ("10.96.0.1", 80, 1): "10.244.2.5 8080",
         },
+        "svc-chains4": {("tcp", "1:2"): "goto svc-lb4-tcp-2"},
         "svc-hairpin4": {("10.244.1.5", "10.244.1.5"): ""},
     }
     assert names(service(), TWO) == {"svc-lb4-tcp-2"}
@@ -62,7 +63,7 @@ def test_a_virtual_ip_is_one_verdict_and_a_slot_for_each_endpoint() -> None:
 def test_both_families_are_the_same() -> None:
     dual = service(ips=("10.96.0.1", "fd96::1"))
     found = elements(dual, TWO, endpoints(endpoint("fd01::5", "n1")))
-    assert found["svc-services6"] == {("fd96::1", "tcp", 80): "goto svc-lb6-tcp-1"}
+    assert found["svc-services6"] == {("fd96::1", "tcp", 80): "1:1"}
     assert found["svc-endpoints6-tcp"] == {("fd96::1", 80, 0): "fd01::5 8080"}
     assert found["svc-hairpin6"] == {("fd01::5", "fd01::5"): ""}
 
@@ -70,10 +71,14 @@ def test_both_families_are_the_same() -> None:
 def test_a_node_port_is_a_frontend_on_each_address_of_the_node_and_masqueraded() -> None:
     found = elements(service(type="NodePort", ports=NODE_PORT), TWO)
     assert found["svc-services4"] == {
-        ("10.96.0.1", "tcp", 80): "goto svc-lb4-tcp-2",
-        ("192.0.2.1", "tcp", 30080): "goto svc-ext4-tcp-2",
+        ("10.96.0.1", "tcp", 80): "1:2",
+        ("192.0.2.1", "tcp", 30080): "2:2",
     }
     assert found["svc-endpoints4-tcp"][("192.0.2.1", 30080, 1)] == "10.244.2.5 8080"
+    assert found["svc-chains4"] == {
+        ("tcp", "1:2"): "goto svc-lb4-tcp-2",
+        ("tcp", "2:2"): "goto svc-ext4-tcp-2",
+    }
     assert "svc-services6" not in found  # an IPv4 service has no IPv6 node port
 
 
@@ -89,10 +94,16 @@ def test_external_and_load_balancer_addresses_are_frontends_but_a_proxys_is_not(
     }
 
 
+def test_a_class_counts_in_hexadecimal() -> None:
+    many = endpoints(*(f"10.244.2.{i}" for i in range(1, 32)))
+    assert elements(service(), many)["svc-services4"] == {("10.96.0.1", "tcp", 80): "1:1f"}
+    assert names(service(), many) == {"svc-lb4-tcp-31"}
+
+
 def test_no_endpoint_is_a_reject_and_an_address_stays_known() -> None:
     assert elements(service()) == {
         "svc-cluster-ips4": {("10.96.0.1",): ""},
-        "svc-services4": {("10.96.0.1", "tcp", 80): "goto svc-reject"},
+        "svc-services4": {("10.96.0.1", "tcp", 80): "3:1"},
     }
 
 
@@ -100,14 +111,14 @@ def test_policy_local_uses_this_nodes_endpoints_keeps_the_source_and_drops_witho
     spec = {"type": "NodePort", "ports": NODE_PORT, "external_traffic_policy": "Local"}
     node = ("192.0.2.1", "tcp", 30080)
     found = elements(service(**spec), TWO)
-    assert found["svc-services4"][node] == "goto svc-lb4-tcp-1"
+    assert found["svc-services4"][node] == "1:1"
     assert found["svc-endpoints4-tcp"][("192.0.2.1", 30080, 0)] == "10.244.1.5 8080"
-    assert found["svc-services4"][("10.96.0.1", "tcp", 80)] == "goto svc-lb4-tcp-2"
+    assert found["svc-services4"][("10.96.0.1", "tcp", 80)] == "1:2"
     away = endpoints(endpoint("10.244.2.5", "n2"))
-    assert elements(service(**spec), away)["svc-services4"][node] == "drop"
-    assert elements(service(**spec))["svc-services4"][node] == "goto svc-reject"
+    assert elements(service(**spec), away)["svc-services4"][node] == "3:2"
+    assert elements(service(**spec))["svc-services4"][node] == "3:1"
     inside = service(internal_traffic_policy="Local")
-    assert elements(inside, away)["svc-services4"] == {("10.96.0.1", "tcp", 80): "drop"}
+    assert elements(inside, away)["svc-services4"] == {("10.96.0.1", "tcp", 80): "3:2"}
 
 
 def test_protocols_have_maps_of_their_own_and_may_share_a_port() -> None:
@@ -115,7 +126,7 @@ def test_protocols_have_maps_of_their_own_and_may_share_a_port() -> None:
     offered = [EndpointPort(port=5353 + i, name=p.name, protocol=p.protocol) for i, p in enumerate(ports)]
     found = elements(service(ports=ports), endpoints("10.244.1.5", ports=offered))
     for number, protocol in enumerate(("tcp", "udp", "sctp"), 5353):
-        assert found["svc-services4"][("10.96.0.1", protocol, 53)] == f"goto svc-lb4-{protocol}-1"
+        assert found["svc-services4"][("10.96.0.1", protocol, 53)] == "1:1"
         assert found[f"svc-endpoints4-{protocol}"] == {("10.96.0.1", 53, 0): f"10.244.1.5 {number}"}
 
 
@@ -137,7 +148,7 @@ def test_dnsrr_keeps_the_addresses_and_node_ports_that_the_service_holds() -> No
     notes = {ENDPOINT_MODE: "dnsrr"}
     assert elements(service(annotations=notes), TWO) == elements(service(), TWO)
     only_port = service(ips=(), annotations=notes, type="NodePort", ports=NODE_PORT)
-    assert elements(only_port, TWO)["svc-services4"] == {("192.0.2.1", "tcp", 30080): "goto svc-ext4-tcp-2"}
+    assert elements(only_port, TWO)["svc-services4"] == {("192.0.2.1", "tcp", 30080): "2:2"}
 
 
 def test_equal_counts_want_equal_chains_so_that_the_last_user_takes_it_away() -> None:
