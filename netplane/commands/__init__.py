@@ -1,0 +1,1 @@
+"""The commands, a file per group; cli.py registers them."""
