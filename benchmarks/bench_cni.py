@@ -66,14 +66,15 @@ def run(work: Path) -> dict[str, tuple[float, float]]:
     """Measure in ``work``; {claim: (ours, peer)}, NaN where the peer is missing. Prints a line each."""
     spawn = work / "spawn"
     subprocess.run(["cc", "-O2", "-Wall", "-o", str(spawn), str(HERE / "spawn.c")], check=True)
-    made = [_make_netns(work / f"pod-{i}") for i in range(PARALLEL)]
     try:
+        for i in range(PARALLEL):
+            netns.create(work / f"pod-{i}")
         peer = _measure(spawn, _peer(work), work) if (PEER / "bridge").exists() else None
         with _agent(work) as ours:
             mine = _measure(spawn, ours, work)
         return _report(mine, peer)
     finally:
-        for path in made:
+        for path in [*work.glob("pod-*"), *work.glob("node-*")]:
             netns.delete(path)
 
 
@@ -131,11 +132,6 @@ def _report(mine: dict[str, Times], peer: dict[str, Times] | None) -> dict[str, 
     return found
 
 
-def _make_netns(path: Path) -> Path:
-    netns.create(path)
-    return path
-
-
 def _node(path: Path) -> str:
     """A node's namespace with an uplink that has an address."""
     netns.create(path)
@@ -151,7 +147,6 @@ def _peer(work: Path) -> Plugin:
     ipam = {
         "type": "host-local",
         "ranges": [[{"subnet": "10.244.1.0/24"}]],
-        "routes": [{"dst": "0.0.0.0/0"}],
         "dataDir": str(work / "host-local"),
     }
     config = {

@@ -153,8 +153,7 @@ def render_attachment(attachment: Attachment, config: CniConfig) -> Iterator[Fac
             ("peer_netns", spec.netns),
         ),
     )
-    yield Link(name="lo", netns=spec.netns)
-    yield Link(name=spec.ifname, netns=spec.netns)
+    yield Link(name="lo", netns=spec.netns)  # the pair's own ends come up with it
     for entry in spec.ips:
         yield from _render_ip(attachment, entry.address, entry.gateway)
         if config.ip_masq and spec.config.get("ipMasq", True) is False:
