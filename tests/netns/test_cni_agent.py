@@ -165,6 +165,20 @@ def test_an_agent_killed_and_started_again_loses_no_packet(bed: Bed, make_netns:
     assert bed.cni("DEL", a) == "" == bed.cni("DEL", b)
 
 
+def test_a_pod_that_went_while_the_agent_was_down_is_released_at_start(
+    bed: Bed, make_netns: MakeNetns
+) -> None:
+    gone, stays = make_netns("gone"), make_netns("stays")
+    bed.cni("ADD", gone)
+    bed.cni("ADD", stays)
+    bed.stop()
+    netns.delete(gone)
+    bed.start()
+    assert [a["spec"]["containerID"] for a in bed.attachments()] == ["ns-stays"]
+    assert len(bed.links()) == 1
+    assert bed.cni("DEL", gone) == "" == bed.cni("DEL", stays)
+
+
 @pytest.mark.parametrize("after_ms", [0, 1, 2, 3, 4, 6, 8, 12])
 def test_killed_in_the_middle_of_adds_nothing_is_lost_or_leaked(
     bed: Bed, make_netns: MakeNetns, after_ms: int
