@@ -60,11 +60,12 @@ class Volumes:
 
     def publish(self, pod: str) -> dict[str, Path]:
         """Prepare a pod's volumes; where each lies on the host, by its path in the container."""
-        out = self._storageplane("publish", pod, "-n", NAMESPACE, "--target", self.pods / pod, "-o", "json")
-        return mounted(json.loads(out))
+        out = self._storageplane("publish", pod, *self._of(pod), "--node", self.node.name, "-o", "json")
+        containers = json.loads(out)["containers"].values()
+        return {mount["destination"]: Path(mount["source"]) for mounts in containers for mount in mounts}
 
     def unpublish(self, pod: str) -> None:
-        self._storageplane("unpublish", pod, "-n", NAMESPACE, "--target", self.pods / pod)
+        self._storageplane("unpublish", pod, *self._of(pod))
 
     def left_of(self, pod: str) -> list[str]:
         """Mounts and files that a pod's volumes left behind."""
@@ -75,6 +76,9 @@ class Volumes:
     def delete(self, kind: str, name: str) -> None:
         self.lab.netplane("delete", kind, name, "-n", NAMESPACE)
 
+    def _of(self, pod: str) -> list[str | Path]:
+        return ["-n", NAMESPACE, "--target", self.pods / pod]
+
     def _where(self) -> list[str | Path]:
         return ["--store", self.lab.store, "--root", self.root]
 
@@ -84,12 +88,6 @@ class Volumes:
         if done.returncode:
             raise Invalid(f"storageplane {args[0]} {args[1]}: {done.stderr.strip() or done.stdout.strip()}")
         return done.stdout
-
-
-def mounted(answer: Any) -> dict[str, Path]:
-    """`publish -o json`: a list of mounts, each with its destination in the container and its source."""
-    entries = answer["mounts"] if isinstance(answer, dict) else answer
-    return {entry["destination"]: Path(entry["source"]) for entry in entries}
 
 
 def _phases(listed: dict[str, Any]) -> dict[str, str]:
