@@ -197,6 +197,30 @@ def test_a_pod_is_attached_as_a_runtime_does_it(make_lab: MakeLab, recorder: Pat
     assert f"CNI_NETNS={pod.netns}" in delete and not netns.exists(pod.netns) and lab.pods == []
 
 
+BRIDGE = Path("/usr/lib/cni/bridge")
+
+
+@pytest.mark.peer
+@pytest.mark.skipif(not BRIDGE.exists(), reason="apt-get install containernetworking-plugins")
+def test_pods_of_the_reference_bridge_plugin_meet(make_lab: MakeLab, tmp_path: Path) -> None:
+    """The lab's side of CNI is right when a plugin that is not ours works in it."""
+    settings = Settings(programs=Programs(cni=BRIDGE))
+    node = make_lab(nodes=1, settings=settings).nodes[0]
+    pool = [[{"subnet": "10.244.0.0/24"}], [{"subnet": "fd00:10:244::/64"}]]
+    ipam = {"type": "host-local", "dataDir": str(tmp_path), "ranges": pool}
+    bridge = {"cniVersion": "1.0.0", "type": "bridge", "bridge": "cni0", "isGateway": True, "ipam": ipam}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CNI_PATH", str(BRIDGE.parent))
+        a, b = (node.add_pod(name, config=bridge) for name in ("a", "b"))
+        serve(b, "b", "--tcp", 80)
+        for family in ("IPv4", "IPv6"):
+            answer = ask(a, "connect", b.ip_of(family), 80, 5)
+            assert (answer["names"], answer["peers"]) == ({"b": 5}, [a.ip_of(family)]), answer
+        a.cni("CHECK", prevResult=a.result)
+        a.delete()
+    assert node.pods == [b]
+
+
 LIVE = """
 import os, sys, time
 from netplane.kernel import netns
