@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from netplane.model.base import Key, amend
+from netplane.model.changes import Delete, Event, Put, Write
 from netplane.model.facts import Scope
 from netplane.model.nodes import Event as Note
 from netplane.model.nodes import EventSource, Node
@@ -23,7 +24,6 @@ from netplane.model.pods import Pod
 from netplane.model.services import ObjectReference
 from netplane.model.snapshot import Snapshot
 from netplane.model.storage import ClaimStatus, PersistentVolume, PersistentVolumeClaim, StorageClass
-from netplane.reconcile.base import Delete, Event, Put, Write
 
 from . import match, names
 

@@ -36,7 +36,7 @@ class Mounts:
     """``root``: the directory beneath which everything relative lies; it must exist."""
 
     name = "mounts"
-    accepts = (Directory, Data, HostPath, Point, Mount)
+    accepts: tuple[type[Fact], ...] = (Directory, Data, HostPath, Point, Mount)
     parallel = False
 
     def __init__(self, root: str | Path) -> None:

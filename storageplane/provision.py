@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from netplane.model.base import ObjectMeta
+from netplane.model.changes import Event, Put, Write
 from netplane.model.facts import Scope
 from netplane.model.nodes import Node
 from netplane.model.snapshot import Snapshot
@@ -27,7 +28,6 @@ from netplane.model.storage import (
     StorageClass,
     VolumeNodeAffinity,
 )
-from netplane.reconcile.base import Event, Put, Write
 
 from . import match, names
 from .bind import annotated, claim_scopes, note, reference

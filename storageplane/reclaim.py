@@ -13,17 +13,19 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from netplane.model.base import Key, Object, amend
-from netplane.model.errors import KernelError, NotFound, Unavailable
-from netplane.model.facts import FactKey, Facts, Mark, Plan, Scope
+from netplane.model.changes import Event, Put, Write
+from netplane.model.errors import Conflict, KernelError, Unavailable
+from netplane.model.facts import Fact, FactKey, Facts, Mark, Plan, Scope
 from netplane.model.snapshot import Snapshot
 from netplane.model.storage import PersistentVolume, PersistentVolumeClaim
 from netplane.model.storage_facts import Data, Erase
-from netplane.reconcile.base import Event, Put, Write
 
 from . import names, tree
 from .bind import owner, phased, volume_scopes
 from .match import fits_node
 from .provision import is_ours
+
+TRIES = 10
 
 
 class Writer(Protocol):
@@ -108,11 +110,14 @@ def data(volume: PersistentVolume) -> Data:
     return Data(path=f"{names.FILESYSTEM_DIR}/{volume.name}")
 
 
-class Eraser:
-    """The driver of `Erase`. ``in_use(path)`` names the pod that has the data published here, or ""."""
+class VolumeData:
+    """The driver of `Data` and `Erase`. ``in_use(path)`` names who has the data published here, or "".
 
-    name = "erase"
-    accepts = (Erase,)
+    It observes nothing on purpose: what is observed and wanted by nobody is swept, and data never is.
+    """
+
+    name = "volumes"
+    accepts: tuple[type[Fact], ...] = (Data, Erase)
     parallel = False
 
     def __init__(self, root: str | Path, store: Writer, in_use: Callable[[str], str]) -> None:
@@ -124,16 +129,19 @@ class Eraser:
         return {}
 
     def apply(self, plan: Plan) -> None:
-        """Raises Unavailable while the volume is published, KernelError, Conflict."""
+        """Raises Unavailable while a volume is published, Conflict (decide again), KernelError."""
         for fact in (*plan.add, *plan.change):
-            self._erase(fact)
+            if isinstance(fact, Data):
+                tree.make(self.root, fact.path, fact.mode)
+            else:
+                self._erase(fact)
 
     def _erase(self, fact: Erase) -> None:
         volume = self.store.get(Key(PersistentVolume.KIND, "", fact.volume))
         if not isinstance(volume, PersistentVolume) or volume.metadata.uid != fact.uid:
             return
         if not self._released_now(volume):
-            return
+            raise Conflict(f"PersistentVolume {fact.volume} is not released any more; its data stays")
         user = self.in_use(str(self.root / fact.path))
         if user:
             raise Unavailable(f"PersistentVolume {fact.volume}: in use by {user}; unpublish it first")
@@ -151,13 +159,19 @@ class Eraser:
         return is_ours(volume, self.root) and released(volume, holds(claim, volume))
 
     def _forget(self, volume: PersistentVolume) -> None:
-        try:
-            marked = self.store.delete(volume.key, expect=volume.revision)
-            if self.store.get(volume.key) is not None:
-                free = without(marked, names.DATA, names.PV_PROTECTION)
-                self.store.put(free, expect=marked.revision)
-        except NotFound:
-            pass  # somebody else finished
+        """Delete the object, whose data is gone; the binder may be taking its own finalizer off now."""
+        for _ in range(TRIES):
+            fresh = self.store.get(volume.key)
+            if fresh is None or fresh.metadata.uid != volume.metadata.uid:
+                return
+            try:
+                if fresh.deleting:
+                    self.store.put(without(fresh, names.DATA, names.PV_PROTECTION), expect=fresh.revision)
+                else:
+                    self.store.delete(fresh.key, expect=fresh.revision)
+            except Conflict:
+                continue
+        raise Unavailable(f"{volume.key}: its data is removed, but others keep writing to the object")
 
 
 def without(obj: Any, *finalizers: str) -> Any:

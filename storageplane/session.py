@@ -11,10 +11,11 @@ import time
 from collections.abc import Iterable, Sequence
 
 from netplane.model.base import Key, amend
+from netplane.model.changes import Put, Write
 from netplane.model.errors import Conflict, Invalid, NotFound, Unavailable
 from netplane.model.pods import Pod
 from netplane.model.snapshot import Snapshot
-from netplane.reconcile.base import Controller, Put, Write
+from netplane.reconcile.base import Controller
 from netplane.store.base import Change, Store
 
 from . import publish

@@ -15,7 +15,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 
-from ..model.errors import Unavailable
+from ..model.errors import Invalid, Unavailable
 from ..model.own import Attachment, AttachmentIP
 from .errors import CONFIG, Refused
 
@@ -23,8 +23,10 @@ Network = IPv4Network | IPv6Network
 
 
 def gateway(cidr: str) -> str:
-    """The gateway of a pod CIDR: its first host address."""
+    """The gateway of a pod CIDR: its first host address. Raises Invalid when it has none."""
     network = ip_network(cidr)
+    if network.num_addresses < 4:
+        raise Invalid(f"pod CIDR {cidr} has no room for a gateway and pods; give a node at least a /30")
     return str(network[1])
 
 

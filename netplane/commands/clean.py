@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from ..agent import RunDir
+from ..cluster import Instance
 from ..kernel.nftables import NftDriver
 from ..kernel.rtnetlink import LinkDriver
 from ..model.facts import Plan
@@ -23,13 +23,13 @@ def register(group: click.Group) -> None:
     "--state-dir", type=click.Path(path_type=Path), default=Path("/var/lib/netplane"), show_default=True
 )
 def clean(run_dir: Path, state_dir: Path) -> None:
-    """Remove all links, routes, rules and files of ours; refused while an agent runs on --run-dir."""
-    held = RunDir(run_dir, state_dir)
+    """Remove all links, routes, rules and files of ours; refused while an agent uses --state-dir."""
+    held = Instance(state_dir)
     links = LinkDriver()
     have = links.observe()
     links.apply(Plan(remove=tuple(have)))
     NftDriver().clean()
     for path in (run_dir, state_dir):
         shutil.rmtree(path, ignore_errors=True)
-    held.release()
+    held.close()
     click.echo(f"removed {len(have)} links, addresses and routes, the nft table, {run_dir} and {state_dir}")

@@ -22,6 +22,7 @@ from ..model.facts import Facts, Record, Scope
 from ..model.nodes import Namespace, Node
 from ..model.services import EndpointSlice, Service
 from ..model.snapshot import Snapshot
+from . import wire
 
 VERSION = "1.1.0"  # of the specification
 MAX_TTL = 3600  # CoreDNS' bound
@@ -128,7 +129,7 @@ class DnsRoom:
     def _service(self, service: Service, snapshot: Snapshot) -> Iterator[Record]:
         name = f"{service.name}.{service.namespace}.svc"
         if service.spec.type == "ExternalName":
-            yield self._record(name, "CNAME", (service.spec.external_name.rstrip(".").lower(),))
+            yield self._record(name, "CNAME", (_external(service),))
             return
         vips = cluster_ips(service)
         yield from self._reverse(service, [_Target(name, vip) for vip in vips])
@@ -189,6 +190,16 @@ def cluster_ips(service: Service) -> tuple[str, ...]:
     """The virtual IPs; none for a headless service, or before they are allocated."""
     spec = service.spec
     return tuple(ip for ip in spec.cluster_ips or (spec.cluster_ip,) if ip not in ("", "None"))
+
+
+def _external(service: Service) -> str:
+    """The target of an ExternalName; the API lets labels of more than 63 pass."""
+    target = service.spec.external_name.rstrip(".").lower()
+    try:
+        wire.name(target)
+    except Invalid as exc:
+        raise Invalid(f"{service.key}: spec.externalName: {exc}") from None
+    return target
 
 
 def _by_endpoint(service: Service) -> bool:

@@ -70,7 +70,9 @@ def extra_words(kind: str) -> set[str]:
 
 
 def port_options(fact: Link) -> dict[str, int]:
-    """The options of the bridge port; "learning" of a vxlan is the device's own."""
+    """The options of the bridge port, if it is one; "learning" of a vxlan is the device's own."""
+    if not fact.master:
+        return {}
     own = own_options(fact.kind)
     return {name: int(value) for name, value in fact.options if name in PORT and name not in own}
 
@@ -116,7 +118,8 @@ def wish(fact: Link) -> dict[str, str]:
         words["mtu"] = str(fact.mtu)
     if fact.mac:
         words["mac"] = fact.mac.lower()
-    words.update((name, str(value)) for name, value in fact.options if name not in _VETH_WORDS)
+    port, own = port_options(fact), own_options(fact.kind).keys() | _VXLAN_WORDS
+    words.update((name, str(value)) for name, value in fact.options if name in port or name in own)
     return words
 
 
@@ -184,7 +187,7 @@ def create(fact: Link, master: int, link: int, peer_fd: int) -> Request:
     """Make the link, down and marked by its group; master, link: indexes or 0; peer_fd or -1."""
     parts = [_DOWN, nl.text(nl.IFLA_IFNAME, fact.name), nl.attr32(nl.IFLA_GROUP, ours.GROUP_NEW)]
     if fact.mtu:
-        parts.append(nl.attr32(nl.IFLA_MTU, fact.mtu))
+        parts.append(nl.attr32(nl.IFLA_MTU, fact.mtu ^ (fact.kind == "bridge")))
     if fact.mac or fact.kind == "bridge":
         parts.append(nl.attr(nl.IFLA_ADDRESS, nl.mac_bytes(fact.mac or _bridge_mac(fact.name))))
     if master:
@@ -236,6 +239,9 @@ def finish(fact: Link) -> Request:
         nl.attr32(nl.IFLA_GROUP, 0),
         nl.text(nl.IFLA_IFALIAS, ours.alias_of(fact, wish(fact))),
     ]
+    if fact.kind == "bridge" and fact.mtu:
+        # Only a change counts as the user's word; else the bridge follows its ports' smallest MTU.
+        parts.append(nl.attr32(nl.IFLA_MTU, fact.mtu))
     if fact.kind == "vxlan" or fact.master:
         parts.append(_NO_LINK_LOCAL)
     port = port_options(fact)

@@ -60,9 +60,16 @@ class Plan(msgspec.Struct, frozen=True):
 class Driver(Protocol):
     """The only thing that touches the kernel (or a table, for in-process planes)."""
 
-    name: str
-    accepts: tuple[type[Fact], ...]
-    parallel: bool  # apply may run in several threads at once
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def accepts(self) -> tuple[type[Fact], ...]: ...
+
+    @property
+    def parallel(self) -> bool:
+        """Whether `apply` may run in several threads at once."""
+        ...
 
     def observe(self) -> Mapping[FactKey, Mark]:
         """Everything there that is ours. Raises KernelError, Unavailable."""

@@ -10,7 +10,10 @@ Rule 4: what is chosen once (IMMUTABLE) cannot be changed by a manifest.
 
 from __future__ import annotations
 
+import base64
 from typing import Any
+
+import msgspec
 
 from ..model import codec
 from ..model.base import Object, amend
@@ -56,15 +59,18 @@ def onto(live: Object | None, manifest: Manifest, status: bool = True) -> Object
         merged["metadata"]["finalizers"] = list(dict.fromkeys(finalizers))
     if live.KIND == Service.KIND:
         _carry_service(was, merged)
-    obj = codec.parse(merged)
-    _hold_immutable(live, obj)
-    return obj
+    _hold_immutable(live, merged)
+    return codec.parse(merged)
 
 
 def _declared(manifest: Manifest) -> Manifest:
     """The manifest without nulls and without what only a store sets."""
     new: Manifest = codec.without_null(manifest)
     metadata = new.get("metadata") or {}
+    if new.get("kind") == "Secret" and "stringData" in new:  # write-only in the API: it becomes data
+        plain = new.pop("stringData")
+        data = {k: base64.b64encode(v.encode()).decode() for k, v in plain.items()}
+        new["data"] = {**new.get("data", {}), **data}
     new["metadata"] = {k: v for k, v in metadata.items() if k not in SERVER_FIELDS}
     return new
 
@@ -134,18 +140,24 @@ def _carry_service(was: Manifest, merged: Manifest) -> None:
             spec.pop(name, None)
 
 
-def _hold_immutable(live: Object, obj: Object) -> None:
+def _hold_immutable(live: Object, merged: Manifest) -> None:
+    """Before the field rules: that a chosen field changes says more than what then no longer fits."""
+    try:
+        body = {k: v for k, v in merged.items() if k not in ("apiVersion", "kind")}
+        obj = msgspec.convert(body, type(live))
+    except msgspec.ValidationError:
+        return  # parse says it better
     freed = isinstance(obj, Service) and obj.spec.type == "ExternalName"
     for path in () if freed else IMMUTABLE.get(live.KIND, ()):
         was, now = _at(live, path), _at(obj, path)
         if was and now != was:
             label = _wire(live, path)
             raise Invalid(
-                f"{obj.key}: {label}: {_show(was)} is set and cannot change to {_show(now)}; "
+                f"{live.key}: {label}: {_show(was)} is set and cannot change to {_show(now)}; "
                 f"leave {label} out, or delete the {live.KIND} first"
             )
     if getattr(live, "immutable", False) and amend(live, metadata=obj.metadata) != obj:
-        raise Invalid(f"{obj.key}: immutable: true, so its data cannot change; delete the {live.KIND} first")
+        raise Invalid(f"{live.key}: immutable: true, so its data cannot change; delete the {live.KIND} first")
 
 
 def _at(obj: Any, path: str) -> Any:

@@ -121,7 +121,12 @@ def _quoted(path: str) -> str:
 
 
 def _prepare(db: sqlite3.Connection, path: str) -> None:
-    if not _ours(db, path):
+    db.execute("BEGIN")  # one view for all the questions: another process may be making the store
+    try:
+        made = _ours(db, path)
+    finally:
+        db.execute("COMMIT")
+    if not made:
         _wal(db)
         _initialise(db, path)
     _wal(db)
