@@ -21,7 +21,7 @@ from .linkmsg import State
 from .linkread import View
 from .session import GONE, Session
 
-_RANK = {"": 0, "bridge": 0, "vxlan": 1, "veth": 2}  # masters before ports
+_RANK = {"bridge": 0, "vxlan": 1, "veth": 2, "": 3}  # masters before ports, what is made before what is configured
 
 
 def put(session: Session, facts: Iterable[Link], known: frozenset[FactKey] = frozenset()) -> None:
