@@ -83,7 +83,7 @@ def exec(name: str, place: str, command: tuple[str, ...]) -> None:
     from ..model.errors import Invalid
 
     found = _open(name).place(place)
-    argv = [str(part) for part in found.command(command)]
+    argv = [str(part) for part in found.command(command[command[0] == "--" :])]
     netns.enter(found.netns)
     try:
         os.execvp(argv[0], argv)

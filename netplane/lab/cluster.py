@@ -54,6 +54,7 @@ class Lab:
         self.nodes: list[Node] = []
         self.pods: list[Pod] = []
         self._signals: dict[int, Any] = {}
+        self._claimed = False  # the directory is ours to remove
         self.runner: Runner
         self.outside: Place
 
@@ -68,6 +69,7 @@ class Lab:
             _private.set()
         traces.sweep(self.settings.root)
         traces.claim(self.home)
+        self._claimed = True
         atexit.register(self.down)
         self._catch_signals()
         try:
@@ -100,8 +102,9 @@ class Lab:
         with _no_interrupt():
             if hasattr(self, "runner"):
                 self.runner.close()
-            if self.home.exists():
+            if self._claimed and self.home.exists():
                 traces.remove(self.home)
+            self._claimed = False
             self.nodes, self.pods = [], []
         atexit.unregister(self.down)
         for number, handler in self._signals.items():
@@ -133,6 +136,7 @@ class Lab:
             raise Invalid(f"no lab {settings.name!r} beneath {settings.root}; there is {have}") from None
         settings = replace(settings, persist=True, mtu=shape["mtu"], family=shape["families"][0])
         lab = cls(shape["nodes"], len(shape["families"]) == 2, settings)
+        lab._claimed = True
         lab.runner = Runner(persist=True)
         lab._places()
         lab.pods = [Pod.load(lab, path) for path in sorted((home / "pods").iterdir())]

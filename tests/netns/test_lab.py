@@ -131,8 +131,9 @@ def test_a_single_stack_lab_has_no_address_of_the_other_family(make_lab: MakeLab
 def test_a_name_is_taken_once_and_a_bad_one_is_refused(make_lab: MakeLab) -> None:
     lab = make_lab(nodes=0)
     with pytest.raises(Unavailable, match=f"netplane lab down {lab.name}"):
-        make_lab(nodes=0, settings=Settings(name=lab.name))
-    assert lab.home.exists()
+        Lab(nodes=0, settings=Settings(name=lab.name)).up()
+    Lab(nodes=0, settings=Settings(name=lab.name)).down()  # never came up: not its to take away
+    assert lab.outside.run("true") == "" and lab.home.exists()
     with pytest.raises(Invalid, match=r"not '../x'"):
         Lab(settings=Settings(name="../x"))
     with pytest.raises(Invalid, match="0 to 200 nodes, not 300"):
@@ -195,6 +196,30 @@ def test_a_pod_is_attached_as_a_runtime_does_it(make_lab: MakeLab, recorder: Pat
     assert config["args"]["cni"]["labels"] == [{"key": "app", "value": "web"}]
     assert json.loads(delete.splitlines()[-1])["prevResult"] == RESULT
     assert f"CNI_NETNS={pod.netns}" in delete and not netns.exists(pod.netns) and lab.pods == []
+
+
+BRIDGE = Path("/usr/lib/cni/bridge")
+
+
+@pytest.mark.peer
+@pytest.mark.skipif(not BRIDGE.exists(), reason="apt-get install containernetworking-plugins")
+def test_pods_of_the_reference_bridge_plugin_meet(make_lab: MakeLab, tmp_path: Path) -> None:
+    """The lab's side of CNI is right when a plugin that is not ours works in it."""
+    settings = Settings(programs=Programs(cni=BRIDGE))
+    node = make_lab(nodes=1, settings=settings).nodes[0]
+    pool = [[{"subnet": "10.244.0.0/24"}], [{"subnet": "fd00:10:244::/64"}]]
+    ipam = {"type": "host-local", "dataDir": str(tmp_path), "ranges": pool}
+    bridge = {"cniVersion": "1.0.0", "type": "bridge", "bridge": "cni0", "isGateway": True, "ipam": ipam}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CNI_PATH", str(BRIDGE.parent))
+        a, b = (node.add_pod(name, config=bridge) for name in ("a", "b"))
+        serve(b, "b", "--tcp", 80)
+        for family in ("IPv4", "IPv6"):
+            answer = ask(a, "connect", b.ip_of(family), 80, 5)
+            assert (answer["names"], answer["peers"]) == ({"b": 5}, [a.ip_of(family)]), answer
+        a.cni("CHECK", prevResult=a.result)
+        a.delete()
+    assert node.pods == [b]
 
 
 LIVE = """
@@ -262,3 +287,31 @@ def test_a_lab_that_persists_is_found_and_taken_away_by_another_process(recorder
     assert gone(pid) and not lab.home.exists() and not traces.mounts(lab.home)
     with pytest.raises(Invalid, match=f"no lab '{settings.name}'"):
         Lab.open(settings)
+
+
+GROUP = "import click; from netplane.commands import lab; g = click.Group(); lab.register(g); g()"
+
+
+def command(*words: str) -> subprocess.CompletedProcess[str]:
+    argv = [sys.executable, "-c", GROUP, "lab", *words]
+    return subprocess.run(argv, capture_output=True, text=True, timeout=30, check=False)
+
+
+def test_the_command_line_makes_shows_enters_and_takes_away() -> None:
+    name = f"cli{os.getpid()}"
+    try:
+        up = command("up", name, "--nodes", "1", "--family", "IPv6", "--no-agents")
+        assert up.stdout.splitlines()[1].split() == ["node-1", "fd00:77::11"], up
+        shown = json.loads(command("ls", "-o", "json").stdout)
+        assert {"name": name, "families": ["IPv6"]}.items() <= next(
+            lab for lab in shown if lab["name"] == name
+        ).items()
+        inside = command(
+            "exec", "--lab", name, "node-1", "--", "sh", "-c", "ip -br -6 addr show eth0; exit 7"
+        )
+        assert "fd00:77::11/64" in inside.stdout and inside.returncode == 7
+        assert "has no 'node-9'" in command("exec", "--lab", name, "node-9", "--", "true").stderr
+        assert "is a lab at" in command("up", name).stderr
+    finally:
+        assert command("down", name).returncode == 0
+    assert not (Settings().root / name).exists() and command("down", name).returncode == 0

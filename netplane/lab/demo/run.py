@@ -32,10 +32,9 @@ def main(examples: Path) -> int:
     print("netplane and storageplane: the main job, in a lab of two nodes, dual stack", flush=True)
     outcomes: list[bool] = []
     try:
-        if show("the lab is up", job.up):
+        outcomes.append(show("the lab is up", job.up))
+        if outcomes[0]:
             outcomes += [show(check.title, partial(check.run, job)) for check in CHECKS]
-        else:
-            outcomes.append(False)
     finally:
         outcomes.append(show("the lab is down", job.down))
     outcomes.append(show("the machine holds nothing of ours", partial(nothing_left, job)))
@@ -47,7 +46,7 @@ def show(title: str, run: Callable[[], str]) -> bool:
     try:
         figure, holds = run(), True
     except Exception as exc:  # a check that breaks is a check that does not hold
-        figure, holds = f"{exc}" if str(exc) else repr(exc), False
+        figure, holds = "\n        ".join((str(exc) or repr(exc)).splitlines()), False
     print(f"  {'ok' if holds else 'FAIL':<5}{title:<{WIDTH}} {figure}", flush=True)
     return holds
 
@@ -56,5 +55,5 @@ def total(outcomes: list[bool], seconds: float) -> int:
     good = all(outcomes)
     late = "" if seconds < BUDGET else f", over the {BUDGET:.0f} s it may take"
     word = "hold" if good else f"hold, {outcomes.count(False)} do NOT"
-    print(f"{outcomes.count(True)} of {len(outcomes)} lines {word}; {seconds:.1f} s{late}")
+    print(f"{outcomes.count(True)} of {len(outcomes)} {word}; {seconds:.1f} s{late}")
     return 0 if good and not late else 1

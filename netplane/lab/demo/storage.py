@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 from pathlib import Path
 
-from ..runner import until
 from .job import Check, Job, expect
 
 WRITTEN = b"42 coffees\n" * 1000
@@ -72,7 +71,7 @@ def reclaimed(job: Job) -> str:
     volumes.delete("pod", "ledger-2")
     for claim in ("cache", "ledger"):
         volumes.delete("persistentvolumeclaim", claim)
-    until(lambda: volumes.volumes() == {"ledger": "Released"}, f"{made} gone and ledger Released", 15)
+    volumes.wait(f"{made} gone and ledger Released", lambda: volumes.volumes() == {"ledger": "Released"})
     kept = (volumes.host / "ledger" / "file").read_bytes()
     expect(kept == WRITTEN, f"the Retain volume holds {len(kept)} other bytes")
     rest = [str(p) for p in volumes.root.rglob("*") if (p.stat().st_dev, p.stat().st_ino) == device]

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ...model.errors import Invalid
+from ...model.errors import Invalid, Unavailable
 from .. import Lab, Node
 from ..runner import Process, until
 from ..traces import mounts
@@ -38,12 +39,17 @@ class Volumes:
             streams = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
             argv = ["agent", "--node", self.node.name, *self._where(), "--run-dir", self.run]
             self.agent = self.node.popen(self.lab.settings.programs.storageplane, *argv, **streams)
-        until(lambda: self.phases() == {"cache": "Bound", "ledger": "Bound"}, f"claims bound {self.log}", 15)
+        self.wait("both claims bound", lambda: self.phases() == {"cache": "Bound", "ledger": "Bound"})
         return time.perf_counter() - start
 
-    @property
-    def log(self) -> str:
-        return f"(its agent's log: {self.run}/agent.log)"
+    def wait(self, what: str, probe: Callable[[], bool]) -> None:
+        """Until ``probe`` holds. Raises Unavailable with the claims, the volumes and the agent's log."""
+        try:
+            until(probe, what, 15)
+        except Unavailable as exc:
+            log = (self.run / "agent.log").read_text().splitlines()[-10:]
+            seen = f"claims {self.phases()}, volumes {self.volumes()}"
+            raise Unavailable("\n".join([str(exc), seen, *log])) from None
 
     def phases(self) -> dict[str, str]:
         """The claims' phases by name."""
