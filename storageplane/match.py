@@ -26,6 +26,10 @@ from netplane.model.storage import (
 
 from . import names
 
+# A volume that nobody has looked at yet will be Available: taking it now makes the result the same
+# whichever of the two is looked at first.
+FREE = ("Available", "Pending", "")
+
 
 def claim_key(claim: PersistentVolumeClaim) -> str:
     return f"{claim.namespace}/{claim.name}"
@@ -133,8 +137,8 @@ def obstacle(
         return f"is not reachable from node {node}" if away else ""
     if waiting and not node:
         return "waits for a pod that uses the claim to be placed on a node"
-    if volume.status.phase != "Available":
-        return f"is {volume.status.phase or 'Pending'}, not Available"
+    if volume.status.phase not in FREE:
+        return f"is {volume.status.phase}, not Available"
     if claim.spec.selector and not claim.spec.selector.matches(volume.labels):
         return "its labels do not match the claim's selector"
     if (claim.spec.storage_class_name or "") != volume.spec.storage_class_name:

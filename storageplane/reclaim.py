@@ -25,7 +25,6 @@ from .bind import owner, phased, volume_scopes
 from .match import fits_node
 from .provision import is_ours
 
-
 TRIES = 10
 
 
