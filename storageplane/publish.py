@@ -84,6 +84,9 @@ def unpublish(namespace: str, name: str, driver: Applier, target: str = "") -> i
     journal = Journal(driver.root)
     with journal.locked():
         records = [r for r in journal.records() if (r.namespace, r.name) == (namespace, name)]
+        damaged = journal.damaged()
+        if damaged and not records:
+            raise Invalid(f"Pod {namespace}/{name}: its record may be this one: {damaged[0]}")
         chosen = [r for r in records if not target or r.target == target]
         if records and not chosen:
             where = records[0].target or "no target"
