@@ -50,7 +50,7 @@ def publish(pod: Pod, snapshot: Snapshot, node: str, driver: Applier, target: st
 
     Raises Invalid (wrong or impossible), Unavailable (a claim is not bound yet), KernelError.
     """
-    target = os.path.realpath(target) if target else ""
+    target = _real(target, driver.root)
     journal = Journal(driver.root)
     check_pod(pod, node)
     prepared = prepare(pod, snapshot, node, str(driver.root))
@@ -73,6 +73,14 @@ def publish(pod: Pod, snapshot: Snapshot, node: str, driver: Applier, target: st
             raise
     shown = {n: f"{target}/{n}" if target else driver.where(p.source) for n, p in prepared.items()}
     return Publication(pod, target, shown, frozenset(n for n, p in prepared.items() if p.read_only))
+
+
+def _real(target: str, root: Path) -> str:
+    """The target without links, once and for all. Raises Invalid for one inside our own root."""
+    real = os.path.realpath(target) if target else ""
+    if real and (Path(real) == root or root in Path(real).parents):
+        raise Invalid(f"--target {target} lies in the root {root}; choose a place outside")
+    return real
 
 
 def unpublish(namespace: str, name: str, driver: Applier, target: str = "") -> int:

@@ -385,6 +385,26 @@ def test_nothing_beneath_a_mount_is_removed(bed: Bed) -> None:
     assert not (bed.root / "volumes/v").exists()
 
 
+def test_a_tree_deeper_than_descriptors_and_paths_reach_is_removed(bed: Bed) -> None:
+    from storageplane import tree
+
+    tree.make(bed.root, "volumes/v", 0o777)
+    fd = os.open(bed.root / "volumes/v", os.O_RDONLY)
+    for _ in range(3000):
+        os.mkdir("d", dir_fd=fd)
+        os.close(os.open("f", os.O_CREAT | os.O_WRONLY, dir_fd=fd))
+        fd, above = os.open("d", os.O_RDONLY, dir_fd=fd), fd
+        os.close(above)
+    os.close(fd)
+    tree.remove(bed.root, "volumes/v")
+    assert os.listdir(bed.root / "volumes") == []
+
+
+def test_a_target_in_our_own_root_is_refused(bed: Bed) -> None:
+    with pytest.raises(Invalid, match="choose a place outside"):
+        bed.publish(bed.pod(empty("cache")), target=bed.root / "pods/x")
+
+
 @pytest.mark.parametrize("path", ["", "..", "a/../b", "/etc", "a//b", "a/./b", "nul\0"])
 def test_a_path_that_leads_outside_is_refused(bed: Bed, path: str) -> None:
     from storageplane import tree
