@@ -17,7 +17,7 @@ import threading
 from collections.abc import Mapping
 
 from ..model.errors import Invalid, KernelError, Unavailable
-from ..model.facts import Chain, Element, FactKey, Mark, Plan, Set
+from ..model.facts import Chain, Element, Fact, FactKey, Mark, Plan, Set
 from . import nft_read, nft_text
 
 _ERRNO = {os.strerror(number): number for number in errno.errorcode}
@@ -29,7 +29,7 @@ class NftDriver:
     """Accepts Chain, Set and Element. Raises Unavailable when libnftables is not there."""
 
     name = "nftables"
-    accepts = (Chain, Set, Element)
+    accepts: tuple[type[Fact], ...] = (Chain, Set, Element)
     parallel = False
 
     def __init__(self) -> None:

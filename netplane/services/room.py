@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from ..model import checks
+from ..model.errors import Invalid
 from ..model.facts import Element, Fact, Facts, Scope, Sysctl
 from ..model.services import EndpointSlice, Service, ServicePort
 from ..model.snapshot import Snapshot
@@ -21,7 +23,10 @@ BRIDGE = Scope(ROOM, "bridge-netfilter")
 
 
 class ServicesRoom:
-    """``node_ips``: where node ports answer. CIDRs: pods' and services', of both families."""
+    """``node_ips``: where node ports answer. CIDRs: pods' and services', of both families.
+
+    Raises Invalid for a CIDR that is none.
+    """
 
     name = ROOM
 
@@ -36,6 +41,9 @@ class ServicesRoom:
         self.node_ips = tuple(node_ips)
         self.cluster_cidrs = tuple(cluster_cidrs)
         self.service_cidrs = tuple(service_cidrs)
+        for path in ("cluster_cidrs", "service_cidrs"):
+            for fault in (f for cidr in getattr(self, path) for f in checks.cidr(path, cidr)):
+                raise Invalid("services: {}: {}".format(*fault))
 
     def scopes(self, event: tuple[object, object] | None, snapshot: Snapshot) -> Iterable[Scope]:
         """The shared ruleset first: every service's elements need its maps."""

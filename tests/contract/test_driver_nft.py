@@ -216,6 +216,24 @@ def test_somebody_elses_change_between_two_of_ours_is_survived(path: str, driver
     assert len(driver.observe()) == len(SHAPES["verdicts"]) + 5
 
 
+def test_another_program_that_commits_all_the_time_costs_us_no_plan(path: str, driver: NftDriver) -> None:
+    stop = threading.Event()
+
+    def disturb() -> None:
+        while not stop.is_set():
+            netns.run(path, "nft", "add table ip x; delete table ip x")
+
+    other = threading.Thread(target=disturb)
+    other.start()
+    try:
+        for number in range(100):
+            driver.apply(Plan(add=(Chain(f"c{number}", ("accept",)),)))
+    finally:
+        stop.set()
+        other.join()
+    assert len(driver.observe()) == 100
+
+
 def test_the_table_deleted_behind_our_back_is_an_error_then_a_clean_start(
     path: str, driver: NftDriver
 ) -> None:

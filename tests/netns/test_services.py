@@ -111,6 +111,8 @@ class Net:
         self.ns = {name: make(name) for name in ("client", "node", *PODS)}
         node, client = self.ns["node"], self.ns["client"]
         self.ip(node, "link add n0 type veth peer name c0 netns CLIENT", "link add npbr0 type bridge")
+        # the node asks for neighbours from npbr0's link-local address, which must not wait for DAD
+        netns.run(node, "sysctl", "-qw", "net.ipv6.conf.npbr0.accept_dad=0")
         self.ip(client, *self.addresses("c0", (f"{CLIENT[4]}/24", f"{CLIENT[6]}/64")))
         self.ip(client, f"route add default via {NODE[4]}", f"route add default via {NODE[6]}")
         self.ip(node, *self.addresses("n0", (f"{NODE[4]}/24", f"{NODE[6]}/64")))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from netplane.model.base import Object, amend
+from netplane.model.errors import Invalid
 from netplane.model.facts import Chain, Element, Fact, Scope, Set
 from netplane.model.nodes import Namespace
 from netplane.model.services import (
@@ -196,3 +197,8 @@ def test_the_base_names_every_set_that_services_use() -> None:
     used = elements(dual, endpoints("10.0.0.1", ports=offered), endpoints("fd01::1", ports=offered))
     base = {f.name for f in ROOM.render(Scope("services"), Snapshot()) if isinstance(f, Set)}
     assert set(used) == base
+
+
+def test_a_wrong_cidr_is_refused_by_name() -> None:
+    with pytest.raises(Invalid, match=r"services: cluster_cidrs: '10.244.0.1/16' is not a CIDR.*host bits"):
+        ServicesRoom("n1", cluster_cidrs=["10.244.0.1/16"])
