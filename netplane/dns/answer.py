@@ -119,7 +119,7 @@ def _local(query: Query, view: View, recursion: bool) -> Reply | Forward:
             return Reply(wire.NXDOMAIN, chain, _soa(query, view), flags=wire.AA)
         alias = pick(rrsets, wire.CNAME)
         if alias is None or query.type in (wire.CNAME, wire.ANY):
-            return _found(query, view, _pick(rrsets, query.type), (owner, chain))
+            return _found(query, view, _pick(rrsets, query.type), owner, chain)
         link = alias.records[0]
         chain += (wire.owned(link, owner),)
         name = owner = wire.host_of(link)
@@ -137,8 +137,7 @@ def _pick(rrsets: tuple[RRset, ...], kind: int) -> RRset | None:
     return pick(rrsets, kind)
 
 
-def _found(query: Query, view: View, rrset: RRset | None, at: tuple[bytes, tuple[bytes, ...]]) -> Reply:
-    owner, chain = at
+def _found(query: Query, view: View, rrset: RRset | None, owner: bytes, chain: tuple[bytes, ...]) -> Reply:
     if rrset is None:
         return Reply(wire.NOERROR, chain, _soa(query, view), flags=wire.AA)
     records = rrset.next()

@@ -64,6 +64,11 @@ class DnsServer:
         """Where it listens, with the ports that were drawn for port 0."""
         return tuple(udp.sock.getsockname()[:2] for udp in self._udp)
 
+    @property
+    def ready(self) -> bool:
+        """Serving, and with the first full sync in the table: fit for /readyz."""
+        return self._thread is not None and self._thread.is_alive() and self._table.synced
+
     def start(self) -> None:
         """Bind, then serve, in the network namespace of the calling thread.
 

@@ -14,6 +14,7 @@ from .upstreams import Address, family
 
 IP_FREEBIND, IP_PKTINFO = 15, 8  # linux/in.h; Python has no names for them
 IPV6_FREEBIND = 78  # linux/in6.h, Linux 4.15
+MAX_QUERY = 4096  # bytes of a UDP packet that are read; a query is a name and some options
 RECEIVE_BUFFER = 1 << 20  # bytes: a burst of some thousand queries while the loop is busy
 BACKLOG = 128
 _CMSG = socket.CMSG_SPACE(20)
@@ -61,9 +62,9 @@ class Udp:
     def receive(self) -> tuple[bytes, Any, Ancillary]:
         """A packet, its sender, and what `send` needs to answer. Raises OSError (BlockingIOError: none)."""
         if not self._wild:
-            packet, peer = self.sock.recvfrom(65535)
+            packet, peer = self.sock.recvfrom(MAX_QUERY)
             return packet, peer, []
-        packet, ancillary, _, peer = self.sock.recvmsg(65535, _CMSG)
+        packet, ancillary, _, peer = self.sock.recvmsg(MAX_QUERY, _CMSG)
         return packet, peer, [_source(*message) for message in ancillary]
 
     def send(self, packet: bytes, peer: Any, ancillary: Ancillary) -> None:

@@ -67,6 +67,9 @@ class DnsRoom:
         return dict.fromkeys(scope for scopes in found for scope in scopes)
 
     def render(self, scope: Scope, snapshot: Snapshot) -> Facts:
+        return tuple(self._render(scope, snapshot))  # so that Invalid is raised here and now
+
+    def _render(self, scope: Scope, snapshot: Snapshot) -> Iterable[Record]:
         if not scope.name:
             return self._zone(snapshot)
         namespace, _, name = scope.name.partition("/")
@@ -124,7 +127,9 @@ class DnsRoom:
     def _gateways(self, snapshot: Snapshot) -> Iterator[str]:
         node = snapshot.get(Node, "", self.node)
         for cidr in node.pod_cidrs if node else ():
-            yield str(ip_network(cidr)[1])
+            network = ip_network(cidr)
+            if network.num_addresses > 1:
+                yield str(network[1])
 
     def _service(self, service: Service, snapshot: Snapshot) -> Iterator[Record]:
         name = f"{service.name}.{service.namespace}.svc"

@@ -434,6 +434,25 @@ def test_a_question_that_comes_round_through_nat_ends_at_once(
     assert time.monotonic() - began < 1 and server.counters.loops > 0
 
 
+def test_it_stops_at_once_with_questions_waiting_and_starts_again(
+    net: dict[str, str], serve: Callable[..., DnsServer], respond: Callable[..., tuple[str, int]]
+) -> None:
+    server = serve(upstreams=[respond(silent)], timeout=30)
+    with netns.call(net["client"], socket.create_connection, NODE[0], 5) as held:
+        query = bytes(DNSRecord.question("example.com").pack())
+        held.sendall(len(query).to_bytes(2, "big") + query)
+        deadline = time.monotonic() + 5
+        while not server._forwarder.asking:
+            assert time.monotonic() < deadline
+        assert server.ready
+        began = time.monotonic()
+        server.stop()
+        assert time.monotonic() - began < 1 and not server.ready
+        assert held.recv(1) == b""
+    netns.call(net["node"], server.start)
+    assert dig(net, f"web.{D}") == ["10.96.0.10"]
+
+
 # --- what it says about itself ------------------------------------------------------------------
 
 
