@@ -11,6 +11,7 @@ Rule 3: stopping stops the work, not the data plane: nothing is taken down.
 from __future__ import annotations
 
 import logging
+import resource
 import socket
 import threading
 import time
@@ -100,6 +101,7 @@ class Agent:
 
     def run(self, stopping: threading.Event) -> None:
         """Raises Invalid for what is refused at start; after that, only `stopping` ends it."""
+        _raise_limits()
         with ExitStack() as stack:
             self.config.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
             instance = cluster.Instance(self.config.state_dir)
@@ -169,9 +171,15 @@ class Agent:
             "cni": CniRoom(config.node, self._cni_config),
             "overlay": OverlayRoom(config.node, ipv6=Path("/proc/sys/net/ipv6").exists()),
             "services": ServicesRoom(
-                config.node, machine.node_ips, ranges.cluster_cidrs, ranges.service_cidrs
+                config.node,
+                machine.node_ips,
+                ranges.cluster_cidrs,
+                ranges.service_cidrs,
+                bridge_netfilter="cni" not in config.rooms and Path("/proc/sys/net/bridge").exists(),
             ),
-            "dns": DnsRoom(config.node, config.domain),
+            "dns": DnsRoom(
+                config.node, config.domain, addresses=tuple(split_listen(a)[0] for a in config.dns_listen)
+            ),
         }
         return [room for name, room in rooms.items() if name in config.rooms]
 
@@ -301,6 +309,12 @@ def _patiently(step: Callable[[], Any], stopping: threading.Event) -> Any:
             log.warning("%s (trying again)", exc)
             if stopping.wait(1.0):
                 raise
+
+
+def _raise_limits() -> None:
+    """As many descriptors as we may have: sockets in pods' namespaces, DNS questions in flight."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _quietly(step: Callable[[], Any]) -> None:

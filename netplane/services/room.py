@@ -36,6 +36,7 @@ class ServicesRoom:
         node_ips: Iterable[str] = (),
         cluster_cidrs: Iterable[str] = (),
         service_cidrs: Iterable[str] = (),
+        bridge_netfilter: bool = True,
     ) -> None:
         self.node = node
         self.node_ips = tuple(node_ips)
@@ -48,7 +49,9 @@ class ServicesRoom:
     def scopes(self, event: tuple[object, object] | None, snapshot: Snapshot) -> Iterable[Scope]:
         """The shared ruleset first: every service's elements need its maps."""
         if event is None:
-            yield from (BASE, BRIDGE)
+            yield BASE
+            if self.bridge_netfilter:
+                yield BRIDGE
             for service in snapshot.list(Service):
                 yield Scope(ROOM, f"{service.namespace}/{service.name}")
             return
