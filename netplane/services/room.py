@@ -42,6 +42,7 @@ class ServicesRoom:
         self.node_ips = tuple(node_ips)
         self.cluster_cidrs = tuple(cluster_cidrs)
         self.service_cidrs = tuple(service_cidrs)
+        self.bridge_netfilter = bridge_netfilter
         for path in ("cluster_cidrs", "service_cidrs"):
             for fault in (f for cidr in getattr(self, path) for f in checks.cidr(path, cidr)):
                 raise Invalid("services: {}: {}".format(*fault))
