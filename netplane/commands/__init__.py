@@ -1,1 +1,1 @@
-"""The commands of netplane's command line, one file per group; each has ``register(group)``."""
+"""The commands, a file per group; cli.py registers them."""

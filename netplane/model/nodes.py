@@ -9,6 +9,7 @@ from msgspec import field
 
 from . import checks
 from .base import Fault, Object, Struct
+from .own import ALLOCATED
 from .services import ObjectReference
 
 
@@ -75,6 +76,14 @@ class Node(Object, frozen=True, kw_only=True):
     @property
     def internal_ips(self) -> tuple[str, ...]:
         return tuple(a.address for a in self.status.addresses if a.type == "InternalIP")
+
+    @property
+    def refused(self) -> str:
+        """Why its pod CIDRs cannot be used (see ALLOCATED); "": all is well."""
+        for condition in self.status.conditions:
+            if condition.type == ALLOCATED and condition.status == "False":
+                return condition.message or "refused"
+        return ""
 
     def check(self) -> Iterator[Fault]:
         yield from checks.dns_subdomain("metadata.name", self.name)

@@ -14,6 +14,8 @@ from msgspec import field
 from . import checks
 from .base import Fault, Object, Struct
 
+ALLOCATED = "netplane.io/Allocated"  # condition; status "False": what was asked for was refused
+
 
 class AllocationSpec(Struct, frozen=True, kw_only=True):
     """Who holds the thing that the object's name stands for.

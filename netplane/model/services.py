@@ -9,6 +9,7 @@ from msgspec import field
 
 from . import checks
 from .base import Fault, Object, Struct
+from .own import ALLOCATED
 
 SERVICE_NAME = "kubernetes.io/service-name"  # label: the Service of an EndpointSlice
 PROXY_NAME = "service.kubernetes.io/service-proxy-name"  # label: another proxy serves it
@@ -96,6 +97,14 @@ class Service(Object, frozen=True, kw_only=True):
     def dnsrr(self) -> bool:
         """Asks for DNS round robin instead of a virtual IP (annotation netplane.io/endpoint-mode)."""
         return self.metadata.annotations.get(ENDPOINT_MODE) == "dnsrr"
+
+    @property
+    def refused(self) -> str:
+        """Why an address or port it asks for cannot be given to it (see ALLOCATED); "": all is well."""
+        for condition in self.status.conditions or ():
+            if condition.get("type") == ALLOCATED and condition.get("status") == "False":
+                return condition.get("message") or "refused"
+        return ""
 
     def check(self) -> Iterator[Fault]:
         spec = self.spec
@@ -237,6 +246,9 @@ class EndpointSlice(Object, frozen=True, kw_only=True):
                 yield from checks.port(f"ports[{i}].port", port.port)
             yield from checks.one_of(f"ports[{i}].protocol", port.protocol, checks.PROTOCOLS)
         yield from checks.unique("ports[{}].name", (p.name for p in self.ports))
+        for i, endpoint in enumerate(self.endpoints):
+            if endpoint.hostname:
+                yield from checks.dns_label(f"endpoints[{i}].hostname", endpoint.hostname)
         if self.address_type == "FQDN":
             return
         want_v6 = self.address_type == "IPv6"

@@ -13,9 +13,11 @@ from typing import Any, TypeVar
 from immutables import Map
 
 from .base import Key, Object
-from .own import Attachment
+from .nodes import Node
+from .own import Allocation, Attachment
 from .pods import Pod
-from .services import EndpointSlice
+from .services import EndpointSlice, Service
+from .storage import PersistentVolume, PersistentVolumeClaim
 
 T = TypeVar("T", bound=Object)
 Slot = tuple[str, str]  # (namespace, name)
@@ -29,6 +31,23 @@ def _by_node(o: Any) -> Iterable[str]:
     return (o.spec.node_name,) if o.spec.node_name else ()
 
 
+def _by_holder(o: Any) -> Iterable[str]:
+    return (f"{o.spec.holder_kind}/{o.spec.holder_namespace}/{o.spec.holder_name}",)
+
+
+def _by_labels(o: Any) -> Iterable[str]:
+    return (f"{o.namespace}/{k}={v}" for k, v in o.labels.items())
+
+
+def _by_selector(o: Any) -> Iterable[str]:
+    """A service stands under one pair of its selector, which any pod that it selects carries too."""
+    return (f"{o.namespace}/{k}={v}" for k, v in sorted(o.spec.selector.items())[:1])
+
+
+def _refused(o: Any) -> Iterable[str]:
+    return ("",) if o.refused else ()
+
+
 def _pod_by_claim(o: Any) -> Iterable[str]:
     return {
         f"{o.namespace}/{v.persistent_volume_claim.claim_name}"
@@ -37,10 +56,24 @@ def _pod_by_claim(o: Any) -> Iterable[str]:
     }
 
 
+def _by_claim(o: Any) -> Iterable[str]:
+    ref = o.spec.claim_ref
+    return (f"{ref.namespace}/{ref.name}",) if ref else ()
+
+
+def _by_class_if_free(o: Any) -> Iterable[str]:
+    return (o.spec.storage_class_name,) if o.spec.claim_ref is None else ()
+
+
 # (kind, index name) -> the values under which an object is found
 INDEXES: dict[str, dict[str, Callable[[Any], Iterable[str]]]] = {
     EndpointSlice.KIND: {"service": _by_service},
-    Pod.KIND: {"node": _by_node, "ip": lambda o: o.ips, "claim": _pod_by_claim},
+    PersistentVolume.KIND: {"claim": _by_claim, "free": _by_class_if_free},
+    PersistentVolumeClaim.KIND: {"volume": lambda o: (o.spec.volume_name,)},  # "": not bound
+    Service.KIND: {"selector": _by_selector, "refused": _refused},
+    Node.KIND: {"refused": _refused},
+    Allocation.KIND: {"holder": _by_holder, "type": lambda o: (o.name.partition(".")[0],)},
+    Pod.KIND: {"node": _by_node, "ip": lambda o: o.ips, "claim": _pod_by_claim, "label": _by_labels},
     Attachment.KIND: {
         "node": lambda o: (o.spec.node,),
         "pod": lambda o: (f"{o.spec.pod_namespace}/{o.spec.pod_name}",) if o.spec.pod_name else (),
@@ -109,6 +142,10 @@ class Snapshot:
         table = self._index.get((kind.KIND, index), _EMPTY)
         found: Any = table.get(value, _EMPTY)
         return tuple(obj for _, obj in sorted(found.items(), key=lambda item: item[0]))
+
+    def count_by(self, kind: type[Object], index: str, value: str) -> int:
+        """How many `by` would give, at no cost."""
+        return len(self._index.get((kind.KIND, index), _EMPTY).get(value, _EMPTY))
 
     def with_put(self, obj: Object) -> Snapshot:
         key = obj.key

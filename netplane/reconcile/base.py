@@ -8,28 +8,18 @@ is in the snapshot and in their own frozen configuration, and they never touch a
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
-from ..model.base import Key, Object
+from ..model.changes import Delete, Event, Put, Write
 from ..model.facts import Facts, Scope
 from ..model.snapshot import Snapshot
 
-
-class Event(NamedTuple):
-    """One change of one object: created (old None), changed, or deleted (new None)."""
-
-    old: Object | None
-    new: Object | None
-
-    @property
-    def object(self) -> Object:
-        found = self.new if self.new is not None else self.old
-        assert found is not None
-        return found
+__all__ = ["Controller", "Delete", "Event", "Put", "Room", "Write"]
 
 
 class Room(Protocol):
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def scopes(self, event: Event | None, snapshot: Snapshot) -> Iterable[Scope]:
         """The scopes that this event touches; all that exist when it is None (start, resync).
@@ -46,23 +36,9 @@ class Room(Protocol):
         ...
 
 
-class Put(NamedTuple):
-    """Write ``object`` if it still is at revision ``expect`` (0: if it does not exist)."""
-
-    object: Object
-    expect: int | None = None
-
-
-class Delete(NamedTuple):
-    key: Key
-    expect: int | None = None
-
-
-Write = Put | Delete
-
-
 class Controller(Protocol):
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def scopes(self, event: Event | None, snapshot: Snapshot) -> Iterable[Scope]: ...
 
