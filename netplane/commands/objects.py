@@ -7,22 +7,19 @@ Rule 2: an error is one line on stderr and exit status 1; wrong usage is 2.
 from __future__ import annotations
 
 import functools
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
-from datetime import UTC, datetime
 from typing import Any
 
 import click
-import yaml
 
-from ..model import codec
-from ..model.base import Key, Object, amend
+from ..model.base import Key
 from ..model.errors import Conflict, Expired, Invalid, NetplaneError, NotFound
-from ..model.selectors import LabelSelector
 from ..store import DEFAULT, Store, merge, open_store
-from . import kinds, manifests, printing
+from . import manifests
 from .describe import describe
+from .output import Printer, slug
+from .query import Query
 
 ATTEMPTS = 5
 
@@ -73,7 +70,7 @@ def apply_command(files: tuple[str, ...], recursive: bool, namespace: str | None
         for one in wanted:
             merge.onto(store.get(one.key), one.manifest)  # refuse before anything is written
         for one in wanted:
-            click.echo(f"{_slug(one.key)} {_apply(store, one)}")
+            click.echo(f"{slug(one.key)} {_apply(store, one)}")
 
 
 def _apply(store: Store, one: manifests.Given) -> str:
@@ -111,121 +108,6 @@ def get_command(
         revision = printer.first(query.select(store))
         if watch:
             _follow(store, query, printer, revision)
-
-
-class Query:
-    """Which objects a command line asks for."""
-
-    def __init__(
-        self, words: tuple[str, ...], namespace: str | None = None, all_namespaces: bool = False,
-        selector: str | None = None, managed: bool = False,
-    ) -> None:  # fmt: skip
-        if namespace and all_namespaces:
-            raise click.UsageError("-n and -A exclude each other")
-        self.resources = kinds.resources(words)
-        self.namespace = None if all_namespaces else namespace or "default"
-        self.selector: LabelSelector | None = kinds.selector(selector) if selector is not None else None
-        self.managed = managed
-        self.kinds = tuple(dict.fromkeys(cls for classes, _ in self.resources for cls in classes))
-        self.named = all(names for _, names in self.resources)
-        if self.named and self.selector:
-            raise click.UsageError("a name and -l exclude each other")
-        if self.named and all_namespaces:
-            raise click.UsageError("a name and -A exclude each other")
-
-    def select(self, store: Store) -> tuple[list[Object], int]:
-        """The objects by kind, namespace and name, and the revision. Raises NotFound for a name."""
-        objects, revision = store.list([cls.KIND for cls in self.kinds])
-        have = {o.key for o in objects}
-        for key in self.keys():
-            if key not in have:
-                raise NotFound(f"{key}: not found")
-        order = {cls.KIND: i for i, cls in enumerate(self.kinds)}
-        chosen = [o for o in objects if self.wants(o)]
-        return sorted(chosen, key=lambda o: (order[o.KIND], o.namespace, o.name)), revision
-
-    def keys(self) -> Iterator[Key]:
-        for classes, names in self.resources:
-            for cls in classes:
-                for name in names:
-                    yield Key(cls.KIND, (self.namespace or "") if cls.NAMESPACED else "", name)
-
-    def wants(self, obj: Object) -> bool:
-        if self.named:
-            return obj.key in set(self.keys())
-        here = not obj.NAMESPACED or self.namespace in (None, obj.namespace)
-        return here and kinds.matches(self.selector, obj.labels)
-
-
-class Printer:
-    """Prints objects in one of the output forms, first all, then one at a time."""
-
-    def __init__(self, output: str, query: Query) -> None:
-        self.output = output
-        self.query = query
-        self.widths: dict[str, list[int]] = {}
-
-    def first(self, found: tuple[list[Object], int]) -> int:
-        """Print a list; returns its revision."""
-        objects, revision = found
-        if self.output in ("yaml", "json"):
-            docs = [shown(o, self.query.managed) for o in objects]
-            single = self.query.named and len(docs) == 1
-            self._dump(docs[0] if single else {"apiVersion": "v1", "kind": "List", "items": docs})
-        elif self.output == "name":
-            for obj in objects:
-                click.echo(_slug(obj.key))
-        elif not objects:
-            where = f" in {self.query.namespace} namespace" if self.query.namespace else ""
-            namespaced = any(cls.NAMESPACED for cls in self.query.kinds)
-            click.echo(f"No resources found{where if namespaced else ''}", err=True)
-        else:
-            self._tables(objects)
-        return revision
-
-    def change(self, obj: Object) -> None:
-        """Print one object that changed."""
-        if self.output == "name":
-            click.echo(_slug(obj.key))
-        elif self.output in ("yaml", "json"):
-            if self.output == "yaml":
-                click.echo("---")
-            self._dump(shown(obj, self.query.managed))
-        else:
-            self._rows(obj.KIND, [obj], header=obj.KIND not in self.widths)
-
-    def _dump(self, doc: dict[str, Any]) -> None:
-        if self.output == "json":
-            click.echo(json.dumps(doc, indent=4))
-        else:
-            click.echo(yaml.safe_dump(doc, sort_keys=False, default_flow_style=False), nl=False)
-
-    def _tables(self, objects: list[Object]) -> None:
-        present = list(dict.fromkeys(o.KIND for o in objects))
-        for i, kind in enumerate(present):
-            if i:
-                click.echo()
-            self._rows(kind, [o for o in objects if kind == o.KIND], header=True)
-
-    def _rows(self, kind: str, objects: list[Object], header: bool) -> None:
-        spread = self.query.namespace is None and codec.KINDS[kind].NAMESPACED
-        chosen = printing.columns(kind, self.output == "wide", spread)
-        now = datetime.now(UTC)
-        rows = [printing.row(o, chosen, now) for o in objects]
-        if len(self.query.kinds) > 1:
-            rows = [self._prefixed(kind, chosen, line) for line in rows]
-        widths = self.widths.setdefault(kind, [0] * len(chosen))
-        lines = [tuple(c.title for c in chosen), *rows] if header else rows
-        for line in printing.table(lines, widths):
-            click.echo(line)
-
-    def _prefixed(
-        self, kind: str, chosen: tuple[printing.Column, ...], line: tuple[str, ...]
-    ) -> tuple[str, ...]:
-        return tuple(
-            f"{kind.lower()}/{cell}" if column is printing.NAME else cell
-            for column, cell in zip(chosen, line, strict=True)
-        )
 
 
 def _follow(store: Store, query: Query, printer: Printer, since: int) -> None:
@@ -304,14 +186,3 @@ def _delete_all(store: Store, keys: list[Key], ignore_not_found: bool) -> None:
             click.echo(f'{key.kind.lower()} "{key.name}" {state}')
     if failed:
         raise Invalid("; ".join(failed))
-
-
-def shown(obj: Object, managed: bool = False) -> dict[str, Any]:
-    """The manifest of an object as ``-o yaml`` prints it: plain JSON types, managedFields on request."""
-    kept = obj if managed else amend(obj, metadata=amend(obj.metadata, managed_fields=None))
-    plain: dict[str, Any] = json.loads(codec.encode(kept))
-    return {"apiVersion": obj.API_VERSION, "kind": obj.KIND, **plain}
-
-
-def _slug(key: Key) -> str:
-    return f"{key.kind.lower()}/{key.name}"

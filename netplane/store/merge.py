@@ -54,9 +54,8 @@ def onto(live: Object | None, manifest: Manifest, status: bool = True) -> Object
         return codec.parse(new)
     was = codec.to_dict(live)
     merged = _merge(was, new, _owned(live))
-    finalizers = [*live.metadata.finalizers, *new["metadata"].get("finalizers", ())]
-    if finalizers:
-        merged["metadata"]["finalizers"] = list(dict.fromkeys(finalizers))
+    asked = () if live.deleting else new["metadata"].get("finalizers", ())
+    merged["metadata"]["finalizers"] = list(dict.fromkeys([*live.metadata.finalizers, *asked]))
     if live.KIND == Service.KIND:
         _carry_service(was, merged)
     _hold_immutable(live, merged)

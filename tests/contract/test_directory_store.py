@@ -259,6 +259,21 @@ def test_a_finalizer_outlives_the_file_and_a_file_that_returns_makes_a_new_objec
     assert fresh is not None and not fresh.deleting and fresh.metadata.uid != held.metadata.uid
 
 
+def test_a_finalizer_in_a_manifest_does_not_hold_a_deletion_up(home: Path, opened: Any) -> None:
+    held = config("a").replace("{name: a}", "{name: a, finalizers: [x/y]}")
+    (home / "a.yaml").write_text(held)
+    store = opened()
+    (home / "a.yaml").unlink()
+    assert store.get(key("a")).deleting
+    (home / "a.yaml").write_text(held)
+    again = store.get(key("a"))
+    assert again.deleting and store.faults == {}
+    store.put(amend(again, metadata=amend(again.metadata, finalizers=())))
+    fresh = store.get(key("a"))
+    assert not fresh.deleting and fresh.metadata.finalizers == ("x/y",)
+    assert fresh.metadata.uid != again.metadata.uid
+
+
 def test_two_agents_share_a_directory(home: Path, opened: Any) -> None:
     one, two = opened(), opened()
     follower = Follower(two)
