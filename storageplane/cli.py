@@ -1,1 +1,168 @@
-"""The command line of storageplane."""
+"""The command line of storageplane. Exit status: 0 done, 1 refused or failed (one line), 2 wrong usage."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+from prometheus_client import CollectorRegistry
+
+from netplane.commands.status import describe
+from netplane.health import HealthServer, read_status
+from netplane.model.base import Key
+from netplane.model.errors import NetplaneError, Unavailable
+from netplane.store import DEFAULT, open_store
+
+from . import agent as wiring
+from . import doctor, names, publish, session
+from .mounts import Mounts
+
+ROOT = "/var/lib/storageplane"
+RUN = "/run/storageplane"
+
+_store = click.option("--store", envvar="NETPLANE_STORE", default=DEFAULT, show_default=True, metavar="URL")
+_root = click.option("--root", type=click.Path(path_type=Path), default=Path(ROOT), show_default=True)
+_run_dir = click.option("--run-dir", type=click.Path(path_type=Path), default=Path(RUN), show_default=True)
+_node = click.option("--node", default=socket.gethostname, show_default="the host's name", metavar="NAME")
+_also = click.option(
+    "--provisioner", "provisioners", multiple=True, metavar="NAME",
+    help=f"Serve StorageClasses of this provisioner too (always: {names.DIRECTORY}).",
+)  # fmt: skip
+_namespace = click.option("-n", "--namespace", default="default", show_default=True)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def cli() -> None:
+    """Volumes for the pods of one node."""
+
+
+@cli.command()
+@_node
+@_store
+@_root
+@_run_dir
+@_also
+def agent(node: str, store: str, root: Path, run_dir: Path, provisioners: tuple[str, ...]) -> None:
+    """Bind claims, provision and reclaim volumes, in the foreground, until SIGTERM."""
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    config = _config(node, root, provisioners)
+    (run_dir / "storage").mkdir(parents=True, exist_ok=True)
+    opened = open_store(store)
+    core = wiring.build(opened, config)
+    health = HealthServer(run_dir / "storage", lambda: {"node": node, **core.status()}, CollectorRegistry())
+    core.start()
+    health.start()
+    stop.wait()
+    health.stop()
+    core.stop()
+    opened.close()
+
+
+@cli.command()
+@_run_dir
+@click.option("--wait", type=float, default=0.0, metavar="SECONDS", help="Wait so long for it to be in sync.")
+@click.option("-o", "output", type=click.Choice(["text", "json"]), default="text")
+def status(run_dir: Path, wait: float, output: str) -> None:
+    """Show whether the agent is in sync; exit status 0 only if so."""
+    found = _status(run_dir / "storage", time.monotonic() + wait)
+    lines = [json.dumps(found, indent=2)] if output == "json" else describe(found)
+    for line in lines:
+        click.echo(line)
+    if not found["synced"]:
+        raise SystemExit(1)
+
+
+@cli.command("publish")
+@click.argument("pod")
+@_namespace
+@click.option("--target", default="", metavar="DIR", help="Bind each volume at DIR/<volume>.")
+@click.option("-o", "output", type=click.Choice(["json", "oci"]), default="json", show_default=True)
+@click.option("--container", default="", metavar="NAME", help="With -o oci: whose mounts.")
+@click.option("--wait", type=float, default=30.0, show_default=True, metavar="SECONDS")
+@_node
+@_store
+@_root
+@_also
+def publish_command(pod: str, namespace: str, target: str, output: str, container: str, **rest: Any) -> None:
+    """Prepare every volume of POD and print the mounts of its containers."""
+    config = _config(rest["node"], rest["root"], rest["provisioners"])
+    opened = open_store(rest["store"])
+    key = Key("Pod", namespace, pod)
+    found, snapshot = session.ready(
+        opened, key, config.node, str(config.root), wiring.controllers(config), rest["wait"]
+    )
+    chosen = _container(found, container) if output == "oci" else None
+    done = publish.publish(found, snapshot, config.node, Mounts(config.root), target)
+    shown = publish.mounts_of(chosen, done) if chosen else publish.as_json(done)
+    click.echo(json.dumps(shown, indent=2))
+    opened.close()
+
+
+def _container(pod: Any, name: str) -> Any:
+    every = publish.all_containers(pod)
+    chosen = [c for c in every if c.name == name] if name else every
+    if len(chosen) != 1:
+        have = ", ".join(c.name for c in every)
+        raise click.UsageError(f"-o oci prints one container's mounts; name it with --container: {have}")
+    return chosen[0]
+
+
+@cli.command()
+@click.argument("pod")
+@_namespace
+@click.option("--target", default="", metavar="DIR", help="Only what is published at DIR.")
+@_root
+@click.option("--store", envvar="NETPLANE_STORE", default="", metavar="URL", help="Not needed; accepted.")
+def unpublish(pod: str, namespace: str, target: str, root: Path, store: str) -> None:
+    """Take away what publish made for POD; its Pod object need not exist any more."""
+    del store
+    if root.exists():
+        publish.unpublish(namespace, pod, Mounts(root), target)
+
+
+@cli.command("doctor")
+@_root
+def doctor_command(root: Path) -> None:
+    """Say what this machine can do, and what is left over beneath the root."""
+    good = True
+    for ok, line in doctor.findings(root):
+        good = good and ok
+        click.echo(f"{'ok  ' if ok else 'FAIL'} {line}")
+    if not good:
+        raise SystemExit(1)
+
+
+def _config(node: str, root: Path, provisioners: tuple[str, ...]) -> wiring.Config:
+    names_served = tuple(dict.fromkeys((names.DIRECTORY, *provisioners)))
+    return wiring.Config(node, wiring.prepare_root(root), names_served)
+
+
+def _status(run_dir: Path, give_up: float) -> dict[str, Any]:
+    while True:
+        try:
+            found = read_status(run_dir)
+            if found["synced"] or time.monotonic() >= give_up:
+                return found
+        except Unavailable:
+            if time.monotonic() >= give_up:
+                raise Unavailable(f"no storageplane agent answers in {run_dir.parent}") from None
+        time.sleep(0.05)
+
+
+def main() -> None:
+    os.umask(0o022)
+    try:
+        cli(standalone_mode=True)
+    except NetplaneError as exc:
+        click.echo(f"storageplane: {exc}", err=True)
+        sys.exit(1)

@@ -17,6 +17,7 @@ from .nodes import Node
 from .own import Allocation, Attachment
 from .pods import Pod
 from .services import EndpointSlice, Service
+from .storage import PersistentVolume, PersistentVolumeClaim
 
 T = TypeVar("T", bound=Object)
 Slot = tuple[str, str]  # (namespace, name)
@@ -55,9 +56,20 @@ def _pod_by_claim(o: Any) -> Iterable[str]:
     }
 
 
+def _by_claim(o: Any) -> Iterable[str]:
+    ref = o.spec.claim_ref
+    return (f"{ref.namespace}/{ref.name}",) if ref else ()
+
+
+def _by_class_if_free(o: Any) -> Iterable[str]:
+    return (o.spec.storage_class_name,) if o.spec.claim_ref is None else ()
+
+
 # (kind, index name) -> the values under which an object is found
 INDEXES: dict[str, dict[str, Callable[[Any], Iterable[str]]]] = {
     EndpointSlice.KIND: {"service": _by_service},
+    PersistentVolume.KIND: {"claim": _by_claim, "free": _by_class_if_free},
+    PersistentVolumeClaim.KIND: {"volume": lambda o: (o.spec.volume_name,)},  # "": not bound
     Service.KIND: {"selector": _by_selector, "refused": _refused},
     Node.KIND: {"refused": _refused},
     Allocation.KIND: {"holder": _by_holder, "type": lambda o: (o.name.partition(".")[0],)},

@@ -1,14 +1,19 @@
-"""Facts of storage: what must lie and be mounted beneath storageplane's root (driver: mounts)."""
+"""Facts of storage: what must lie and be mounted for this node's pods (driver: storageplane's mounts).
+
+Rule 1: a relative path is beneath storageplane's root, an absolute one is a place that a user named.
+Rule 2: a fact that nobody wants any more is removed, except what users keep: `Data` and `HostPath`
+        are made and never removed; only an explicit `Erase` removes data.
+"""
 
 from __future__ import annotations
 
 from typing import ClassVar
 
-from .facts import Fact, FactKey
+from .facts import Fact, FactKey, Mark
 
 
 class Directory(Fact, frozen=True):
-    """A directory beneath our root; ``mode`` is exact, whatever the umask."""
+    """A directory; ``mode`` is exact, whatever the umask. Beneath our root it goes with its content."""
 
     TYPE: ClassVar[str] = "directory"
 
@@ -60,8 +65,65 @@ class Filesystem(Fact, frozen=True):
         return ("filesystem", self.image)
 
 
+class Data(Fact, frozen=True):
+    """The directory of a provisioned volume. Made when absent; its content is a user's."""
+
+    TYPE: ClassVar[str] = "data"
+
+    path: str
+    mode: int = 0o777
+
+    @property
+    def key(self) -> FactKey:
+        return ("data", self.path)
+
+
+class Erase(Fact, frozen=True):
+    """The data of a released volume is to go, and then the PersistentVolume of that name and UID."""
+
+    TYPE: ClassVar[str] = "erase"
+
+    path: str
+    volume: str
+    uid: str
+
+    @property
+    def key(self) -> FactKey:
+        return ("erase", self.path)
+
+
+class HostPath(Fact, frozen=True):
+    """A path of the host that must be of a type (HostPathVolumeSource.type); made when …OrCreate."""
+
+    TYPE: ClassVar[str] = "hostpath"
+
+    path: str
+    type: str = ""
+
+    @property
+    def key(self) -> FactKey:
+        return ("hostpath", self.path, self.type)
+
+
+class Point(Fact, frozen=True):
+    """The place of a mount: an empty directory, or an empty file where ``source`` is no directory."""
+
+    TYPE: ClassVar[str] = "point"
+
+    path: str
+    source: str
+
+    @property
+    def key(self) -> FactKey:
+        return ("point", self.path)
+
+
 class Mount(Fact, frozen=True):
-    """A mount at ``target``: a bind of ``source`` when ``fstype`` is "", else that file system."""
+    """A mount at ``target``: a bind of ``source`` when ``fstype`` is "", else that file system.
+
+    ``recursive``: a bind takes the mounts beneath its source along. ``follow``: links in ``source``
+    are the user's own and are followed; else a link in it is refused.
+    """
 
     TYPE: ClassVar[str] = "mount"
 
@@ -71,7 +133,14 @@ class Mount(Fact, frozen=True):
     options: tuple[str, ...] = ()
     read_only: bool = False
     propagation: str = "private"  # private, rslave, rshared
+    recursive: bool = False
+    follow: bool = False
 
     @property
     def key(self) -> FactKey:
         return ("mount", self.target)
+
+    @property
+    def mark(self) -> Mark:
+        """What mountinfo tells; whether a bind shows its source, the driver compares by inode."""
+        return (self.fstype, self.read_only, self.propagation)

@@ -1,0 +1,95 @@
+"""Controllers: scopes are decided on the newest snapshot, and the writes carried out in order.
+
+Rule 1: every node's agent decides every scope, the first in rank at once and each next one a little
+        later; who comes late finds nothing left to write. Nobody is elected, nobody is waited for.
+Rule 2: every write is conditional; losing one (Conflict) means to decide again on what is newer.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from ..model.base import Key, Object
+from ..model.errors import Conflict, NetplaneError, NotFound
+from ..model.facts import Scope
+from ..model.snapshot import Snapshot
+from .base import Controller, Event, Put, Write
+from .queue import Queue
+
+log = logging.getLogger(__name__)
+
+PATIENCE = 0.25  # seconds for each node that ranks before us
+
+
+class Writer(Protocol):
+    def snapshot(self) -> Snapshot: ...
+    def put(self, obj: Object, expect: int | None = None) -> Object: ...
+    def delete(self, key: Key, expect: int | None = None) -> Object: ...
+
+
+class ControlLoop:
+    def __init__(
+        self, controllers: Sequence[Controller], writer: Writer, rank: Callable[[Snapshot], int]
+    ) -> None:
+        self.controllers = {c.name: c for c in controllers}
+        self.queue = Queue()
+        self.failures: dict[Scope, str] = {}
+        self._writer = writer
+        self._rank = rank
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="controllers", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopping = True
+        self.queue.close()
+        self._thread.join(timeout=10)
+
+    def notice(self, events: Sequence[Event | None], snapshot: Snapshot) -> None:
+        """Queue what these events touch; None stands for everything."""
+        if not self.controllers:
+            return
+        delay = self._rank(snapshot) * PATIENCE
+        for event in events:
+            for controller in self.controllers.values():
+                for scope in controller.scopes(event, snapshot):
+                    self.queue.add(scope, delay)
+
+    def _run(self) -> None:
+        while not self._stopping:
+            for scope in self.queue.take(100, timeout=60):
+                if self._stopping:
+                    return
+                self._decide(scope)
+
+    def _decide(self, scope: Scope) -> None:
+        try:
+            for write in self.controllers[scope.room].decide(scope, self._writer.snapshot()):
+                self._carry_out(write)
+        except Conflict as exc:
+            log.debug("%s: decided again: %s", scope, exc)
+            self.queue.retry(scope)
+        except Exception as exc:
+            known = isinstance(exc, NetplaneError)
+            why = str(exc) if known else f"{type(exc).__name__}: {exc}"
+            if self.failures.get(scope) != why:
+                log.warning("%s: %s", scope, why, exc_info=not known)
+            self.failures[scope] = why
+            self.queue.retry(scope)
+        else:
+            self.queue.done(scope)
+            self.failures.pop(scope, None)
+
+    def _carry_out(self, write: Write) -> None:
+        if isinstance(write, Put):
+            self._writer.put(write.object, write.expect)
+            return
+        try:
+            self._writer.delete(write.key, write.expect)
+        except NotFound:
+            log.debug("%s is gone already", write.key)

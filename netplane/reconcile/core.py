@@ -1,0 +1,130 @@
+"""One agent's heart: a mirror of the store, a loop for rooms and a loop for controllers.
+
+Edges (CNI, DNS, HTTP, CSI) get a Core: they read `snapshot`, write with `put` and `delete` (seen in
+the snapshot at once), and call `sync` when they must know the outcome before they answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from ..model.base import Key, Object
+from ..model.facts import Driver, Scope
+from ..model.snapshot import Snapshot
+from ..store.base import Store
+from .base import Controller, Event, Room
+from .controlloop import ControlLoop
+from .mirror import Mirror
+from .roomloop import RoomLoop
+
+
+class Core:
+    """``rooms`` pairs each Room with the Drivers of its facts; a driver may serve several rooms.
+
+    ``rank`` tells how many live nodes act before this one (0: none); see controlloop.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        rooms: Sequence[tuple[Room, Sequence[Driver]]] = (),
+        controllers: Sequence[Controller] = (),
+        rank: Callable[[Snapshot], int] | None = None,
+    ) -> None:
+        self._store = store
+        self._mirror = Mirror(store, self._on_events)
+        self._rooms = RoomLoop(rooms, self.snapshot)
+        self._controls = ControlLoop(controllers, self, rank or (lambda _: 0))
+        self._primed = False
+
+    def start(self) -> None:
+        self._mirror.start()
+        self._rooms.start()
+        self._controls.start()
+
+    def stop(self) -> None:
+        """Stop working; what the kernel holds stays."""
+        self._mirror.stop()
+        self._rooms.stop()
+        self._controls.stop()
+
+    def snapshot(self) -> Snapshot:
+        return self._mirror.snapshot
+
+    def get(self, key: Key) -> Object | None:
+        """One object from the store itself, not from the snapshot."""
+        return self._store.get(key)
+
+    def put(self, obj: Object, expect: int | None = None) -> Object:
+        """Write to the store; the snapshot holds it when this returns. Raises as Store.put."""
+        stored = self._store.put(obj, expect)
+        self._mirror.absorb(stored)
+        return stored
+
+    def delete(self, key: Key, expect: int | None = None) -> Object:
+        """Delete from the store; the snapshot shows it when this returns. Raises as Store.delete."""
+        last = self._store.delete(key, expect)
+        if last.metadata.finalizers:
+            self._mirror.absorb(last)
+        else:
+            self._mirror.bury(last)
+        return last
+
+    def sync(self, scopes: Iterable[Scope]) -> None:
+        """Bring these scopes about now, in this thread. Raises the first error."""
+        for error in self._rooms.settle(list(scopes)).values():
+            raise error
+
+    def verify(self, scopes: Iterable[Scope]) -> list[str]:
+        """In words, how the kernel differs from what these scopes want (drivers that can tell)."""
+        snapshot = self.snapshot()
+        facts = [f for s in scopes for f in self._rooms.rooms[s.room].render(s, snapshot)]
+        found: list[str] = []
+        for settler in self._rooms.settlers:
+            check = getattr(settler.driver, "verify", None)
+            mine = [f for f in facts if settler.accepts(f)]
+            if check is not None and mine:
+                found += check(mine)
+        return found
+
+    def resync(self) -> None:
+        """Compare everything with the kernel (somebody else changed it)."""
+        self._rooms.full_pass()
+
+    def wait_synced(self, timeout: float) -> bool:
+        """Wait until the first full pass is through; False when ``timeout`` seconds were not enough."""
+        return self._rooms.passed.wait(timeout)
+
+    def status(self) -> dict[str, Any]:
+        """What `netplane status` shows: in sync or not, the store, and per room what fails and why."""
+        failures = {**self._rooms.failures, **self._controls.failures}
+        pending = self._rooms.queue.due() + self._controls.queue.due() + len(self._rooms.held)
+        snapshot, problem = self._mirror.snapshot, self._mirror.problem
+        claimed = [s for settler in self._rooms.settlers for s in settler.ledger.scopes()]
+        names = dict.fromkeys((*self._rooms.rooms, *self._controls.controllers))
+        names.update(dict.fromkeys(s.room for s in failures))
+        return {
+            "synced": self._rooms.passed.is_set() and not (pending or failures or problem),
+            "revision": snapshot.revision,
+            "store": problem or ("ok" if snapshot.synced else "listing"),
+            "pending": pending,
+            "rooms": {
+                room: {
+                    "scopes": len({s for s in claimed if s.room == room}),
+                    "failing": {s.name: why for s, why in failures.items() if s.room == room},
+                }
+                for room in names
+            },
+        }
+
+    def _on_events(self, events: list[Event], snapshot: Snapshot) -> None:
+        if not snapshot.synced:
+            return
+        if not self._primed:  # the first list: everything at once, not object by object
+            self._primed = True
+            self._rooms.full_pass()
+            self._controls.notice([None], snapshot)
+            return
+        self._rooms.notice(events, snapshot)
+        self._controls.notice(events, snapshot)

@@ -1,0 +1,123 @@
+"""The store's objects, here: list, then watch, as one growing snapshot and a stream of events.
+
+Rule 1: every change becomes exactly one event (old, new), in order; after an outage or an expired
+        watch the new list is compared with the snapshot, so nothing is missed and nothing repeated.
+Rule 2: our own writes are taken in at once (`absorb`), and known again when the watch brings them.
+Rule 3: the store going away changes nothing here: the last snapshot stays in force.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterable
+
+from ..model.base import Key, Object
+from ..model.errors import Conflict, NetplaneError
+from ..model.snapshot import Snapshot
+from ..store.base import Store, Watch
+from .base import Event
+
+log = logging.getLogger(__name__)
+Listener = Callable[[list[Event], Snapshot], None]
+RECONNECT = 0.5  # seconds, doubled up to 15
+
+
+class Mirror:
+    def __init__(self, store: Store, listener: Listener, kinds: Iterable[str] | None = None) -> None:
+        self.snapshot = Snapshot()
+        self.problem = ""  # why the store does not answer, "" when it does
+        self._store = store
+        self._listener = listener
+        self._kinds = tuple(kinds) if kinds is not None else None
+        self._lock = threading.Lock()
+        self._graves: dict[Key, int] = {}  # our own deletes that the watch has not brought yet
+        self._stopping = threading.Event()
+        self._watch: Watch | None = None
+        self._thread = threading.Thread(target=self._run, name="mirror", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopping.set()
+        if self._watch is not None:
+            self._watch.close()
+        self._thread.join(timeout=5)
+
+    def absorb(self, obj: Object, deleted: bool = False, revision: int = 0) -> None:
+        """Take one change in. Older than what is known: ignored."""
+        with self._lock:
+            event = self._apply(obj, deleted, revision or obj.revision)
+            if event is not None:
+                self._listener([event], self.snapshot)
+
+    def bury(self, obj: Object) -> None:
+        """Take our own delete in; writes of this object that the watch still brings are older."""
+        with self._lock:
+            self._graves[obj.key] = obj.revision
+            event = self._apply(obj, True, obj.revision)
+            if event is not None:
+                self._listener([event], self.snapshot)
+
+    def _apply(self, obj: Object, deleted: bool, revision: int) -> Event | None:
+        key = obj.key
+        old = self.snapshot.find(key)
+        if old is not None and old.revision > revision:
+            return None
+        if deleted:
+            self.snapshot = self.snapshot.with_delete(key, revision)
+            return Event(old, None) if old is not None else None
+        grave = self._graves.get(key)
+        if (old is not None and old.revision == revision) or (grave is not None and revision <= grave):
+            return None
+        self.snapshot = self.snapshot.with_put(obj)
+        return Event(old, obj)
+
+    def _run(self) -> None:
+        delay = RECONNECT
+        while not self._stopping.is_set():
+            try:
+                self._follow()
+                delay = RECONNECT
+            except Conflict as exc:  # Expired: list again at once
+                log.info("the store's history is gone, listing again: %s", exc)
+            except NetplaneError as exc:
+                if not self.problem:
+                    log.warning("the store does not answer, what is known stays in force: %s", exc)
+                self.problem = str(exc)
+                self._stopping.wait(delay)
+                delay = min(delay * 2, 15.0)
+
+    def _follow(self) -> None:
+        objects, revision = self._store.list(self._kinds)
+        self._relist(objects, revision)
+        self.problem = ""
+        with self._store.watch(revision, self._kinds) as watch:
+            self._watch = watch
+            while not self._stopping.is_set():
+                changes = watch.next(timeout=60)
+                if not changes:
+                    continue
+                with self._lock:
+                    events = [self._apply(c.object, c.deleted, c.revision) for c in changes]
+                    last = changes[-1].revision
+                    self._graves = {k: r for k, r in self._graves.items() if r > last}
+                    real = [e for e in events if e is not None]
+                    if real:
+                        self._listener(real, self.snapshot)
+
+    def _relist(self, objects: list[Object], revision: int) -> None:
+        """Compare a full list with what is known; what is known newer (our own writes) stays."""
+        with self._lock:
+            listed = {obj.key for obj in objects}
+            events = [self._apply(obj, False, obj.revision) for obj in objects]
+            for key in list(self.snapshot.keys()):
+                known = self.snapshot.find(key)
+                if key not in listed and known is not None and known.revision <= revision:
+                    events.append(self._apply(known, True, revision))
+            first = not self.snapshot.synced
+            self.snapshot = self.snapshot.at(max(revision, self.snapshot.revision), True)
+            real = [e for e in events if e is not None]
+            if real or first:
+                self._listener(real, self.snapshot)

@@ -1,0 +1,79 @@
+"""What is to be done, each scope once, when it is due; a scope that fails waits longer each time."""
+
+from __future__ import annotations
+
+import heapq
+import threading
+import time
+
+from ..model.facts import Scope
+
+FIRST_BACKOFF, LAST_BACKOFF = 0.1, 30.0  # seconds
+
+
+class Queue:
+    """Thread-safe. A scope added twice is done once, at the earlier of its two times."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._due: dict[Scope, float] = {}
+        self._heap: list[tuple[float, Scope]] = []
+        self._tries: dict[Scope, int] = {}
+        self._closed = False
+
+    def __len__(self) -> int:
+        return len(self._due)
+
+    def add(self, scope: Scope, delay: float = 0.0) -> None:
+        due = time.monotonic() + delay
+        with self._changed:
+            if due < self._due.get(scope, float("inf")):
+                self._due[scope] = due
+                heapq.heappush(self._heap, (due, scope))
+                self._changed.notify()
+
+    def retry(self, scope: Scope) -> float:
+        """Add a scope that failed, later each time; the delay in seconds."""
+        with self._changed:
+            tries = self._tries[scope] = self._tries.get(scope, 0) + 1
+        delay = min(FIRST_BACKOFF * 2.0 ** min(tries - 1, 16), LAST_BACKOFF)
+        self.add(scope, delay)
+        return delay
+
+    def done(self, scope: Scope) -> None:
+        """It went well: the next failure starts from the shortest wait."""
+        with self._changed:
+            self._tries.pop(scope, None)
+
+    def take(self, limit: int, timeout: float | None = None) -> list[Scope]:
+        """Up to ``limit`` scopes that are due; waits for the first. [] on timeout or when closed."""
+        give_up = None if timeout is None else time.monotonic() + timeout
+        with self._changed:
+            while not self._closed:
+                now = time.monotonic()
+                taken = self._pop_due(now, limit)
+                if taken or (give_up is not None and now >= give_up):
+                    return taken
+                waits = [t - now for t in (give_up, self._heap[0][0] if self._heap else None) if t]
+                self._changed.wait(min(waits) if waits else None)
+            return []
+
+    def _pop_due(self, now: float, limit: int) -> list[Scope]:
+        taken: list[Scope] = []
+        while self._heap and self._heap[0][0] <= now and len(taken) < limit:
+            due, scope = heapq.heappop(self._heap)
+            if self._due.get(scope) == due:  # else it was moved to an earlier time, and done
+                del self._due[scope]
+                taken.append(scope)
+        return taken
+
+    def due(self) -> int:
+        """How many scopes wait that are due now (retries that wait for their time do not count)."""
+        now = time.monotonic()
+        with self._changed:
+            return sum(1 for t in self._due.values() if t <= now)
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()

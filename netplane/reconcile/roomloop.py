@@ -1,0 +1,178 @@
+"""Rooms: dirty scopes are rendered, compared with the ledgers and applied, driver by driver.
+
+Rule 1: nothing is swept before every scope of a synced snapshot has been rendered once.
+Rule 2: a scope is worked on by one thread at a time: the loop's, or an edge's that calls `settle`.
+Rule 3: a scope that fails keeps its last facts, is reported, and is tried again, later each time.
+Rule 4: a doubt about what the kernel holds (a refusal, an hour gone by) ends in a full comparison.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from ..model.errors import NetplaneError
+from ..model.facts import Driver, Fact, Scope
+from ..model.snapshot import Snapshot
+from .base import Event, Room
+from .queue import Queue
+from .settle import Failures, Settler
+
+log = logging.getLogger(__name__)
+
+CHUNK = 2000  # scopes in one transaction: a cold start of 30,000 services goes in steps
+GATHER = 0.001  # seconds: events that come together are worked on together
+RESYNC = 3600.0  # seconds between full comparisons with the kernel
+DOUBT = 5.0  # seconds at least between full comparisons after refusals
+FINISH = Scope("", "finish")  # queued behind a full pass: sweep when all of it is through
+
+
+class RoomLoop:
+    def __init__(
+        self, rooms: Sequence[tuple[Room, Sequence[Driver]]], snapshot: Callable[[], Snapshot]
+    ) -> None:
+        self.rooms = {room.name: room for room, _ in rooms}
+        drivers = {id(d): d for _, mine in rooms for d in mine}
+        self.settlers = [Settler(d) for d in drivers.values()]
+        self.queue = Queue()
+        self.failures: dict[Scope, str] = {}
+        self.held: set[Scope] = set()
+        self.passed = threading.Event()  # the first full pass is through
+        self._snapshot = snapshot
+        self._freed = threading.Condition()
+        self._resynced = float("-inf")
+        self._observe = True
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="rooms", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopping = True
+        self.queue.close()
+        self._thread.join(timeout=10)
+
+    def notice(self, events: Sequence[Event], snapshot: Snapshot) -> None:
+        for event in events:
+            for room in self.rooms.values():
+                for scope in room.scopes(event, snapshot):
+                    self.queue.add(scope, GATHER)
+
+    def full_pass(self) -> None:
+        """Everything again: observe the drivers, render every scope, sweep."""
+        self._resynced = time.monotonic()
+        self._observe = True
+        snapshot = self._snapshot()
+        for room in self.rooms.values():
+            for scope in room.scopes(None, snapshot):
+                self.queue.add(scope)
+        self.queue.add(FINISH, GATHER)
+
+    def settle(self, scopes: Sequence[Scope]) -> Failures:
+        """Render these scopes on the newest snapshot and bring them about; those that failed, and why."""
+        with self._holding(scopes):
+            rendered, failures = self._render(scopes, self._snapshot())
+            for settler in self.settlers:
+                updates = {
+                    scope: tuple(f for f in facts if settler.accepts(f))
+                    for scope, facts in rendered.items()
+                    if scope not in failures
+                }
+                failures |= settler.settle(updates)
+        for scope in scopes:
+            self._note(scope, failures.get(scope))
+        return failures
+
+    def _note(self, scope: Scope, error: NetplaneError | None) -> None:
+        if error is None:
+            self.queue.done(scope)
+            self.failures.pop(scope, None)
+            return
+        delay = self.queue.retry(scope)
+        if self.failures.get(scope) != str(error):
+            log.warning("%s: %s (again in %.1f s)", scope, error, delay)
+        self.failures[scope] = str(error)
+
+    def _run(self) -> None:
+        while not self._stopping:
+            scopes = self.queue.take(CHUNK, timeout=1.0 if self._doubtful() else 60.0)
+            if self._stopping:
+                return
+            age = time.monotonic() - self._resynced
+            if self.passed.is_set() and age > (DOUBT if self._doubtful() else RESYNC):
+                self.full_pass()
+            if not self._observed():
+                for scope in scopes:
+                    self.queue.retry(scope)
+                continue
+            if scopes:
+                self.settle([s for s in scopes if s != FINISH])
+            if FINISH in scopes:
+                self._finish_pass()
+
+    def _doubtful(self) -> bool:
+        return any(s.stale for s in self.settlers)
+
+    def _observed(self) -> bool:
+        """At the start of a full pass: ask the drivers what there is."""
+        if not self._observe:
+            return True
+        for settler in self.settlers:
+            where = Scope("kernel", settler.driver.name)
+            try:
+                settler.resync()
+                self.failures.pop(where, None)
+            except NetplaneError as exc:
+                log.error("%s: cannot observe: %s", where, exc)
+                self.failures[where] = str(exc)
+                return False
+        self._observe = False
+        return True
+
+    def _finish_pass(self) -> None:
+        """Everything that was due is rendered: what is left in the kernel is nobody's."""
+        if self.queue.due():
+            self.queue.add(FINISH, GATHER)
+            return
+        for settler in self.settlers:
+            try:
+                swept = settler.sweep()
+            except NetplaneError as exc:
+                log.error("%s: cannot remove leftovers: %s", settler.driver.name, exc)
+                self.queue.retry(FINISH)
+                return
+            if swept:
+                log.info("%s: removed %d leftovers", settler.driver.name, swept)
+        self.passed.set()
+
+    def _render(
+        self, scopes: Sequence[Scope], snapshot: Snapshot
+    ) -> tuple[dict[Scope, tuple[Fact, ...]], Failures]:
+        rendered: dict[Scope, tuple[Fact, ...]] = {}
+        failures: Failures = {}
+        for scope in scopes:
+            try:
+                rendered[scope] = tuple(self.rooms[scope.room].render(scope, snapshot))
+            except NetplaneError as exc:
+                failures[scope] = exc
+            except Exception as exc:  # a bug in one room must not stop the others
+                log.exception("%s: cannot be rendered", scope)
+                failures[scope] = NetplaneError(f"{type(exc).__name__}: {exc}")
+        return rendered, failures
+
+    @contextmanager
+    def _holding(self, scopes: Sequence[Scope]) -> Iterator[None]:
+        wanted = set(scopes)
+        with self._freed:
+            self._freed.wait_for(lambda: not (self.held & wanted))
+            self.held |= wanted
+        try:
+            yield
+        finally:
+            with self._freed:
+                self.held -= wanted
+                self._freed.notify_all()

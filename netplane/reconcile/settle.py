@@ -1,0 +1,97 @@
+"""One driver and its ledger: take scopes to what they want, in one transaction where it works.
+
+Rule 1: a refused transaction is split until the scope that is refused stands alone; the others go on.
+Rule 2: after the kernel refused something the ledger is in doubt: `stale` asks for a resync.
+Rule 3: a driver that is `parallel` applies plans of different scopes at once; any other, one at a time.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ..model.errors import KernelError, NetplaneError, Unavailable
+from ..model.facts import Driver, Fact, Scope
+from .ledger import Ledger, Updates
+
+Failures = dict[Scope, NetplaneError]
+
+
+class Settler:
+    def __init__(self, driver: Driver) -> None:
+        self.driver = driver
+        self.ledger = Ledger()
+        self.stale = False
+        self._idle = threading.Condition()
+        self._busy = 0
+
+    def accepts(self, fact: Fact) -> bool:
+        return isinstance(fact, self.driver.accepts)
+
+    def settle(self, updates: Updates) -> Failures:
+        """Bring these scopes about; the scopes that could not be, each with its error."""
+        if not updates:
+            return {}
+        try:
+            self._transact(updates)
+            return {}
+        except Unavailable as exc:
+            return dict.fromkeys(updates, exc)
+        except NetplaneError as exc:
+            if len(updates) == 1:
+                self.stale = self.stale or isinstance(exc, KernelError)
+                return dict.fromkeys(updates, exc)
+        scopes = list(updates)
+        middle = len(scopes) // 2
+        failures = self.settle({s: updates[s] for s in scopes[:middle]})
+        return failures | self.settle({s: updates[s] for s in scopes[middle:]})
+
+    def _transact(self, updates: Updates) -> None:
+        with self._working():
+            with self._idle:
+                difference = self.ledger.difference(updates)
+            if difference.plan:
+                self.driver.apply(difference.plan)
+            with self._idle:
+                self.ledger.commit(difference)
+
+    @contextmanager
+    def _working(self) -> Iterator[None]:
+        with self._idle:
+            self._idle.wait_for(lambda: self._busy >= 0 and (self.driver.parallel or self._busy == 0))
+            self._busy += 1
+        try:
+            yield
+        finally:
+            with self._idle:
+                self._busy -= 1
+                self._idle.notify_all()
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        with self._idle:
+            self._idle.wait_for(lambda: self._busy == 0)
+            self._busy = -1
+        try:
+            yield
+        finally:
+            with self._idle:
+                self._busy = 0
+                self._idle.notify_all()
+
+    def resync(self) -> None:
+        """Observe the driver and believe it. Raises KernelError, Unavailable."""
+        with self._alone():
+            self.ledger.reset(self.driver.observe())
+            self.stale = False
+
+    def sweep(self) -> int:
+        """Remove what no scope wants; how many facts went. Raises KernelError, Unavailable."""
+        with self._alone():
+            plan = self.ledger.orphans()
+            if plan:
+                self.driver.apply(plan)
+                for key in plan.remove:
+                    self.ledger.have.pop(key, None)
+            return len(plan.remove)

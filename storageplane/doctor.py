@@ -1,0 +1,50 @@
+"""What this machine offers to volumes, and what a crash has left: one line each, read-only."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from netplane.model.errors import KernelError
+
+from . import mountinfo, syscalls
+from .journal import Journal
+
+Finding = tuple[bool, str]
+
+
+def findings(root: Path) -> Iterator[Finding]:
+    """(good, line) for each thing looked at."""
+    yield os.geteuid() == 0, "mounting needs root" if os.geteuid() else "runs as root"
+    yield _openat2()
+    yield _tmpfs()
+    yield from _left_over(root)
+
+
+def _openat2() -> Finding:
+    try:
+        os.close(syscalls.openat2(syscalls.AT_FDCWD, "/", os.O_PATH, syscalls.RESOLVE_NO_SYMLINKS))
+    except KernelError as exc:
+        return False, f"openat2 (Linux 5.6) is missing: paths cannot be resolved safely: {exc}"
+    return True, "openat2: paths are resolved without links"
+
+
+def _tmpfs() -> Finding:
+    try:
+        os.close(syscalls.new_filesystem("tmpfs", ("size=4096",)))
+    except KernelError as exc:
+        return False, f"tmpfs by fsopen (Linux 5.2) fails: emptyDir Memory cannot be had: {exc}"
+    return True, "fsopen and tmpfs: emptyDir Memory with its size limit"
+
+
+def _left_over(root: Path) -> Iterator[Finding]:
+    journal = Journal(root)
+    yield from ((False, why) for why in journal.damaged())
+    uids = {r.uid for r in journal.records()}
+    pods = root / "pods"
+    found = {p.name for p in pods.iterdir()} if pods.is_dir() else set()
+    for uid in sorted(found - uids):
+        yield False, f"{pods / uid} belongs to no publication: remove it once nothing uses it"
+    mounted = mountinfo.beneath(os.path.realpath(root))
+    yield True, f"{len(uids)} pods published, {len(mounted)} mounts beneath {root}"

@@ -1,0 +1,212 @@
+"""Which volume fits a claim, and why the others do not.
+
+Rule 1: the order is the upstream binder's: access-mode sets that cover the request, fewest modes
+        first; in a set a volume prebound to the claim at once, else the smallest that fits.
+Rule 2: `find` and `why` ask the same function for the same obstacle, so an explanation is never
+        another opinion than the decision.
+Source: kubernetes pkg/controller/volume/persistentvolume (index.go, FindMatchingVolume).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+
+from netplane.model.checks import parse_quantity
+from netplane.model.nodes import Node
+from netplane.model.pods import Pod
+from netplane.model.services import ObjectReference
+from netplane.model.snapshot import Snapshot
+from netplane.model.storage import (
+    NodeSelectorRequirement,
+    PersistentVolume,
+    PersistentVolumeClaim,
+    StorageClass,
+    VolumeNodeAffinity,
+)
+
+from . import names
+
+# A volume that nobody has looked at yet will be Available: taking it now makes the result the same
+# whichever of the two is looked at first.
+FREE = ("Available", "Pending", "")
+_bytes = lru_cache(maxsize=4096)(parse_quantity)
+
+
+def claim_key(claim: PersistentVolumeClaim) -> str:
+    return f"{claim.namespace}/{claim.name}"
+
+
+def requested(claim: PersistentVolumeClaim) -> int:
+    """Bytes that the claim asks for."""
+    return _bytes(claim.spec.resources.requests.get("storage", 0))
+
+
+def capacity(volume: PersistentVolume) -> int:
+    """Bytes that the volume offers."""
+    return _bytes(volume.spec.capacity.get("storage", 0))
+
+
+def refers(ref: ObjectReference | None, claim: PersistentVolumeClaim) -> bool:
+    """Whether a claimRef means this claim; a reference without UID is by name (a prebound volume)."""
+    if ref is None or (ref.namespace, ref.name) != (claim.namespace, claim.name):
+        return False
+    return not ref.uid or ref.uid == claim.metadata.uid
+
+
+def class_of(claim: PersistentVolumeClaim, snapshot: Snapshot) -> StorageClass | None:
+    return snapshot.get(StorageClass, "", claim.spec.storage_class_name or "")
+
+
+def default_class(snapshot: Snapshot) -> StorageClass | None:
+    """The default class; the newest of several (then by name, so that all agents agree)."""
+    found = [c for c in snapshot.list(StorageClass) if c.is_default and not c.deleting]
+    return max(found, key=lambda c: (c.metadata.creation_timestamp, c.name), default=None)
+
+
+def waits(claim: PersistentVolumeClaim, snapshot: Snapshot) -> bool:
+    """Whether the claim's class binds only when a pod is placed (WaitForFirstConsumer)."""
+    cls = class_of(claim, snapshot)
+    return cls is not None and cls.volume_binding_mode == "WaitForFirstConsumer"
+
+
+def consumer_node(claim: PersistentVolumeClaim, snapshot: Snapshot) -> str:
+    """The node where the claim is to be used: a scheduler's choice, or that of its first placed pod."""
+    chosen = claim.metadata.annotations.get(names.SELECTED_NODE, "")
+    pods = (p for p in snapshot.by(Pod, "claim", claim_key(claim)) if not p.finished)
+    return chosen or next((p.spec.node_name for p in pods if p.spec.node_name), "")
+
+
+def find(claim: PersistentVolumeClaim, snapshot: Snapshot) -> PersistentVolume | None:
+    """The volume that the claim is to be bound to now, or None."""
+    waiting = waits(claim, snapshot)
+    node = consumer_node(claim, snapshot) if waiting else ""
+    group: tuple[str, ...] | None = None
+    best: PersistentVolume | None = None
+    for volume in in_order(claim, _candidates(claim, snapshot)):
+        modes = tuple(sorted(volume.spec.access_modes))
+        if best is not None and modes != group:
+            break
+        group = modes
+        if obstacle(volume, claim, snapshot, (waiting, node)):
+            continue
+        if volume.spec.claim_ref is not None:
+            return volume
+        best = best or volume
+    return best
+
+
+def _candidates(claim: PersistentVolumeClaim, snapshot: Snapshot) -> Iterator[PersistentVolume]:
+    """The only volumes that can be the claim's: those that name it, and the free ones of its class."""
+    yield from snapshot.by(PersistentVolume, "claim", claim_key(claim))
+    yield from snapshot.by(PersistentVolume, "free", claim.spec.storage_class_name or "")
+
+
+def why(claim: PersistentVolumeClaim, snapshot: Snapshot) -> list[tuple[str, str]]:
+    """(volume, reason it is not taken) for every volume, in matching order; "" for one that would be."""
+    waiting = waits(claim, snapshot)
+    node = consumer_node(claim, snapshot) if waiting else ""
+    volumes = list(snapshot.list(PersistentVolume))
+    covering = list(in_order(claim, volumes))
+    others = sorted({v.name for v in volumes} - {v.name for v in covering})
+    wanted = ", ".join(claim.spec.access_modes)
+    found = [(v.name, obstacle(v, claim, snapshot, (waiting, node))) for v in covering]
+    return found + [(name, f"does not offer the access modes {wanted}") for name in others]
+
+
+def in_order(claim: PersistentVolumeClaim, volumes: Iterable[PersistentVolume]) -> Iterator[PersistentVolume]:
+    """The volumes whose access modes cover the claim's, in matching order."""
+    wanted = set(claim.spec.access_modes)
+    fitting = [v for v in volumes if wanted <= set(v.spec.access_modes)]
+
+    def rank(volume: PersistentVolume) -> tuple[int, list[str], int, str]:
+        modes = sorted(volume.spec.access_modes)
+        return len(modes), modes, capacity(volume), volume.name
+
+    return iter(sorted(fitting, key=rank))
+
+
+def obstacle(
+    volume: PersistentVolume,
+    claim: PersistentVolumeClaim,
+    snapshot: Snapshot,
+    place: tuple[bool, str] = (False, ""),
+) -> str:
+    """Why the volume cannot be this claim's, or "". ``place``: (wait for a pod, its node or "")."""
+    waiting, node = place
+    ref = volume.spec.claim_ref
+    if ref is not None and not refers(ref, claim):
+        return f"is claimed by {ref.namespace}/{ref.name}"
+    unfit = unsatisfied(volume, claim)
+    if unfit:
+        return unfit
+    away = node and not fits_node(volume.spec.node_affinity, node, snapshot)
+    if ref is not None:
+        return f"is not reachable from node {node}" if away else ""
+    if waiting and not node:
+        return "waits for a pod that uses the claim to be placed on a node"
+    if volume.status.phase not in FREE:
+        return f"is {volume.status.phase}, not Available"
+    if claim.spec.selector and not claim.spec.selector.matches(volume.labels):
+        return "its labels do not match the claim's selector"
+    if (claim.spec.storage_class_name or "") != volume.spec.storage_class_name:
+        return f"its storage class is {volume.spec.storage_class_name!r}"
+    return f"is not reachable from node {node}" if away else ""
+
+
+def unsatisfied(volume: PersistentVolume, claim: PersistentVolumeClaim) -> str:
+    """What no binding can overlook: size, volume mode, attributes class, deletion."""
+    if capacity(volume) < requested(claim):
+        have, want = volume.spec.capacity.get("storage"), claim.spec.resources.requests.get("storage")
+        return f"is too small: {have} of {want}"
+    if volume.spec.volume_attributes_class_name != claim.spec.volume_attributes_class_name:
+        return f"its attributes class is {volume.spec.volume_attributes_class_name!r}"
+    return unusable(volume, claim)
+
+
+def unusable(volume: PersistentVolume, claim: PersistentVolumeClaim) -> str:
+    """What not even claimRef and volumeName that name each other can overlook."""
+    if volume.spec.volume_mode != claim.spec.volume_mode:
+        return f"its volume mode is {volume.spec.volume_mode}"
+    return "is being deleted" if volume.deleting else ""
+
+
+def mismatch(volume: PersistentVolume, claim: PersistentVolumeClaim) -> str:
+    """Why a volume that the claim names itself (spec.volumeName) does not do; "" when it does."""
+    unfit = unsatisfied(volume, claim)
+    if unfit:
+        return unfit
+    if (claim.spec.storage_class_name or "") != volume.spec.storage_class_name:
+        return f"its storage class is {volume.spec.storage_class_name!r}"
+    missing = [m for m in claim.spec.access_modes if m not in volume.spec.access_modes]
+    return f"does not offer {', '.join(missing)}" if missing else ""
+
+
+def fits_node(affinity: VolumeNodeAffinity | None, node: str, snapshot: Snapshot) -> bool:
+    """Whether the volume can be reached from a node. A node without an object has its hostname label."""
+    if affinity is None or affinity.required is None:
+        return True
+    found = snapshot.get(Node, "", node)
+    labels = {names.HOSTNAME: node, **(found.labels if found else {})}
+    fields = {"metadata.name": node}
+    return any(
+        (term.match_expressions or term.match_fields)
+        and all(_holds(r, labels) for r in term.match_expressions)
+        and all(_holds(r, fields) for r in term.match_fields)
+        for term in affinity.required.node_selector_terms
+    )
+
+
+def _holds(need: NodeSelectorRequirement, labels: dict[str, str]) -> bool:
+    value = labels.get(need.key)
+    if need.operator in ("Gt", "Lt"):
+        try:
+            have, want = int(value or ""), int(need.values[0])
+        except (ValueError, IndexError):
+            return False
+        return have > want if need.operator == "Gt" else have < want
+    if need.operator == "In":
+        return value in need.values
+    if need.operator == "NotIn":
+        return value not in need.values
+    return (value is not None) == (need.operator == "Exists")

@@ -1,0 +1,20 @@
+"""The annotations, finalizers and names that Kubernetes' volume controllers write, and our own."""
+
+from __future__ import annotations
+
+BIND_COMPLETED = "pv.kubernetes.io/bind-completed"  # on a claim: its binding is whole
+BOUND_BY_CONTROLLER = "pv.kubernetes.io/bound-by-controller"  # on either: not the user's own choice
+PROVISIONED_BY = "pv.kubernetes.io/provisioned-by"
+SELECTED_NODE = "volume.kubernetes.io/selected-node"
+STORAGE_PROVISIONER = "volume.kubernetes.io/storage-provisioner"
+
+PVC_PROTECTION = "kubernetes.io/pvc-protection"
+PV_PROTECTION = "kubernetes.io/pv-protection"
+DATA = "storageplane.io/data"  # finalizer of a volume whose data we made and have not yet removed
+
+DIRECTORY = "storageplane.io/directory"  # the provisioner of directories
+NO_PROVISIONER = "kubernetes.io/no-provisioner"
+SIZE_ENFORCED = "storageplane.io/size-enforced"  # annotation: "false" where the size is only recorded
+HOSTNAME = "kubernetes.io/hostname"
+
+FILESYSTEM_DIR = "volumes"  # beneath the root: one directory per provisioned volume

@@ -1,0 +1,189 @@
+"""Directories beneath a root, made and removed by descriptor.
+
+Rule 1: every path is relative to the root and resolved beneath it without links and without
+        crossing a mount: openat2 with RESOLVE_BENEATH, NO_SYMLINKS, NO_MAGICLINKS and NO_XDEV.
+Rule 2: removal descends by such descriptors only, so it stays on one mount of one file system and
+        deletes a link, never what it points to (kubernetes#72257, CVE-2017-1002102).
+Rule 3: a tree in which anything is mounted is not touched at all.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
+
+from netplane.model.errors import Invalid, KernelError
+
+from . import mountinfo, syscalls
+
+ANCHORED = (
+    syscalls.RESOLVE_BENEATH
+    | syscalls.RESOLVE_NO_SYMLINKS
+    | syscalls.RESOLVE_NO_MAGICLINKS
+    | syscalls.RESOLVE_NO_XDEV
+)
+DEPTH = 64  # directories held open at once while removing
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+
+
+Opened = AbstractContextManager[int]
+
+
+@contextmanager
+def opened(at: int, path: str, flags: int = os.O_PATH, resolve: int = ANCHORED) -> Iterator[int]:
+    fd = syscalls.openat2(at, path, flags, resolve)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def parent(root: Path, path: str, resolve: int = ANCHORED) -> Iterator[tuple[int, str]]:
+    """(descriptor of the directory that holds ``path``, last name); ``path`` is beneath ``root``."""
+    head, name = split(path)
+    with opened(syscalls.AT_FDCWD, str(root), os.O_PATH | os.O_DIRECTORY, 0) as top:
+        if not head:
+            yield top, name
+            return
+        with opened(top, head, os.O_PATH | os.O_DIRECTORY, resolve) as fd:
+            yield fd, name
+
+
+def split(path: str) -> tuple[str, str]:
+    """(head, last name) of a relative path. Raises Invalid when it could lead outside."""
+    parts = path.split("/")
+    if not path or any(part in ("", ".", "..") or "\0" in part for part in parts):
+        raise Invalid(f"{path!r} is not a path beneath the root: use plain names joined by '/'")
+    return "/".join(parts[:-1]), parts[-1]
+
+
+def make(
+    root: Path, path: str, mode: int, owner: tuple[int, int] = (-1, -1), resolve: int = ANCHORED
+) -> None:
+    """A directory of exactly ``mode`` whatever the umask, and its parents (0755), where absent.
+
+    One that is there keeps its mode: its user may have changed it. It appears under its name whole,
+    by rename, so a crash leaves none with half its attributes. Raises KernelError (ENOTDIR, ELOOP).
+    """
+    made = ""
+    for part in path.split("/"):
+        made = f"{made}/{part}" if made else part
+        exact, whose = (mode, owner) if made == path else (0o755, (-1, -1))
+        with parent(root, made, resolve) as (fd, name), translated(f"make directory {root / made}"):
+            _make_one(fd, name, exact, whose)
+
+
+def staging(name: str) -> str:
+    """The name that a directory has until it is whole."""
+    return f".{name}.new"
+
+
+def _make_one(at: int, name: str, mode: int, owner: tuple[int, int]) -> None:
+    try:
+        if not stat.S_ISDIR(os.stat(name, dir_fd=at, follow_symlinks=False).st_mode):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), name)
+        return
+    except FileNotFoundError:
+        pass
+    with suppress(FileExistsError):
+        os.mkdir(staging(name), 0o700, dir_fd=at)
+    with opened(at, staging(name), _DIRECTORY) as fresh:
+        os.fchown(fresh, *owner)
+        os.fchmod(fresh, mode)
+    os.rename(staging(name), name, src_dir_fd=at, dst_dir_fd=at)
+
+
+def remove(root: Path, path: str) -> None:
+    """Remove a tree beneath the root. Gone already: fine. Raises KernelError(EBUSY) when mounted in."""
+    whole = str(root / path)
+    within = mountinfo.beneath(os.path.realpath(root) + "/" + path)
+    if within:
+        raise KernelError(errno.EBUSY, f"remove {whole}", f"{within[-1].point} is mounted in it")
+    try:
+        with parent(root, path) as (fd, name), translated(f"remove {whole}"):
+            _remove_entry(fd, name)
+            _remove_entry(fd, staging(name))
+    except KernelError as exc:
+        if exc.errno != errno.ENOENT:
+            raise
+
+
+def _remove_entry(at: int, name: str) -> None:
+    try:
+        os.unlink(name, dir_fd=at)
+        return
+    except FileNotFoundError:
+        return
+    except (IsADirectoryError, PermissionError):
+        pass  # EISDIR on Linux for a directory; EPERM elsewhere and for immutable files
+    _empty(at, name)
+    os.rmdir(name, dir_fd=at)
+
+
+def _empty(at: int, name: str) -> None:
+    """Depth first with a stack of open directories; what lies deeper than DEPTH is moved to the top.
+
+    So neither recursion nor the number of descriptors limits how deep a tree a user may leave.
+    """
+    stack: list[tuple[int, list[str]]] = []
+    moves = (n for n in itertools.count() if not _exists(stack[0][0], f".deep-{n}"))
+    try:
+        stack.append(_listed(at, name))
+        while stack:
+            fd, entries = stack[-1]
+            if not entries:
+                stack.pop()
+                os.close(fd)
+                if stack:
+                    os.rmdir(stack[-1][1].pop(), dir_fd=stack[-1][0])
+            elif _unlinked(fd, entries[-1]):
+                entries.pop()
+            elif len(stack) < DEPTH:
+                stack.append(_listed(fd, entries[-1]))
+            else:
+                top, listed = stack[0]
+                moved = f".deep-{next(moves)}"
+                os.rename(entries.pop(), moved, src_dir_fd=fd, dst_dir_fd=top)
+                listed.insert(0, moved)
+    finally:
+        for fd, _ in stack:
+            os.close(fd)
+
+
+def _exists(at: int, name: str) -> bool:
+    try:
+        os.stat(name, dir_fd=at, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _listed(at: int, name: str) -> tuple[int, list[str]]:
+    fd = syscalls.openat2(at, name, _DIRECTORY, ANCHORED)
+    return fd, os.listdir(fd)
+
+
+def _unlinked(at: int, name: str) -> bool:
+    """Unlink unless it is a directory; False then."""
+    try:
+        os.unlink(name, dir_fd=at)
+    except FileNotFoundError:
+        return True
+    except IsADirectoryError:
+        return False
+    return True
+
+
+@contextmanager
+def translated(operation: str) -> Iterator[None]:
+    """An OSError as KernelError."""
+    try:
+        yield
+    except OSError as exc:
+        raise KernelError(exc.errno or errno.EIO, operation) from exc

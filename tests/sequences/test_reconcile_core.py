@@ -1,0 +1,204 @@
+"""The loop over a real table (a dict) as driver and a store in memory: orders, outages, refusals."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+import pytest
+
+from netplane.model.base import ObjectMeta
+from netplane.model.errors import Invalid, KernelError
+from netplane.model.facts import Fact, FactKey, Mark, Plan, Record, Scope
+from netplane.model.services import Service, ServicePort, ServiceSpec
+from netplane.model.snapshot import Snapshot
+from netplane.reconcile.base import Event
+from netplane.reconcile.core import Core
+
+from ..unit.memory_store import MemoryStore
+
+
+class Table:
+    """A driver whose kernel is a dict; refuses names that hold ``refuse``."""
+
+    name = "table"
+    accepts = (Record,)
+    parallel = False
+
+    def __init__(self) -> None:
+        self.rows: dict[FactKey, Mark] = {}
+        self.refuse = "\0"
+        self.plans = 0
+
+    def observe(self) -> Mapping[FactKey, Mark]:
+        return dict(self.rows)
+
+    def apply(self, plan: Plan) -> None:
+        self.plans += 1
+        if any(self.refuse in f.name for f in (*plan.add, *plan.change)):
+            raise KernelError(22, "add record")
+        for fact in (*plan.add, *plan.change):
+            self.rows[fact.key] = fact.mark
+        for key in plan.remove:
+            self.rows.pop(key, None)
+
+
+class NameRoom:
+    name = "names"
+
+    def scopes(self, event: Event | None, snapshot: Snapshot) -> Iterable[Scope]:
+        objects = [event.object] if event else list(snapshot.list(Service))
+        return [Scope("names", o.name) for o in objects if o.KIND == "Service"]
+
+    def render(self, scope: Scope, snapshot: Snapshot) -> Iterable[Fact]:
+        service = snapshot.get(Service, "default", scope.name)
+        if service is None:
+            return []
+        if scope.name == "broken":
+            raise Invalid("Service default/broken: cannot be")
+        return [Record(name=service.name, type="A", data=(service.spec.cluster_ip,))]
+
+
+def service(name: str, ip: str = "10.96.0.1") -> Service:
+    spec = ServiceSpec(cluster_ip=ip, ports=(ServicePort(port=80),))
+    return Service(metadata=ObjectMeta(name=name, namespace="default"), spec=spec)
+
+
+def eventually(condition: Callable[[], object], seconds: float = 5.0) -> None:
+    give_up = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < give_up, "it did not come about"
+        time.sleep(0.002)
+
+
+@pytest.fixture
+def store() -> MemoryStore:
+    return MemoryStore()
+
+
+@pytest.fixture
+def table() -> Table:
+    return Table()
+
+
+@pytest.fixture
+def core(store: MemoryStore, table: Table) -> Iterator[Core]:
+    core = Core(store, [(NameRoom(), [table])])
+    yield core
+    core.stop()
+
+
+def names(table: Table) -> list[str]:
+    return sorted(str(key[1]) for key in table.rows)
+
+
+def test_what_is_declared_comes_about_and_goes_again(store: MemoryStore, table: Table, core: Core) -> None:
+    store.put(service("a"))
+    core.start()
+    assert core.wait_synced(5)
+    assert names(table) == ["a"]
+    store.put(service("b"))
+    eventually(lambda: names(table) == ["a", "b"])
+    store.delete(service("a").key)
+    eventually(lambda: names(table) == ["b"])
+    eventually(lambda: core.status()["synced"])
+
+
+def test_a_restart_adopts_what_fits_and_sweeps_the_rest(store: MemoryStore, table: Table, core: Core) -> None:
+    store.put(service("a"))
+    for name in ("a", "left-over"):
+        fact = Record(name=name, type="A", data=("10.96.0.1",))
+        table.rows[fact.key] = fact.mark
+    core.start()
+    assert core.wait_synced(5)
+    assert names(table) == ["a"]
+    assert table.plans == 1, "the sweep alone; what fitted was not touched"
+
+
+def test_nothing_is_swept_before_the_store_answers(store: MemoryStore, table: Table, core: Core) -> None:
+    fact = Record(name="old", type="A", data=())
+    table.rows[fact.key] = fact.mark
+    store.down = True
+    core.start()
+    assert not core.wait_synced(0.3)
+    assert names(table) == ["old"]
+    assert "down" in core.status()["store"]
+    store.down = False
+    assert core.wait_synced(5)
+    assert names(table) == []
+
+
+def test_an_outage_loses_no_change(store: MemoryStore, table: Table, core: Core) -> None:
+    store.put(service("a"))
+    core.start()
+    assert core.wait_synced(5)
+    with store.changed:
+        store.down = True
+        store.changed.notify_all()
+    eventually(lambda: core.status()["store"] == "the store is down")
+    assert names(table) == ["a"], "what is known stays in force"
+    store.down = False
+    store.put(service("b"))
+    store.delete(service("a").key)
+    eventually(lambda: names(table) == ["b"])
+
+
+def test_one_refused_scope_does_not_stop_the_others(store: MemoryStore, table: Table, core: Core) -> None:
+    table.refuse = "bad"
+    for name in ("a", "bad", "broken", "c"):
+        store.put(service(name))
+    core.start()
+    assert core.wait_synced(5)
+    assert names(table) == ["a", "c"]
+    status = core.status()
+    assert not status["synced"]
+    assert set(status["rooms"]["names"]["failing"]) == {"bad", "broken"}
+    table.refuse = "\0"
+    eventually(lambda: names(table) == ["a", "bad", "c"])
+    store.delete(service("broken").key)
+    eventually(lambda: core.status()["synced"], 10)
+
+
+def test_sync_tells_the_outcome_and_sees_its_own_write(table: Table, core: Core) -> None:
+    core.start()
+    assert core.wait_synced(5)
+    core.put(service("mine"))
+    core.sync([Scope("names", "mine")])
+    assert names(table) == ["mine"]
+    table.refuse = "worse"
+    core.put(service("worse"))
+    with pytest.raises(KernelError):
+        core.sync([Scope("names", "worse")])
+    core.delete(service("worse").key)
+    core.sync([Scope("names", "worse")])
+
+
+def test_own_writes_and_the_watch_never_bring_an_object_back(table: Table, core: Core) -> None:
+    core.start()
+    assert core.wait_synced(5)
+
+    def churn(name: str) -> None:
+        for i in range(50):
+            core.put(service(name, f"10.96.0.{i + 1}"))
+            core.delete(service(name).key)
+
+    threads = [threading.Thread(target=churn, args=(f"s{i}",)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    eventually(lambda: core.status()["pending"] == 0)
+    assert list(core.snapshot().list(Service)) == []
+    eventually(lambda: names(table) == [])
+
+
+def test_what_somebody_else_changed_is_mended_by_a_resync(
+    store: MemoryStore, table: Table, core: Core
+) -> None:
+    store.put(service("a"))
+    core.start()
+    assert core.wait_synced(5)
+    table.rows.clear()
+    core.resync()
+    eventually(lambda: names(table) == ["a"])
