@@ -2,8 +2,8 @@
 
 Rule 1: a CIDR that a Node declares is honoured, or refused when it overlaps another's; never replaced.
 Rule 2: claims of different sizes have different names and may overlap, so a claim counts only once
-        it stands in the snapshot and no older one overlaps it: a snapshot that shows a claim shows
-        all older ones. The younger of two gives way.
+        it stands in the snapshot and no older one overlaps it; the younger of two gives way. An
+        agent that saw its own claim before an older one of another says so on its node afterwards.
 Rule 3: what is held stays: a node keeps its CIDR over restarts and changes of the cluster CIDR.
 """
 
