@@ -27,12 +27,17 @@ def network(text: str) -> Network:
         raise Invalid(f"{text!r} is not a CIDR such as 10.244.0.0/16 or fd00::/64: {exc}") from None
 
 
+@lru_cache(maxsize=65536)
+def span(text: str) -> tuple[int, int, int]:
+    """IP version, first and last address of a CIDR as numbers: what an overlap is decided on."""
+    net = network(text)
+    return net.version, int(net.network_address), int(net.broadcast_address)
+
+
 def overlap(one: str, other: str) -> bool:
-    a, b = network(one), network(other)
-    if a.version != b.version:
-        return False
-    first, last = int(a.network_address), int(a.broadcast_address)
-    return first <= int(b.broadcast_address) and int(b.network_address) <= last
+    version, first, last = span(one)
+    other_version, other_first, other_last = span(other)
+    return version == other_version and first <= other_last and other_first <= last
 
 
 def first_overlap(cidr: str, others: Iterable[str]) -> str:

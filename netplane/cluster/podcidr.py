@@ -2,8 +2,8 @@
 
 Rule 1: a CIDR that a Node declares is honoured, or refused when it overlaps another's; never replaced.
 Rule 2: claims of different sizes have different names and may overlap, so a claim counts only once
-        it stands in the snapshot and no older one overlaps it: a snapshot that shows a claim shows
-        all older ones. The younger of two gives way.
+        it stands in the snapshot and no older one overlaps it; the younger of two gives way. An
+        agent that saw its own claim before an older one of another says so on its node afterwards.
 Rule 3: what is held stays: a node keeps its CIDR over restarts and changes of the cluster CIDR.
 """
 
@@ -21,7 +21,7 @@ from ..model.snapshot import Snapshot
 from . import claims
 from .claims import Claim
 from .conditions import node_refused
-from .config import ClusterConfig, family_of, first_overlap, network, overlap
+from .config import ClusterConfig, family_of, first_overlap, network, overlap, span
 
 TYPE = "podcidr"
 
@@ -62,7 +62,7 @@ class PodCIDRs:
 
     def _wanted(self, node: Node, held: tuple[Allocation, ...], snapshot: Snapshot) -> list[Claim]:
         """What the node declares, then one of each family that the cluster has and it has not."""
-        others = [a for a in snapshot.by(Allocation, "type", TYPE) if not claims.is_holder(a, node)]
+        others = [a for a in snapshot.by(Allocation, "type", TYPE) if a.spec.holder_name != node.name]
         wanted = [self._declared(node, cidr, held, others) for cidr in node.pod_cidrs]
         have = [family_of(claim.value) for claim in wanted]
         if len(set(have)) < len(have):
@@ -124,16 +124,15 @@ def _used(node: Node, others: list[Allocation], snapshot: Snapshot) -> Iterator[
 def _blocks(cidrs: Iterable[str], version: int, shift: int) -> Iterator[tuple[int, int]]:
     """The node-sized blocks that each CIDR of this IP version touches, first and last."""
     for text in cidrs:
-        net = network(text)
-        if net.version == version:
-            yield int(net.network_address) >> shift, int(net.broadcast_address) >> shift
+        its_version, first, last = span(text)
+        if its_version == version:
+            yield first >> shift, last >> shift
 
 
 def _rival(cidr: str, mine: Allocation | None, others: list[Allocation]) -> Allocation | None:
     """Another node's claim that overlaps and is older than ours; any that overlaps, before we claim."""
     for other in others:
-        older = mine is None or other.revision < mine.revision
-        if older and overlap(other.spec.value, cidr):
+        if overlap(other.spec.value, cidr) and (mine is None or other.revision < mine.revision):
             return other
     return None
 

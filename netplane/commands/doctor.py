@@ -6,6 +6,7 @@ Rule 2: a lack is one line, never a traceback.
 
 from __future__ import annotations
 
+import errno
 import importlib.metadata
 import json
 import os
@@ -23,6 +24,7 @@ from ..kernel import probe
 from ..model.errors import NetplaneError
 
 OLDEST = (5, 13)
+AS_ROOT = "run it with sudo"
 ROOM = 100 << 20  # bytes that the state directory's disk should have free
 
 
@@ -73,7 +75,9 @@ def examine(check: Check) -> Finding:
     try:
         detail = check.look()
     except (OSError, ImportError, NetplaneError, ValueError) as exc:
-        return Finding(check.name, False, check.lack.required, str(exc), check.lack.costs, check.lack.remedy)
+        denied = getattr(exc, "errno", 0) in (errno.EPERM, errno.EACCES) and os.geteuid() != 0
+        remedy = AS_ROOT if denied else check.lack.remedy
+        return Finding(check.name, False, check.lack.required, str(exc), check.lack.costs, remedy)
     return Finding(check.name, True, check.lack.required, detail)
 
 
@@ -86,7 +90,7 @@ def line(finding: Finding) -> str:
 
 def checks(state_dir: Path) -> Iterator[Check]:
     """All checks, the required ones first."""
-    yield Check("root", _root, Lack("nothing can be configured or probed", "run it with sudo", True))
+    yield Check("root", _root, Lack("nothing can be configured or probed", AS_ROOT, True))
     yield Check(
         "kernel", _kernel, Lack("it is untested", f"use Linux {OLDEST[0]}.{OLDEST[1]} or later", True)
     )
@@ -178,7 +182,7 @@ def _forward() -> str:
     path = "/proc/sys/net/ipv4/ip_forward"
     value = probe.read(path)
     if value != "1" and not os.access(path, os.W_OK):
-        raise PermissionError(f"it is {value} and cannot be set")
+        raise PermissionError(errno.EACCES, f"it is {value} and cannot be set")
     return "on in this namespace" if value == "1" else "off in this namespace; the agent turns it on"
 
 

@@ -9,7 +9,7 @@ import pytest
 from netplane.cluster.instance import Instance
 from netplane.cluster.leases import NAMESPACE, live_nodes, rank
 from netplane.cluster.nodes import Machine, Registrar
-from netplane.model.base import Key, amend
+from netplane.model.base import Key, Object, amend
 from netplane.model.errors import Invalid, Unavailable
 from netplane.model.nodes import Condition, Lease, Node, NodeAddress
 from tests.cluster_world import World
@@ -101,6 +101,27 @@ def test_a_second_agent_of_the_same_name_is_refused(world: World, clock: Clock) 
     with pytest.raises(Invalid, match=r"node-a is in use by node-a_one since 2027-.*last heard of 5 s ago"):
         registrar(world, clock, "two").register()
     assert len(world.events) == seen
+
+
+def test_of_two_that_start_at_once_one_is_refused(world: World, clock: Clock) -> None:
+    """The second reads before the first writes, so both mean to create the lease."""
+
+    class Late:
+        def __init__(self) -> None:
+            self.blind = True
+
+        def get(self, key: Key) -> Object | None:
+            seen, self.blind = (None if self.blind else world.get(key)), False
+            return seen
+
+        def put(self, obj: Object, expect: int | None = None) -> Object:
+            stored: Object = world.put(obj, expect)
+            return stored
+
+    registrar(world, clock).register()
+    with pytest.raises(Invalid, match="node-a is in use by node-a_one"):
+        Registrar(Late(), machine("two"), lambda: clock.wall, lambda: clock.mono).register()
+    assert lease(world).spec.holder_identity == "node-a_one"
 
 
 def test_a_lease_that_ran_out_is_taken_at_once_and_the_old_holder_told(world: World, clock: Clock) -> None:

@@ -124,3 +124,14 @@ def test_a_missing_library_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_missing_package_is_named() -> None:
     wanted = ["click>=8.1", "no-such-package>=1", 'ruff>=0.6; extra == "dev"']
     assert list(doctor._missing(wanted)) == ["no-such-package"]
+
+
+def test_without_root_the_remedy_is_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied() -> str:
+        raise PermissionError(1, "Operation not permitted")
+
+    check = doctor.Check("veth", denied, doctor.Lack("pods get no interface", "modprobe veth", True))
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert doctor.examine(check).remedy == "run it with sudo"
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert doctor.examine(check).remedy == "modprobe veth"
