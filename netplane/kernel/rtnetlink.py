@@ -22,11 +22,11 @@ from ..model.errors import Invalid, KernelError, NetplaneError
 from ..model.facts import Address, Fact, FactKey, Fdb, Link, Mark, Neighbour, Plan, Route, Sysctl
 from . import linkmsg, sysctl
 from .factput import put_facts
-from .linkdrop import Reaper, drop
+from .linkdrop import Reaper, delete_ours, drop
 from .linkput import put
 from .linkread import View, link_faults, peer_faults
 from .nlsocket import Pool, Socket
-from .session import GONE, Session
+from .session import Session
 
 
 class LinkDriver:
@@ -88,9 +88,9 @@ class LinkDriver:
             finally:
                 session.close()
 
-    def _delete_links(self, indexes: list[int]) -> None:
+    def _delete_links(self, names: list[str]) -> None:
         with self._pool.take() as own:
-            own.must(linkmsg.delete_all(indexes), fine=GONE)
+            delete_ours(own, names)
 
     def observe(self) -> dict[FactKey, Mark]:
         """Everything of ours in our namespace but sysctls and links of kind "", which bear no mark."""

@@ -67,6 +67,15 @@ class Place(NamedTuple):
         found = json.loads(netns.run(where or self.node, "ip", "-d", "-j", "link", "show", "dev", name))
         return dict(found[0])
 
+    def picture(self) -> list[Any]:
+        """What of the node does not follow by itself, and later, from a link's carrier."""
+        links = json.loads(netns.run(self.node, "ip", "-j", "address", "show", "scope", "global"))
+        for link in links:
+            link.pop("operstate"), link.pop("flags")
+        commands = "ip route show proto 78", "ip -6 route show proto 78", "ip neigh show nud permanent"
+        shown = [netns.run(self.node, *command.split()) for command in commands]
+        return [links, *shown, netns.run(self.node, "bridge", "fdb", "show", "dev", "npvx0")]
+
     def names(self, where: str = "") -> set[str]:
         links = json.loads(netns.run(where or self.node, "ip", "-j", "link"))
         return {link["ifname"] for link in links}
@@ -127,7 +136,7 @@ def test_a_pod_reaches_its_gateway_at_once_in_both_families(place: Place) -> Non
 def test_a_fresh_process_adopts_all_of_it_and_touches_nothing(place: Place) -> None:
     facts = (*NODE, *attachment(place.pod))
     place.apply(*facts)
-    before = [netns.run(place.node, "ip", what) for what in ("link", "address", "route")]
+    before = place.picture()
     program = (
         "from netplane.kernel.rtnetlink import LinkDriver; d = LinkDriver();"
         "print(sorted((repr(k), repr(m)) for k, m in d.observe().items()))"
@@ -135,7 +144,7 @@ def test_a_fresh_process_adopts_all_of_it_and_touches_nothing(place: Place) -> N
     seen = netns.run(place.node, sys.executable, "-c", program).strip()
     assert seen == str(sorted((repr(k), repr(m)) for k, m in observable(facts).items()))
     netns.call(place.node, LinkDriver).apply(Plan(add=facts))  # a driver that knows nothing yet
-    assert [netns.run(place.node, "ip", what) for what in ("link", "address", "route")] == before
+    assert place.picture() == before
 
 
 def test_everything_removed_is_gone_and_removing_it_again_is_fine(place: Place) -> None:
