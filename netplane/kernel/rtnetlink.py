@@ -11,6 +11,7 @@ Rule 4: what a pod's namespace holds belongs to the pod: `observe` reads our own
 from __future__ import annotations
 
 import os
+import struct
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from typing import Any
 
 import msgspec
 
-from ..model.errors import Invalid, KernelError, NetplaneError
+from ..model.errors import Invalid, KernelError
 from ..model.facts import Address, Fact, FactKey, Fdb, Link, Mark, Neighbour, Plan, Route, Sysctl
 from . import linkmsg, sysctl
 from .factput import put_facts
@@ -58,12 +59,12 @@ class LinkDriver:
             drop(session, plan.remove, self._reaper)
             try:
                 self._put(session, wanted, frozenset(fact.key for fact in plan.change))
-            except NetplaneError:
-                session.undo()
-                raise
-            except ValueError as exc:
+            except (ValueError, struct.error) as exc:
                 session.undo()
                 raise Invalid(f"a fact cannot be put into a request: {exc}") from exc
+            except BaseException:
+                session.undo()
+                raise
 
     def _put(self, session: Session, facts: tuple[Any, ...], known: frozenset[FactKey]) -> None:
         put(session, (f for f in facts if isinstance(f, Link)), known)

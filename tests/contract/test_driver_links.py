@@ -69,9 +69,9 @@ class Place(NamedTuple):
 
     def picture(self) -> list[Any]:
         """What of the node does not follow by itself, and later, from a link's carrier."""
-        links = json.loads(netns.run(self.node, "ip", "-j", "address", "show", "scope", "global"))
-        for link in links:
-            link.pop("operstate"), link.pop("flags")
+        found = json.loads(netns.run(self.node, "ip", "-j", "address"))
+        links = [[link[key] for key in ("ifindex", "ifname", "mtu", "address")] for link in found]
+        links += [[a["local"] for a in link["addr_info"] if a["scope"] == "global"] for link in found]
         commands = "ip route show proto 78", "ip -6 route show proto 78", "ip neigh show nud permanent"
         shown = [netns.run(self.node, *command.split()) for command in commands]
         return [links, *shown, netns.run(self.node, "bridge", "fdb", "show", "dev", "npvx0")]
@@ -315,6 +315,7 @@ def test_verify_says_in_words_what_a_pod_lacks(place: Place) -> None:
         (Route(dst="10.0.0.0/33", link="lo"), "at most 32"),
         (Neighbour(link="lo", address="10.0.0.1", mac="zz"), "set neighbour 10.0.0.1 on lo"),
         (Link(name="x", kind="bridge", mac="02:00"), "not a MAC address"),
+        (Link(name="x", kind="bridge", mtu=-1), "cannot be put into a request"),
         (Sysctl(name="../etc/passwd", value="1"), "below /proc/sys"),
         (Chain(name="x"), "Chain is not for the driver links"),
     ],
