@@ -80,7 +80,8 @@ def drop(session: Session, keys: Iterable[FactKey], reaper: Reaper) -> None:
     rest: dict[str, list[FactKey]] = defaultdict(list)
     for key in keys:
         if key[0] == "link":
-            links[str(key[1])].append(str(key[2]))
+            if key[2] != "lo":  # never ours, and in every pod: not worth a wait for the lock
+                links[str(key[1])].append(str(key[2]))
         elif key[0] != "sysctl":  # a sysctl has no absence
             rest[str(key[1])].append(key)
     for netns, names in links.items():
