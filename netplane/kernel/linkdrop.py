@@ -1,13 +1,15 @@
 """Remove links and what hangs on them, by key.
 
 Rule 1: a link goes only when it is ours; a name that is somebody else's by now is passed over.
-Rule 2: deleting a link waits for an RCU grace period (about 20 ms), deleting a group of them waits
-        once: so the links of a plan go together, and plans that meet share one wait (`Reaper`).
+Rule 2: deleting a link waits for an RCU grace period (about 20 ms) with the kernel's RTNL lock held,
+        deleting a group of them waits once: so the links of a plan go together, and plans that meet
+        share one wait (`Reaper`). What can be asked without that lock is, for it may be held long.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from errno import EINVAL, ENOENT
@@ -15,11 +17,13 @@ from typing import Any
 
 from ..model.errors import KernelError, NetplaneError
 from ..model.facts import Address, FactKey
-from . import linkmsg, routemsg
+from . import linkmsg, routemsg, sysctl
 from .nlmsg import Request
+from .nlsocket import Socket
 from .session import GONE, Session
 
-Delete = Callable[[list[int]], None]
+Delete = Callable[[list[str]], None]
+_GATHER = 0.001  # seconds
 
 
 class Reaper:
@@ -27,38 +31,47 @@ class Reaper:
 
     def __init__(self, delete: Delete) -> None:
         self._delete = delete
-        self._turn = threading.Lock()
-        self._guard = threading.Lock()
+        self._change = threading.Condition()
         self._waiting: list[_Ticket] = []
+        self._leading = False  # somebody is deleting for all who waited
+        self._busy = False
 
-    def reap(self, indexes: list[int]) -> None:
+    def reap(self, names: list[str]) -> None:
         """Return when these links are gone. Raises KernelError."""
-        ticket = _Ticket(indexes)
-        with self._guard:
+        ticket = _Ticket(names)
+        with self._change:
             self._waiting.append(ticket)
-        with self._turn:
-            if not ticket.done:
-                with self._guard:
-                    batch, self._waiting = self._waiting, []
-                self._run(batch)
+            self._change.wait_for(lambda: ticket.done or not self._leading)
+            lead = not ticket.done
+            self._leading = self._leading or lead
+        if lead:
+            self._lead()
         if ticket.error:
             raise ticket.error
 
-    def _run(self, batch: list[_Ticket]) -> None:
-        error: BaseException | None = None
+    def _lead(self) -> None:
+        if self._busy:  # those whom the last wait released are about to come again
+            time.sleep(_GATHER)
+        with self._change:
+            batch, self._waiting = self._waiting, []
+        error: NetplaneError | None = None
         try:
-            self._delete([index for ticket in batch for index in ticket.indexes])
+            self._delete([name for ticket in batch for name in ticket.names])
         except NetplaneError as exc:
             error = exc
-        for ticket in batch:
-            ticket.done, ticket.error = True, error
+        finally:
+            with self._change:
+                for ticket in batch:
+                    ticket.done, ticket.error = True, error
+                self._leading, self._busy = False, len(batch) > 1
+                self._change.notify_all()
 
 
 class _Ticket:
-    def __init__(self, indexes: list[int]) -> None:
-        self.indexes = indexes
+    def __init__(self, names: list[str]) -> None:
+        self.names = names
         self.done = False
-        self.error: BaseException | None = None
+        self.error: NetplaneError | None = None
 
 
 def drop(session: Session, keys: Iterable[FactKey], reaper: Reaper) -> None:
@@ -67,14 +80,15 @@ def drop(session: Session, keys: Iterable[FactKey], reaper: Reaper) -> None:
     rest: dict[str, list[FactKey]] = defaultdict(list)
     for key in keys:
         if key[0] == "link":
-            links[str(key[1])].append(str(key[2]))
+            if key[2] != "lo":  # never ours, and in every pod: not worth a wait for the lock
+                links[str(key[1])].append(str(key[2]))
         elif key[0] != "sysctl":  # a sysctl has no absence
             rest[str(key[1])].append(key)
     for netns, names in links.items():
         if _there(session, netns):
             _drop_links(session, netns, names, reaper)
     for netns, group in rest.items():
-        if _there(session, netns):
+        if _there(session, netns) and not (netns and _went_along(netns, group)):
             _drop_rest(session, netns, group)
 
 
@@ -90,15 +104,28 @@ def _there(session: Session, netns: str) -> bool:
 
 
 def _drop_links(session: Session, netns: str, names: list[str], reaper: Reaper) -> None:
-    doomed = [s.ifindex for s in session.states(netns, names).values() if s.ours]
+    if netns:
+        delete_ours(session.socket(netns), names)
+    else:
+        reaper.reap(names)
     for name in names:
         session.forget(netns, name)
-    if not doomed:
-        return
-    if netns:
-        session.socket(netns).must(linkmsg.delete_all(doomed), fine=GONE)
-    else:
-        reaper.reap(doomed)
+
+
+def delete_ours(sock: Socket, names: list[str]) -> None:
+    """Delete those links of these names that are ours. Raises KernelError."""
+    answers = sock.must([linkmsg.get(name) for name in names], fine=GONE)
+    states = [linkmsg.parse(answer.body) for answer in answers if answer.body]
+    doomed = [state.ifindex for state in states if state.ours]
+    if doomed:
+        sock.must(linkmsg.delete_all(doomed), fine=GONE)
+
+
+def _went_along(netns: str, keys: list[FactKey]) -> bool:
+    """Whether the links that these keys name are gone, and so all that hung on them (a pod's end
+    goes with ours). Asked of /proc/sys, which does not wait for the RTNL lock."""
+    links = {str(key[2]) for key in keys if key[0] != "route"}
+    return bool(links) and all(sysctl.read(f"net/ipv4/conf/{n}/forwarding", netns) is None for n in links)
 
 
 def _drop_rest(session: Session, netns: str, keys: list[FactKey]) -> None:

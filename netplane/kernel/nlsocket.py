@@ -116,9 +116,11 @@ class Pool:
                 self.portids.add(sock.portid())
         try:
             yield sock
-        finally:
-            with self._lock:
-                self._idle.append(sock)
+        except BaseException:
+            sock.close()  # it may be in the middle of a dump
+            raise
+        with self._lock:
+            self._idle.append(sock)
 
     def close(self) -> None:
         with self._lock:

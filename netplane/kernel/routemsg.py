@@ -108,6 +108,8 @@ def delete_route(dst: str, table: int, metric: int) -> Request:
     parts = [_rtmsg(fact, packed, bits, 0, ROUTE_PROTOCOL), nl.attr32(nl.RTA_TABLE, table)]
     if bits:
         parts.append(nl.attr(nl.RTA_DST, packed))
+    if len(packed) == 16:
+        metric = metric or IPV6_DEFAULT_METRIC
     if metric:
         parts.append(nl.attr32(nl.RTA_PRIORITY, metric))
     return Request(nl.RTM_DELROUTE, 0, b"".join(parts), f"remove route {dst}")

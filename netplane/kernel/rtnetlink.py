@@ -11,6 +11,7 @@ Rule 4: what a pod's namespace holds belongs to the pod: `observe` reads our own
 from __future__ import annotations
 
 import os
+import struct
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -18,15 +19,15 @@ from typing import Any
 
 import msgspec
 
-from ..model.errors import Invalid, KernelError, NetplaneError
+from ..model.errors import Invalid, KernelError
 from ..model.facts import Address, Fact, FactKey, Fdb, Link, Mark, Neighbour, Plan, Route, Sysctl
 from . import linkmsg, sysctl
 from .factput import put_facts
-from .linkdrop import Reaper, drop
+from .linkdrop import Reaper, delete_ours, drop
 from .linkput import put
 from .linkread import View, link_faults, peer_faults
 from .nlsocket import Pool, Socket
-from .session import GONE, Session
+from .session import Session
 
 
 class LinkDriver:
@@ -58,12 +59,12 @@ class LinkDriver:
             drop(session, plan.remove, self._reaper)
             try:
                 self._put(session, wanted, frozenset(fact.key for fact in plan.change))
-            except NetplaneError:
-                session.undo()
-                raise
-            except ValueError as exc:
+            except (ValueError, struct.error) as exc:
                 session.undo()
                 raise Invalid(f"a fact cannot be put into a request: {exc}") from exc
+            except BaseException:
+                session.undo()
+                raise
 
     def _put(self, session: Session, facts: tuple[Any, ...], known: frozenset[FactKey]) -> None:
         put(session, (f for f in facts if isinstance(f, Link)), known)
@@ -88,9 +89,9 @@ class LinkDriver:
             finally:
                 session.close()
 
-    def _delete_links(self, indexes: list[int]) -> None:
+    def _delete_links(self, names: list[str]) -> None:
         with self._pool.take() as own:
-            own.must(linkmsg.delete_all(indexes), fine=GONE)
+            delete_ours(own, names)
 
     def observe(self) -> dict[FactKey, Mark]:
         """Everything of ours in our namespace but sysctls and links of kind "", which bear no mark."""

@@ -13,10 +13,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import Any
-
-import msgspec
 
 from ..model.errors import Invalid
 from ..model.facts import ALIAS, Address, Facts, Fdb, Link, Neighbour, Route, Scope, Sysctl
@@ -43,9 +42,10 @@ def pod_mtu(underlay_mtu: int, family: int) -> int:
     return underlay_mtu - OVERHEAD[family]
 
 
-class OverlayRoom(msgspec.Struct, frozen=True):
+@dataclass
+class OverlayRoom:
     """``node``: ours. ``prefer``: the underlay's family where there is a choice. ``ipv6``: whether
-    this kernel has IPv6; without, nothing of that family is rendered."""
+    this kernel has IPv6; without, nothing of that family is rendered. Nothing here ever changes."""
 
     node: str
     prefer: int = 4
@@ -54,7 +54,7 @@ class OverlayRoom(msgspec.Struct, frozen=True):
     port: int = 8472  # flannel's and Linux's; IANA's 4789 is taken by many underlays' own VXLAN
     device: str = "npvx0"
     second_device: str = "npvx1"
-    name: str = "overlay"
+    name: str = field(default="overlay", init=False)
 
     def scopes(self, event: Any, snapshot: Snapshot) -> Iterable[Scope]:
         if event is not None:

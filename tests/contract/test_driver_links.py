@@ -67,6 +67,15 @@ class Place(NamedTuple):
         found = json.loads(netns.run(where or self.node, "ip", "-d", "-j", "link", "show", "dev", name))
         return dict(found[0])
 
+    def picture(self) -> list[Any]:
+        """What of the node does not follow by itself, and later, from a link's carrier."""
+        found = json.loads(netns.run(self.node, "ip", "-j", "address"))
+        links = [[link[key] for key in ("ifindex", "ifname", "mtu", "address")] for link in found]
+        links += [[a["local"] for a in link["addr_info"] if a["scope"] == "global"] for link in found]
+        commands = "ip route show proto 78", "ip -6 route show proto 78", "ip neigh show nud permanent"
+        shown = [netns.run(self.node, *command.split()) for command in commands]
+        return [links, *shown, netns.run(self.node, "bridge", "fdb", "show", "dev", "npvx0")]
+
     def names(self, where: str = "") -> set[str]:
         links = json.loads(netns.run(where or self.node, "ip", "-j", "link"))
         return {link["ifname"] for link in links}
@@ -127,7 +136,7 @@ def test_a_pod_reaches_its_gateway_at_once_in_both_families(place: Place) -> Non
 def test_a_fresh_process_adopts_all_of_it_and_touches_nothing(place: Place) -> None:
     facts = (*NODE, *attachment(place.pod))
     place.apply(*facts)
-    before = [netns.run(place.node, "ip", what) for what in ("link", "address", "route")]
+    before = place.picture()
     program = (
         "from netplane.kernel.rtnetlink import LinkDriver; d = LinkDriver();"
         "print(sorted((repr(k), repr(m)) for k, m in d.observe().items()))"
@@ -135,7 +144,7 @@ def test_a_fresh_process_adopts_all_of_it_and_touches_nothing(place: Place) -> N
     seen = netns.run(place.node, sys.executable, "-c", program).strip()
     assert seen == str(sorted((repr(k), repr(m)) for k, m in observable(facts).items()))
     netns.call(place.node, LinkDriver).apply(Plan(add=facts))  # a driver that knows nothing yet
-    assert [netns.run(place.node, "ip", what) for what in ("link", "address", "route")] == before
+    assert place.picture() == before
 
 
 def test_everything_removed_is_gone_and_removing_it_again_is_fine(place: Place) -> None:
@@ -306,6 +315,7 @@ def test_verify_says_in_words_what_a_pod_lacks(place: Place) -> None:
         (Route(dst="10.0.0.0/33", link="lo"), "at most 32"),
         (Neighbour(link="lo", address="10.0.0.1", mac="zz"), "set neighbour 10.0.0.1 on lo"),
         (Link(name="x", kind="bridge", mac="02:00"), "not a MAC address"),
+        (Link(name="x", kind="bridge", mtu=-1), "cannot be put into a request"),
         (Sysctl(name="../etc/passwd", value="1"), "below /proc/sys"),
         (Chain(name="x"), "Chain is not for the driver links"),
     ],

@@ -98,13 +98,13 @@ def test_removing_a_hundred_links_in_one_plan_waits_about_as_long_as_removing_on
 def test_plans_that_remove_at_once_share_the_wait() -> None:
     started, go, batches = threading.Event(), threading.Event(), []
 
-    def delete(indexes: list[int]) -> None:
-        batches.append(sorted(indexes))
+    def delete(names: list[str]) -> None:
+        batches.append(sorted(names))
         started.set()
         go.wait(10)
 
     reaper = Reaper(delete)
-    threads = [threading.Thread(target=reaper.reap, args=([n],)) for n in range(5)]
+    threads = [threading.Thread(target=reaper.reap, args=([n],)) for n in "abcde"]
     threads[0].start()
     started.wait(10)
     for thread in threads[1:]:
@@ -115,15 +115,15 @@ def test_plans_that_remove_at_once_share_the_wait() -> None:
     go.set()
     for thread in threads:
         thread.join()
-    assert batches == [[0], [1, 2, 3, 4]]
+    assert batches == [["a"], ["b", "c", "d", "e"]]
 
 
 def test_a_deletion_that_fails_is_reported_to_everyone_who_waited() -> None:
-    def delete(_: list[int]) -> None:
+    def delete(_: list[str]) -> None:
         raise KernelError(1, "delete links")
 
     with pytest.raises(KernelError, match="delete links"):
-        Reaper(delete).reap([1])
+        Reaper(delete).reap(["a"])
 
 
 def test_foreign_links_survive_a_group_deletion(driver: LinkDriver, node: str) -> None:
