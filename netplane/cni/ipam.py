@@ -119,10 +119,11 @@ class Ipam:
             for pool, offset in self._located(records[-1].spec.ips) if records else ():
                 pool.begin_after(offset)
 
-    def pin(self, name: str) -> None:
-        """From now on no record speaks for what ``name`` holds. Call before the record goes."""
+    def pin(self, record: Attachment) -> None:
+        """From now on no record speaks for what ``record`` holds. Call before it is deleted."""
         with self._lock:
-            self._pinned.add(name)
+            self._taken.setdefault(record.name, (describe(record), record.spec.ips))
+            self._pinned.add(record.name)
 
     def unpin(self, name: str) -> None:
         """A record speaks for it now. Call once `rebuild` would read it."""

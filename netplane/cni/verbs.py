@@ -43,7 +43,7 @@ class Verbs:
         self._locks = Locks()
         self._owed: dict[str, Attachment] = {}  # record gone, kernel not yet clean
         self._begin = threading.Lock()
-        self._node: Node | None = None  # what the index and the base were last made for
+        self._cidrs: tuple[str, ...] = ()  # what the index and the base were last made for
 
     def run(self, request: Request) -> dict[str, Any] | None:
         """Carry one request out; the result for stdout, None for nothing. Raises NetplaneError."""
@@ -127,7 +127,7 @@ class Verbs:
     # --- DEL ---------------------------------------------------------------------------------
 
     def remove(self, request: Request) -> None:
-        snapshot = self._ready(needs_ranges=False)
+        snapshot = self._synced()
         name = self._name(request)
         record = self._record(snapshot, name)
         if record is not None:
@@ -137,7 +137,7 @@ class Verbs:
         """Pod, record, kernel, address: in this order (rules 1 and 2), each step idempotent."""
         self._owed[record.name] = record
         self._pods.down(record)
-        self.ipam.pin(record.name)
+        self.ipam.pin(record)
         with suppress(NotFound):
             self.host.delete(record.key)
         self.host.sync([Scope(ROOM, record.name)])
@@ -173,7 +173,7 @@ class Verbs:
 
     def collect(self, request: Request) -> None:
         """GC: release what the runtime does not list; go on after an error, report them all."""
-        snapshot = self._ready(needs_ranges=False)
+        snapshot = self._synced()
         listed = request.config.valid_attachments
         if listed is None:
             raise Refused(CONFIG, "cni.dev/valid-attachments: required for GC; [] means none is valid")
@@ -199,7 +199,7 @@ class Verbs:
 
         Raises Unavailable while the store is not synced.
         """
-        snapshot = self._ready(needs_ranges=False)
+        snapshot = self._synced()
         for record in snapshot.by(Attachment, "node", self.host.node):
             spec = record.spec
             if record.phase != "Ready":
@@ -214,24 +214,27 @@ class Verbs:
                      spec.pod_name, why)  # fmt: skip
             self._undo(record)
 
-    def _ready(self, needs_ranges: bool = True) -> Snapshot:
+    def _ready(self) -> Snapshot:
         """The snapshot, with the index and the node's base made for it. Raises Unavailable."""
+        snapshot = self._synced()
+        node = snapshot.get(Node, "", self.host.node)
+        if node is None or not node.pod_cidrs:
+            raise Unavailable(
+                f"node {self.host.node} has no pod CIDR yet; is --cluster-cidr set and large enough?"
+            )
+        if self._cidrs != node.pod_cidrs:
+            with self._begin:
+                if self._cidrs != node.pod_cidrs:
+                    self._index()
+                    self.host.sync([BASE])
+                    self._cidrs = node.pod_cidrs
+        return snapshot
+
+    def _synced(self) -> Snapshot:
+        """Enough for taking away: what the index does not know yet, it need not forget."""
         snapshot = self.host.snapshot()
         if not snapshot.synced:
             raise Unavailable(f"the agent of node {self.host.node} has not read its store yet")
-        node = snapshot.get(Node, "", self.host.node)
-        if node is None or not node.pod_cidrs:
-            if needs_ranges:
-                raise Unavailable(
-                    f"node {self.host.node} has no pod CIDR yet; is --cluster-cidr set and large enough?"
-                )
-            return snapshot
-        if self._node is None or self._node.pod_cidrs != node.pod_cidrs:
-            with self._begin:
-                if self._node is None or self._node.pod_cidrs != node.pod_cidrs:
-                    self._index()
-                    self.host.sync([BASE])
-                    self._node = node
         return snapshot
 
     def _index(self) -> None:

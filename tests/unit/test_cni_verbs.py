@@ -72,6 +72,19 @@ def test_a_networks_mtu_overrides_the_overlays(runtime: Runtime) -> None:
     assert runtime("ADD", mtu=1300)["interfaces"][2]["mtu"] == 1300
 
 
+def test_del_needs_nothing_of_the_nodes_base(runtime: Runtime) -> None:
+    runtime("ADD")
+
+    def fail(verb: str, scope: object) -> None:
+        if verb == "sync" and scope == BASE:
+            raise KernelError(1, "nft")
+
+    again = Runtime(runtime.host)
+    runtime.host.fail = fail
+    assert again("ADD", container="c2")["code"] == 5
+    assert again("DEL") == "" and again.nothing_left()
+
+
 def test_del_is_idempotent_and_needs_no_add(runtime: Runtime) -> None:
     assert runtime("DEL") == ""
     runtime("ADD")
