@@ -77,10 +77,17 @@ def _claims_of(obj: Any, event: Event, snapshot: Snapshot) -> Iterator[str]:
         if ref is not None:
             yield f"{ref.namespace}/{ref.name}"
         yield from (match.claim_key(c) for c in snapshot.by(PersistentVolumeClaim, "volume", obj.name))
-        if ref is None or not ref.uid:
+        if obj is event.new and _freed(event.old, obj):
             yield from _unbound(snapshot)
     elif isinstance(obj, StorageClass) or (isinstance(obj, Node) and _relabelled(event)):
         yield from _unbound(snapshot)
+
+
+def _freed(old: Any, new: PersistentVolume) -> bool:
+    """Whether a volume can now be somebody's for whom it was nothing before; losing one wakes nobody."""
+    if new.spec.claim_ref is not None or new.deleting:
+        return False
+    return old is None or old.spec != new.spec or old.labels != new.labels
 
 
 def _unbound(snapshot: Snapshot) -> Iterator[str]:
@@ -146,7 +153,8 @@ def _why_unmatched(claim: PersistentVolumeClaim, snapshot: Snapshot) -> tuple[st
         return "ProvisioningFailed", f'storageclass.storage.k8s.io "{name}" not found'
     if cls is not None and cls.provisioner != names.NO_PROVISIONER:
         return "ExternalProvisioning", f"waiting for a volume to be created by {cls.provisioner!r}"
-    return "FailedBinding", "no persistent volumes available for this claim and no storage class is set"
+    lacks = "its storage class provisions none" if cls is not None else "no storage class is set"
+    return "FailedBinding", f"no persistent volumes available for this claim and {lacks}"
 
 
 def _named_volume(claim: PersistentVolumeClaim, snapshot: Snapshot) -> Iterator[Write]:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from netplane.model.errors import KernelError, NetplaneError
+from netplane.model.errors import KernelError
 
 from . import mountinfo, syscalls
 from .journal import Journal
@@ -39,11 +39,9 @@ def _tmpfs() -> Finding:
 
 
 def _left_over(root: Path) -> Iterator[Finding]:
-    try:
-        uids = {r.uid for r in Journal(root).records()}
-    except NetplaneError as exc:
-        yield False, str(exc)
-        return
+    journal = Journal(root)
+    yield from ((False, why) for why in journal.damaged())
+    uids = {r.uid for r in journal.records()}
     pods = root / "pods"
     found = {p.name for p in pods.iterdir()} if pods.is_dir() else set()
     for uid in sorted(found - uids):

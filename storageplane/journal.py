@@ -74,8 +74,19 @@ class Journal:
             return None
 
     def records(self) -> list[Record]:
-        found = sorted(self.folder.glob("*.json")) if self.folder.is_dir() else []
-        return [r for r in (self.read(p.stem) for p in found) if r is not None]
+        """Every readable record."""
+        return [r for r, _ in self._all() if r is not None]
+
+    def damaged(self) -> list[str]:
+        """What is wrong with each record that cannot be read."""
+        return [why for r, why in self._all() if r is None]
+
+    def _all(self) -> Iterator[tuple[Record | None, str]]:
+        for path in sorted(self.folder.glob("*.json")) if self.folder.is_dir() else ():
+            try:
+                yield self.read(path.stem), ""
+            except Invalid as exc:
+                yield None, str(exc)
 
     def write(self, record: Record) -> None:
         body = msgspec.json.encode(record)
@@ -98,11 +109,11 @@ class Journal:
         self._sync()
 
     def user_of(self, path: str) -> str:
-        """Who has this path published here: "pod NS/NAME", or ""."""
+        """Who has this path published here: "pod NS/NAME", or "". A damaged record may mean any path."""
         for record in self.records():
             if any(s == path or s.startswith(path + "/") for s in record.sources):
                 return f"pod {record.namespace}/{record.name}"
-        return ""
+        return next((f"an unknown pod ({why})" for why in self.damaged()), "")
 
     def _sync(self) -> None:
         fd = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -10,6 +10,7 @@ Source: kubernetes pkg/controller/volume/persistentvolume (index.go, FindMatchin
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 
 from netplane.model.checks import parse_quantity
 from netplane.model.nodes import Node
@@ -26,6 +27,11 @@ from netplane.model.storage import (
 
 from . import names
 
+# A volume that nobody has looked at yet will be Available: taking it now makes the result the same
+# whichever of the two is looked at first.
+FREE = ("Available", "Pending", "")
+_bytes = lru_cache(maxsize=4096)(parse_quantity)
+
 
 def claim_key(claim: PersistentVolumeClaim) -> str:
     return f"{claim.namespace}/{claim.name}"
@@ -33,12 +39,12 @@ def claim_key(claim: PersistentVolumeClaim) -> str:
 
 def requested(claim: PersistentVolumeClaim) -> int:
     """Bytes that the claim asks for."""
-    return parse_quantity(claim.spec.resources.requests.get("storage", 0))
+    return _bytes(claim.spec.resources.requests.get("storage", 0))
 
 
 def capacity(volume: PersistentVolume) -> int:
     """Bytes that the volume offers."""
-    return parse_quantity(volume.spec.capacity.get("storage", 0))
+    return _bytes(volume.spec.capacity.get("storage", 0))
 
 
 def refers(ref: ObjectReference | None, claim: PersistentVolumeClaim) -> bool:
@@ -77,7 +83,7 @@ def find(claim: PersistentVolumeClaim, snapshot: Snapshot) -> PersistentVolume |
     node = consumer_node(claim, snapshot) if waiting else ""
     group: tuple[str, ...] | None = None
     best: PersistentVolume | None = None
-    for volume in in_order(claim, snapshot.list(PersistentVolume)):
+    for volume in in_order(claim, _candidates(claim, snapshot)):
         modes = tuple(sorted(volume.spec.access_modes))
         if best is not None and modes != group:
             break
@@ -88,6 +94,12 @@ def find(claim: PersistentVolumeClaim, snapshot: Snapshot) -> PersistentVolume |
             return volume
         best = best or volume
     return best
+
+
+def _candidates(claim: PersistentVolumeClaim, snapshot: Snapshot) -> Iterator[PersistentVolume]:
+    """The only volumes that can be the claim's: those that name it, and the free ones of its class."""
+    yield from snapshot.by(PersistentVolume, "claim", claim_key(claim))
+    yield from snapshot.by(PersistentVolume, "free", claim.spec.storage_class_name or "")
 
 
 def why(claim: PersistentVolumeClaim, snapshot: Snapshot) -> list[tuple[str, str]]:
@@ -133,8 +145,8 @@ def obstacle(
         return f"is not reachable from node {node}" if away else ""
     if waiting and not node:
         return "waits for a pod that uses the claim to be placed on a node"
-    if volume.status.phase != "Available":
-        return f"is {volume.status.phase or 'Pending'}, not Available"
+    if volume.status.phase not in FREE:
+        return f"is {volume.status.phase}, not Available"
     if claim.spec.selector and not claim.spec.selector.matches(volume.labels):
         return "its labels do not match the claim's selector"
     if (claim.spec.storage_class_name or "") != volume.spec.storage_class_name:

@@ -50,7 +50,7 @@ def publish(pod: Pod, snapshot: Snapshot, node: str, driver: Applier, target: st
 
     Raises Invalid (wrong or impossible), Unavailable (a claim is not bound yet), KernelError.
     """
-    target = os.path.realpath(target) if target else ""
+    target = _real(target, driver.root)
     journal = Journal(driver.root)
     check_pod(pod, node)
     prepared = prepare(pod, snapshot, node, str(driver.root))
@@ -75,6 +75,14 @@ def publish(pod: Pod, snapshot: Snapshot, node: str, driver: Applier, target: st
     return Publication(pod, target, shown, frozenset(n for n, p in prepared.items() if p.read_only))
 
 
+def _real(target: str, root: Path) -> str:
+    """The target without links, once and for all. Raises Invalid for one inside our own root."""
+    real = os.path.realpath(target) if target else ""
+    if real and (Path(real) == root or root in Path(real).parents):
+        raise Invalid(f"--target {target} lies in the root {root}; choose a place outside")
+    return real
+
+
 def unpublish(namespace: str, name: str, driver: Applier, target: str = "") -> int:
     """Take away what was published for the pod, by the journal; returns how many publications.
 
@@ -84,6 +92,9 @@ def unpublish(namespace: str, name: str, driver: Applier, target: str = "") -> i
     journal = Journal(driver.root)
     with journal.locked():
         records = [r for r in journal.records() if (r.namespace, r.name) == (namespace, name)]
+        damaged = journal.damaged()
+        if damaged and not records:
+            raise Invalid(f"Pod {namespace}/{name}: its record may be this one: {damaged[0]}")
         chosen = [r for r in records if not target or r.target == target]
         if records and not chosen:
             where = records[0].target or "no target"

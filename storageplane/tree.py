@@ -10,6 +10,7 @@ Rule 3: a tree in which anything is mounted is not touched at all.
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import stat
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ ANCHORED = (
     | syscalls.RESOLVE_NO_MAGICLINKS
     | syscalls.RESOLVE_NO_XDEV
 )
+DEPTH = 64  # directories held open at once while removing
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 
 
@@ -125,8 +127,12 @@ def _remove_entry(at: int, name: str) -> None:
 
 
 def _empty(at: int, name: str) -> None:
-    """Depth first with a stack of open directories, so that deep trees need no recursion."""
+    """Depth first with a stack of open directories; what lies deeper than DEPTH is moved to the top.
+
+    So neither recursion nor the number of descriptors limits how deep a tree a user may leave.
+    """
     stack: list[tuple[int, list[str]]] = []
+    moves = (n for n in itertools.count() if not _exists(stack[0][0], f".deep-{n}"))
     try:
         stack.append(_listed(at, name))
         while stack:
@@ -138,11 +144,24 @@ def _empty(at: int, name: str) -> None:
                     os.rmdir(stack[-1][1].pop(), dir_fd=stack[-1][0])
             elif _unlinked(fd, entries[-1]):
                 entries.pop()
-            else:
+            elif len(stack) < DEPTH:
                 stack.append(_listed(fd, entries[-1]))
+            else:
+                top, listed = stack[0]
+                moved = f".deep-{next(moves)}"
+                os.rename(entries.pop(), moved, src_dir_fd=fd, dst_dir_fd=top)
+                listed.insert(0, moved)
     finally:
         for fd, _ in stack:
             os.close(fd)
+
+
+def _exists(at: int, name: str) -> bool:
+    try:
+        os.stat(name, dir_fd=at, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _listed(at: int, name: str) -> tuple[int, list[str]]:

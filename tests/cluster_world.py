@@ -22,6 +22,7 @@ class World:
         self.history = [self.snapshot]
         self.events: list[Event] = []
         self.writes = 0
+        self.by_hand: set[tuple[str, str]] = set()  # (service, address or port) that a user named
         self._revisions = count(1)
 
     def get(self, key: Key) -> Object | None:
@@ -94,24 +95,26 @@ class Loop:
         for controller in self.controllers.values():
             self.queue.update(dict.fromkeys(sorted(controller.scopes(None, self.world.snapshot))))
 
-    def observe(self, upto: int | None = None) -> None:
-        """Queue what the events up to this one touch (their order does not matter)."""
-        end = len(self.world.events) if upto is None else upto
-        for event in self.world.events[self.seen : end]:
+    def observe(self, lag: int = 0) -> Snapshot:
+        """See all events but the last ``lag`` (never fewer than before); the snapshot at that point."""
+        end = max(self.seen, len(self.world.events) - lag)
+        for index in range(self.seen, end):
             for controller in self.controllers.values():
-                self.queue.update(dict.fromkeys(sorted(controller.scopes(event, self.world.snapshot))))
-        self.seen = max(self.seen, end)
+                touched = controller.scopes(self.world.events[index], self.world.history[index + 1])
+                self.queue.update(dict.fromkeys(sorted(touched)))
+        self.seen = end
+        return self.world.history[end]
 
-    def step(self, snapshot: Snapshot | None = None) -> bool:
-        """Decide one scope (on an older snapshot, when one is given) and write; False when idle."""
-        self.observe()
+    def step(self, lag: int = 0) -> bool:
+        """Decide one scope and write; False when idle."""
+        snapshot = self.observe(lag)
         if not self.queue:
             return False
         scope = next(iter(self.queue))
         del self.queue[scope]
         self.refused.pop(scope, None)
         try:
-            for write in self.controllers[scope.room].decide(scope, snapshot or self.world.snapshot):
+            for write in self.controllers[scope.room].decide(scope, snapshot):
                 if self.budget == 0:
                     raise Crash
                 self.budget -= 1

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from netplane.cni.render import CniConfig, CniRoom
 from netplane.model.base import Key, Object, ObjectMeta, amend
 from netplane.model.errors import Conflict, NotFound
-from netplane.model.facts import Fact, FactKey, Scope
+from netplane.model.facts import Fact, FactKey, Link, Scope
 from netplane.model.nodes import Node, NodeAddress, NodeSpec, NodeStatus
 from netplane.model.snapshot import Snapshot
 
@@ -78,13 +78,12 @@ class MemoryHost:
                 after = tuple(self.room.render(scope, self._snapshot))
                 if after:
                     self.kernel[scope] = after
-                self.links = {
-                    (fact.netns, fact.name)
-                    for facts in self.kernel.values()
-                    for fact in facts
-                    if fact.TYPE == "link" and fact.name != "lo"
-                }
+                pairs = [dict(f.options) for f in self._links() if f.kind == "veth"]
+                self.links = {(str(o["peer_netns"]), str(o["peer"])) for o in pairs}
                 self.apply(before, after)
+
+    def _links(self) -> list[Link]:
+        return [fact for facts in self.kernel.values() for fact in facts if isinstance(fact, Link)]
 
     def apply(self, before: tuple[Fact, ...], after: tuple[Fact, ...]) -> None:
         """For hosts with a kernel."""

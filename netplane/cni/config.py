@@ -111,8 +111,12 @@ class NetConf(msgspec.Struct, frozen=True, rename="camel"):
 _KNOWN = set(NetConf.__struct_encode_fields__)
 
 
-def parse_config(raw: bytes) -> NetConf:
-    """Raises Refused: 6 not JSON, 1 version, 2 unknown key, 7 a value that cannot be."""
+def parse_config(raw: bytes, only_identity: bool = False) -> NetConf:
+    """Raises Refused: 6 not JSON, 1 version, 2 unknown key, 7 a value that cannot be.
+
+    ``only_identity`` reads cniVersion and name and nothing else: for DEL, which must succeed for the
+    very configuration that ADD refused.
+    """
     try:
         doc = msgspec.json.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError) as exc:
@@ -120,6 +124,8 @@ def parse_config(raw: bytes) -> NetConf:
     if not isinstance(doc, dict):
         raise Refused(DECODE, f"the network configuration is a JSON object, not {doc!r:.40}")
     doc = {key: value for key, value in doc.items() if value is not None}
+    if only_identity:
+        doc = {key: doc[key] for key in ("cniVersion", "name") if key in doc}
     _check_version(doc.get("cniVersion"))
     for key, value in doc.items():
         if key not in _KNOWN and not key.startswith("cni.dev/"):

@@ -42,11 +42,16 @@ _MULTICAST = {4: "224.0.0.0/4", 6: "ff00::/8"}
 
 
 class CniConfig(msgspec.Struct, frozen=True):
-    """What the agent's command line and the overlay decide. ``pod_mtu`` 0: the kernel's choice."""
+    """What the agent's command line and the overlay decide. ``pod_mtu`` 0: the kernel's choice.
+
+    ``boot_id``: this boot's (/proc/sys/kernel/random/boot_id); what another boot recorded is not
+    rendered, since its namespaces are gone. "" renders everything.
+    """
 
     cluster_cidrs: tuple[str, ...] = ()
     pod_mtu: int = 0
     ip_masq: bool = True
+    boot_id: str = ""
 
 
 class CniRoom:
@@ -80,6 +85,8 @@ class CniRoom:
             return tuple(render_base(node, self.config)) if node else ()
         attachment = snapshot.get(Attachment, "", scope.name)
         if attachment is None or attachment.spec.node != self.node:
+            return ()
+        if self.config.boot_id and attachment.spec.boot_id not in ("", self.config.boot_id):
             return ()
         return tuple(render_attachment(attachment, self.config))
 
@@ -153,8 +160,7 @@ def render_attachment(attachment: Attachment, config: CniConfig) -> Iterator[Fac
             ("peer_netns", spec.netns),
         ),
     )
-    yield Link(name="lo", netns=spec.netns)
-    yield Link(name=spec.ifname, netns=spec.netns)
+    yield Link(name="lo", netns=spec.netns)  # the pair's own ends come up with it
     for entry in spec.ips:
         yield from _render_ip(attachment, entry.address, entry.gateway)
         if config.ip_masq and spec.config.get("ipMasq", True) is False:

@@ -4,6 +4,7 @@ Rule 1: pure; what depends on the node (does the netns exist?) is the server's q
 Rule 2: a fault names the variable or the key, what it holds, and what would be right.
 Rule 3: a key that we do not know is refused (code 2), so that a typing error is never silently
         without effect; ``cni.dev/…`` belongs to the specification and passes.
+Rule 4: DEL reads no more than its key: what made ADD fail must not make DEL fail.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 import msgspec
 
 from ..model import checks
+from ..model.base import amend
 from .config import NetConf, parse_config
 from .errors import CONFIG, ENVIRONMENT, VERSION, Refused
 from .frame import Frame
@@ -50,24 +52,24 @@ def parse(frame: Frame) -> Request:
     """Raises Refused with the specification's code."""
     if frame.command not in COMMANDS:
         raise Refused(ENVIRONMENT, f"CNI_COMMAND: {frame.command!r:.40} is not one of {', '.join(COMMANDS)}")
-    config = parse_config(frame.config)
+    config = parse_config(frame.config, only_identity=frame.command == "DEL")
     _check_since(frame.command, config)
     if frame.command in ("STATUS", "GC", "VERSION"):
         return Request(frame.command, config)
     _check_environment(frame)
     if frame.command == "CHECK" and config.prev_result is None:
         raise Refused(CONFIG, "prevResult: required for CHECK (CNI 0.4.0 and later)")
+    identity = Request(frame.command, config, frame.container_id, frame.netns, frame.ifname)
+    if frame.command == "DEL":
+        return identity
     words = parse_args(frame.args)
-    return Request(
-        command=frame.command,
-        config=config,
-        container_id=frame.container_id,
-        netns=frame.netns,
-        ifname=frame.ifname,
+    asked: Request = amend(
+        identity,
         pod=_pod(words),
         ips=config.runtime_ips or config.args_ips or _listed(words.get("IP", "")),
         mac=_mac(config.runtime_mac or config.args_mac or words.get("MAC", "")),
     )
+    return asked
 
 
 def parse_args(text: str) -> dict[str, str]:

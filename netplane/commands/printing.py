@@ -127,7 +127,7 @@ def holder(alloc: Any) -> str:
 
 
 def _name(obj: Any, _: datetime) -> str:
-    return obj.name + (" (default)" if getattr(obj, "is_default", False) else "")
+    return f"{obj.name} (default)" if getattr(obj, "is_default", False) else obj.name
 
 
 NAME = Column("NAME", _name)

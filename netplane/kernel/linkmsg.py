@@ -231,10 +231,15 @@ def _peer(fact: Link, peer_fd: int) -> list[bytes]:
     return [nl.nest(nl.VETH_INFO_PEER, *parts)]
 
 
-def finish(fact: Link) -> Request:
-    """After `create`: the alias, the port's options, no link-local address on our side, and up."""
+def finish(fact: Link) -> list[Request]:
+    """After `create`: the alias, the port's options, no link-local address on our side, and up.
+
+    A tunnel has carrier as soon as it is up, so it goes up by itself once that is settled; a veth
+    has none before its peer is up, so one request does.
+    """
+    apart = fact.up and fact.kind == "vxlan"
     parts = [
-        _UP if fact.up else _DOWN,
+        _UP if fact.up and not apart else _DOWN,
         nl.text(nl.IFLA_IFNAME, fact.name),
         nl.attr32(nl.IFLA_GROUP, 0),
         nl.text(nl.IFLA_IFALIAS, ours.alias_of(fact, wish(fact))),
@@ -247,7 +252,8 @@ def finish(fact: Link) -> Request:
     port = port_options(fact)
     if port:
         parts.append(_linkinfo_port(fact, port))
-    return Request(nl.RTM_NEWLINK, 0, b"".join(parts), f"configure {fact.kind} {fact.name}")
+    settle = Request(nl.RTM_NEWLINK, 0, b"".join(parts), f"configure {fact.kind} {fact.name}")
+    return [settle, up(fact.name)] if apart else [settle]
 
 
 def _linkinfo_port(fact: Link, port: Mapping[str, int]) -> bytes:
@@ -296,12 +302,12 @@ def delete(name: str) -> Request:
 
 
 def delete_all(indexes: list[int]) -> list[Request]:
-    """One request per link puts it into a group, one more deletes the group: one RCU wait for all."""
-    if len(indexes) == 1:
-        body = nl.IFINFOMSG.pack(0, 0, indexes[0], 0, 0)
-        return [Request(nl.RTM_DELLINK, 0, body, f"delete link {indexes[0]}")]
+    """One request per link puts it into a group, one more deletes the group: one RCU wait for all.
+
+    A single link is marked too: by its group `LinkMonitor` knows that its end is our own doing.
+    """
     doom = nl.attr32(nl.IFLA_GROUP, ours.GROUP_DOOMED)
-    marks = [
-        Request(nl.RTM_NEWLINK, 0, nl.IFINFOMSG.pack(0, 0, i, 0, 0) + doom, f"mark link {i}") for i in indexes
-    ]
-    return [*marks, Request(nl.RTM_DELLINK, 0, _DOWN + doom, f"delete {len(indexes)} links as a group")]
+    heads = [nl.IFINFOMSG.pack(0, 0, index, 0, 0) for index in indexes]
+    marks = [Request(nl.RTM_NEWLINK, 0, head + doom, "mark a link for deletion") for head in heads]
+    what = f"delete {len(indexes)} links"
+    return [*marks, Request(nl.RTM_DELLINK, 0, heads[0] if len(heads) == 1 else _DOWN + doom, what)]

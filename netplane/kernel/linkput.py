@@ -21,7 +21,12 @@ from .linkmsg import State
 from .linkread import View
 from .session import GONE, Session
 
-_RANK = {"bridge": 0, "vxlan": 1, "veth": 2, "": 3}  # masters before ports, what is made before what is configured
+_RANK = {
+    "bridge": 0,
+    "vxlan": 1,
+    "veth": 2,
+    "": 3,
+}  # masters before ports, what is made before what is configured
 
 
 def put(session: Session, facts: Iterable[Link], known: frozenset[FactKey] = frozenset()) -> None:
@@ -55,7 +60,8 @@ def _create(session: Session, netns: str, facts: list[Link]) -> list[Link]:
             made.append(fact)
     if failure:
         raise failure
-    sock.must([linkmsg.finish(fact) for fact in made])
+    _quiet(session, netns, [f.name for f in made if f.kind == "bridge"])
+    sock.must([request for fact in made for request in linkmsg.finish(fact)])
     _raise_peers(session, [f for f in made if f.kind == "veth"])
     return taken
 
@@ -67,21 +73,28 @@ def _creation(session: Session, fact: Link) -> Any:
     target = str(options.get("peer_netns", ""))
     peer_fd = -1
     if fact.kind == "veth" and target != fact.netns:
+        session.socket(target)  # says clearly what is wrong with a path that holds no namespace
         peer_fd = session.netns_fd(session.path(target))
     return linkmsg.create(fact, index.get(fact.master, 0), index.get(below, 0), peer_fd)
 
 
-def _raise_peers(session: Session, facts: list[Link]) -> None:
-    """The pod's ends: no router advertisements, no duplicate detection, up; indexes for what follows.
+def _quiet(session: Session, netns: str, names: list[str]) -> None:
+    """No router advertisements and no duplicate detection on these links, which are still down.
 
-    A pod's routes are assigned: an advertisement from a neighbour must not change them. Duplicate
-    detection would leave the link-local address unusable for a second.
+    Addresses and routes here are assigned: an advertisement from some pod must not change them.
+    Duplicate detection would leave the link-local address unusable for a second or two, and a
+    gateway without one cannot even ask for its pods (a forwarded packet's solicitation needs it).
     """
+    writes = [(f"net/ipv6/conf/{n}/{key}", "0") for n in names for key in ("accept_ra", "accept_dad")]
+    sysctl.write(writes, session.path(netns), missing_ok=True)
+
+
+def _raise_peers(session: Session, facts: list[Link]) -> None:
+    """The pods' ends go up."""
     pairs = [(str(o.get("peer_netns", "")), str(o["peer"])) for o in (dict(f.options) for f in facts)]
     for netns, group in groupby(sorted(pairs), key=lambda pair: pair[0]):
         names = [name for _, name in group]
-        writes = [(f"net/ipv6/conf/{n}/{key}", "0") for n in names for key in ("accept_ra", "accept_dad")]
-        sysctl.write(writes, session.path(netns), missing_ok=True)
+        _quiet(session, netns, names)
         session.socket(netns).must([linkmsg.up(name) for name in names])
 
 

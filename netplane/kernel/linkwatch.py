@@ -88,6 +88,8 @@ def events(data: bytes, own: frozenset[int]) -> Iterator[str]:
 def _words(kind: int, body: bytes) -> str:
     if kind in (nl.RTM_NEWLINK, nl.RTM_DELLINK) and nl.IFINFOMSG.unpack_from(body)[0] == 0:
         state = linkmsg.parse(body)
+        if state.group == ours.GROUP_DOOMED:
+            return ""  # we are deleting it
         if kind == nl.RTM_DELLINK and state.ours:
             return f"link {state.name} was removed"
         kept = ours.wish_of(state.alias)

@@ -61,10 +61,14 @@ def _by_claim(o: Any) -> Iterable[str]:
     return (f"{ref.namespace}/{ref.name}",) if ref else ()
 
 
+def _by_class_if_free(o: Any) -> Iterable[str]:
+    return (o.spec.storage_class_name,) if o.spec.claim_ref is None else ()
+
+
 # (kind, index name) -> the values under which an object is found
 INDEXES: dict[str, dict[str, Callable[[Any], Iterable[str]]]] = {
     EndpointSlice.KIND: {"service": _by_service},
-    PersistentVolume.KIND: {"claim": _by_claim},
+    PersistentVolume.KIND: {"claim": _by_claim, "free": _by_class_if_free},
     PersistentVolumeClaim.KIND: {"volume": lambda o: (o.spec.volume_name,)},  # "": not bound
     Service.KIND: {"selector": _by_selector, "refused": _refused},
     Node.KIND: {"refused": _refused},

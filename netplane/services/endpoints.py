@@ -35,7 +35,8 @@ def choose(slices: Iterable[EndpointSlice], port: ServicePort, family: str, node
     states: dict[Backend, int] = {}
     here: set[Backend] = set()
     nearby: set[str] = set()
-    for backend, endpoint in _candidates(slices, port, family):
+    for number, endpoint in _candidates(slices, port, family):
+        backend = Backend(endpoint.addresses[0], number)  # they are interchangeable: kube-proxy's choice
         states[backend] = max(states.get(backend, 0), _state(endpoint))
         if endpoint.node_name == node:
             here.add(backend)
@@ -47,8 +48,8 @@ def choose(slices: Iterable[EndpointSlice], port: ServicePort, family: str, node
 
 def _candidates(
     slices: Iterable[EndpointSlice], port: ServicePort, family: str
-) -> Iterator[tuple[Backend, Endpoint]]:
-    """An endpoint's addresses are interchangeable: the first one is used, as kube-proxy does."""
+) -> Iterator[tuple[int, Endpoint]]:
+    """(port number, endpoint) of the slices that offer this port."""
     for found in slices:
         if found.address_type != family:
             continue
@@ -56,18 +57,16 @@ def _candidates(
             if offered.port and offered.name == port.name and offered.protocol == port.protocol:
                 for endpoint in found.endpoints:
                     if endpoint.addresses:
-                        yield Backend(endpoint.addresses[0], offered.port), endpoint
+                        yield offered.port, endpoint
 
 
 def _state(endpoint: Endpoint) -> int:
-    if endpoint.ready:
+    conditions = endpoint.conditions
+    if conditions.ready is not False:
         return READY
     return DRAINING if endpoint.serving and endpoint.terminating else 0
 
 
 def _best(states: dict[Backend, int]) -> tuple[Backend, ...]:
-    for level in (READY, DRAINING):
-        found = sorted(backend for backend, state in states.items() if state == level)
-        if found:
-            return tuple(found)
-    return ()
+    level = max(states.values(), default=0)
+    return tuple(sorted(b for b, state in states.items() if state == level)) if level else ()

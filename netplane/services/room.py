@@ -86,20 +86,17 @@ class ServicesRoom:
 
 
 def frontend_facts(frontend: Frontend, choice: Choice) -> Iterator[Fact]:
-    """One frontend: its verdict, the chain that it goes to, and a slot for each endpoint."""
+    """One frontend: its class, the chain that this leads to, and a slot for each endpoint."""
     address, protocol, port = key = frontend[:3]
     which, services = family(address), f"svc-services{_digit(address)}"
     backends = choice.local if frontend.local else choice.cluster
     if not backends:
         # nobody anywhere: say so at once; nobody here alone: drop, another node may answer
-        yield Element(services, key, ("drop" if choice.cluster else "goto svc-reject",))
+        yield Element(services, key, (chains.DROPPED if choice.cluster else chains.REFUSED,))
         return
-    target = chains.balance(which, protocol, len(backends))
-    yield target
-    if frontend.external and not frontend.local:
-        target = chains.external(which, protocol, len(backends))
-        yield target
-    yield Element(services, key, (f"goto {target.name}",))
+    count, outside = len(backends), frontend.external and not frontend.local
+    yield from chains.ways(which, protocol, count, outside)
+    yield Element(services, key, (chains.klass(chains.EXT if outside else chains.LB, count),))
     table = chains.endpoints(which, protocol)
     for slot, backend in enumerate(backends):
         yield Element(table, (address, port, slot), (backend.address, backend.port))

@@ -64,13 +64,9 @@ class SqliteStore:
         """All objects (of these kinds) and the revision that the list is true at. Raises Unavailable."""
         wanted = None if kinds is None else tuple(kinds)
         where = "" if wanted is None else f" WHERE kind IN ({','.join('?' * len(wanted))})"
-        with self._reader.use() as db:
-            db.execute("BEGIN")
-            try:
-                revision: int = db.execute(_HEAD).fetchone()[0]
-                rows = db.execute(f"SELECT kind, body FROM objects{where}", wanted or ()).fetchall()
-            finally:
-                db.execute("COMMIT")
+        with self._view() as db:
+            revision: int = db.execute(_HEAD).fetchone()[0]
+            rows = db.execute(f"SELECT kind, body FROM objects{where}", wanted or ()).fetchall()
         return [codec.decode(kind, body) for kind, body in rows], revision
 
     def get(self, key: Key) -> Object | None:
@@ -170,9 +166,19 @@ class SqliteStore:
 
     # --- reading and waking ------------------------------------------------------------------
 
+    @contextmanager
+    def _view(self) -> Iterator[sqlite3.Connection]:
+        """The reader's connection inside a transaction: every statement sees the same revision."""
+        with self._reader.use() as db:
+            db.execute("BEGIN")
+            try:
+                yield db
+            finally:
+                db.execute("COMMIT")
+
     def changes(self, since: int, identity: str) -> Changes:
         """At most BATCH changes after ``since``, oldest first. Raises Expired, Unavailable."""
-        with self._reader.use() as db:
+        with self._view() as db:
             rows = db.execute(_SINCE, (since,)).fetchall()
             head = since if rows else db.execute(_HEAD).fetchone()[0]
         first = rows[0][0] if rows else head + 1

@@ -298,6 +298,17 @@ def test_threads_share_a_store(store: Store) -> None:
     assert store.list()[1] == 160 and len(store.list()[0]) == 4
 
 
+def test_a_watch_that_never_sleeps_loses_nothing_between_two_looks(store: Store, url: str) -> None:
+    start = store.put(config("n", n="0")).revision
+    with store.watch(start) as watch:
+        other = run_python(COUNT_UP, url, "1500")
+        seen: list[int] = []
+        while len(seen) < 1500 and other.poll() in (None, 0):
+            seen += [c.revision for c in watch.next(0)]
+        assert other.wait(30) == 0
+    assert seen == list(range(start + 1, start + 1501))
+
+
 STAMP = """
     import sys, time
     from netplane.model import codec

@@ -84,6 +84,7 @@ class IpHost(MemoryHost):
         self.ip("link", "add", fact.name, "address", fact.mac, *mtu, "type", "veth", "peer", *peer, *mtu)
         self.ip("link", "set", fact.name, "master", fact.master, "alias", fact.alias, "up")
         self.ip("link", "set", fact.name, "type", "bridge_slave", "hairpin", "on")
+        self.ip("link", "set", options["peer"], "up", at=options["peer_netns"])
 
     def nft(self, fact: Fact) -> None:
         text = "add table inet netplane\n"

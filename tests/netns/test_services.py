@@ -303,7 +303,7 @@ def test_a_restart_adopts_the_rules_and_established_connections_live_on(net: Net
 def test_a_refused_transaction_leaves_the_service_working(net: Net) -> None:
     net.node.sync(*web("b"))
     before = net.node.driver.observe()
-    bad = Element("svc-services4", ("10.96.0.9", "tcp", 80), ("goto svc-nowhere",))
+    bad = Element("svc-chains4", ("tcp", "1:9"), ("goto svc-nowhere",))
     stop = ("element", "svc-services4", (VIP[4], "tcp", 80))
     with pytest.raises(KernelError) as caught:
         net.node.driver.apply(Plan(add=(bad, Chain("svc-new", ("accept",))), remove=(stop,)))

@@ -9,7 +9,9 @@ import pytest
 
 from netplane.cluster.addresses import Addresses
 from netplane.cluster.config import ClusterConfig
+from netplane.model.changes import Delete
 from netplane.model.codec import parse
+from netplane.model.errors import Conflict
 from netplane.model.facts import Scope
 from netplane.model.own import Allocation
 from netplane.model.services import Service
@@ -280,3 +282,17 @@ def test_allocation_stays_fast_with_30000_services() -> None:
     per_service = (time.perf_counter() - start) / 999
     assert snapshot.count(Allocation) == 30_000
     assert per_service < 0.002, f"{per_service * 1e6:.0f} µs a service"
+
+
+def test_an_adopted_claim_is_safe_from_whoever_still_means_to_release_it() -> None:
+    """Claimed, crashed, turned headless and back, while a slow agent acts on the headless moment."""
+    controller, scope, world = Addresses(DUAL), Scope("addresses", "default/web"), World()
+    world.put(service(), 0)
+    world.write(controller.decide(scope, world.snapshot)[0])  # the claim alone, then a crash
+    world.put(service(clusterIP="None"))
+    (slow,) = [w for w in controller.decide(scope, world.snapshot) if isinstance(w, Delete)]
+    world.put(service())
+    settled(world)
+    with pytest.raises(Conflict):
+        world.write(slow)
+    assert list(claims(world)) == [f"clusterip.{the(world).spec.cluster_ip}"]

@@ -141,6 +141,13 @@ def test_scopes_follow_this_node_and_its_attachments_alone() -> None:
     assert facts(theirs, scope=Scope("cni", theirs.name)) == []
 
 
+def test_what_another_boot_recorded_is_not_rendered() -> None:
+    config = CniConfig(boot_id="now")
+    for boot, rendered in (("now", True), ("before", False), ("", True)):
+        one = attachment(boot_id=boot)
+        assert bool(facts(one, scope=Scope("cni", one.name), config=config)) is rendered
+
+
 # --- results -----------------------------------------------------------------------------------
 
 

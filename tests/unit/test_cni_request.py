@@ -108,8 +108,13 @@ def test_what_is_refused_names_the_fault(frame: Frame, code: int, names: str) ->
     assert names in str(caught.value)
 
 
-def test_del_needs_neither_namespace_nor_previous_result() -> None:
-    assert parse(ask(command="DEL", netns="")).netns == ""
+def test_del_needs_neither_namespace_nor_previous_result_nor_what_add_refused() -> None:
+    refused = {"runtimeConfig": {"portMappings": [{}]}, "mtu": "big", "mtuu": 1}
+    assert parse(ask(refused, command="DEL", netns="", args="K8S_POD_NAME")).config.name == "netplane"
+    for config, code in (({"name": "a/b"}, 7), ({"cniVersion": "9"}, 1)):
+        with pytest.raises(Refused) as caught:
+            parse(ask(config, command="DEL"))
+        assert caught.value.code == code
 
 
 @pytest.mark.parametrize(
