@@ -53,9 +53,12 @@ def down(name: str) -> None:
     """Take a lab away with everything in it, also one that is broken. None there: fine."""
     from ..lab import traces
     from ..lab.settings import ROOT
+    from ..model.errors import Invalid
 
     if "/" in name or name in ("", ".", ".."):
         raise click.BadParameter(f"{name!r} is not a lab's name")
+    if pid := traces.owner(ROOT / name):
+        raise Invalid(f"the lab {name} is held by process {pid} and goes when that ends")
     if (ROOT / name).exists():
         traces.remove(ROOT / name)
 
@@ -95,6 +98,7 @@ def exec(name: str, place: str, command: tuple[str, ...]) -> None:
 @click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", show_default=True)
 def ls(output: str) -> None:
     """The labs of this machine: nodes, pods, addresses."""
+    from ..lab import traces
     from ..lab.settings import ROOT
     from ..model.errors import Invalid
 
@@ -103,7 +107,9 @@ def ls(output: str) -> None:
         try:
             found.append(_open(path.name).describe())
         except Invalid:
-            found.append({"name": path.name, "broken": f"netplane lab down {path.name}"})
+            pid = traces.owner(path)
+            why = f"held by process {pid}" if pid else f"not whole: netplane lab down {path.name}"
+            found.append({"name": path.name, "closed": why})
     if output == "json":
         click.echo(json.dumps(found, indent=2))
         return
@@ -118,8 +124,8 @@ def _open(name: str) -> Lab:
 
 
 def _show(lab: Mapping[str, Any]) -> None:
-    if "broken" in lab:
-        click.echo(f"lab {lab['name']}  not whole: take it away with '{lab['broken']}'")
+    if "closed" in lab:
+        click.echo(f"lab {lab['name']}  {lab['closed']}")
         return
     click.echo(f"lab {lab['name']}  {'+'.join(lab['families'])}  store {lab['store']}")
     for node, addresses in lab["nodes"].items():

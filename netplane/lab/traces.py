@@ -54,11 +54,18 @@ def mount_private(home: Path) -> None:
         raise KernelError(1, f"mount a tmpfs at {home}", done.stderr.strip())
 
 
+def owner(home: Path) -> int:
+    """The living process whose mounts hold this lab, which is all but an empty directory to others
+    (`NAME-PID`); 0 when there is none. Removing it would take that process's mount away."""
+    pid = home.name.rpartition("-")[2]
+    lives = pid.isdigit() and int(pid) != os.getpid() and os.path.exists(f"/proc/{pid}")
+    return int(pid) if lives and home.is_dir() and not any(home.iterdir()) else 0
+
+
 def sweep(root: Path) -> None:
-    """Remove the empty directories that killed processes' labs (`name-PID`) left beneath ``root``."""
+    """Remove the empty directories that killed processes' labs (`NAME-PID`) left beneath ``root``."""
     for path in root.glob("*-*") if root.is_dir() else ():
-        pid = path.name.rpartition("-")[2]
-        if pid.isdigit() and not os.path.exists(f"/proc/{pid}"):
+        if path.name.rpartition("-")[2].isdigit() and not owner(path):
             with contextlib.suppress(OSError):  # not empty: not what we mean
                 path.rmdir()
 

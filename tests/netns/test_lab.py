@@ -249,6 +249,15 @@ def test_a_signal_takes_the_lab_away_before_the_program_ends(sig: signal.Signals
     assert process.returncode != 0 and gone(pid) and not home.exists()
 
 
+def test_a_lab_of_a_living_process_is_shown_as_its_own_and_left_alone() -> None:
+    process, home, pid = start("time.sleep(600)")
+    assert f"lab {home.name}  held by process {process.pid}" in command("ls").stdout
+    assert f"held by process {process.pid}" in command("down", home.name).stderr
+    assert not gone(pid) and home.exists()
+    process.terminate()
+    process.communicate(timeout=20)
+
+
 def test_an_exception_takes_the_lab_away_and_is_told() -> None:
     process, home, pid = start("raise ValueError('mine')")
     assert "ValueError: mine" in process.communicate(timeout=20)[1]
