@@ -1,1 +1,310 @@
-"""The wiring: the one place that knows every room."""
+"""The wiring: the one place that knows every room.
+
+An agent is a store, drivers, rooms and controllers around one Core, and the edges that face outside:
+the CNI socket, the DNS server, the health server. It works in the network namespace it is started in.
+
+Rule 1: what is wrong with the configuration is refused before anything is touched.
+Rule 2: the CNI socket opens when everything is in the kernel once; until then runtimes try again.
+Rule 3: stopping stops the work, not the data plane: nothing is taken down.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+
+from . import cluster
+from .cluster.config import ClusterConfig
+from .cni.ipam import gateway
+from .cni.render import CniConfig, CniRoom
+from .cni.server import CniServer
+from .dns.server import DnsServer
+from .dns.table import NameTable
+from .dns.zone import DnsRoom
+from .health import HealthServer, split_listen
+from .kernel import netns
+from .kernel.linkwatch import LinkMonitor
+from .kernel.nftables import NftDriver
+from .kernel.rtnetlink import LinkDriver
+from .kernel.underlay import node_addresses, underlay_of
+from .model import checks
+from .model.base import Key, Object
+from .model.errors import Invalid, NetplaneError, Unavailable
+from .model.facts import Driver, Scope
+from .model.nodes import Node
+from .model.snapshot import Snapshot
+from .overlay.room import OverlayRoom, pod_mtu
+from .reconcile.base import Room
+from .reconcile.core import Core
+from .services.room import ServicesRoom
+from .store import Store, open_store
+
+log = logging.getLogger(__name__)
+
+ROOMS = ("cni", "overlay", "services", "policy", "dns")
+DATAPATHS = ("auto", "kernel", "fast")
+CNI_SOCKET = "cni.sock"
+CALM = 0.2  # seconds that link events are gathered before everything is compared again
+
+
+@dataclass(frozen=True)
+class AgentConfig:
+    """Everything an agent is told; raises Invalid for what cannot be. No node IPs: found by itself."""
+
+    node: str
+    store: str
+    run_dir: Path
+    state_dir: Path
+    node_ips: tuple[str, ...]
+    cluster: ClusterConfig
+    datapath: str = "auto"
+    rooms: tuple[str, ...] = ROOMS
+    domain: str = "cluster.local"
+    dns_listen: tuple[str, ...] = ()
+    resolv_conf: str = "/etc/resolv.conf"
+    http_listen: str = ""
+
+    def __post_init__(self) -> None:
+        faults = list(checks.dns_subdomain("--node", self.node))
+        for room in self.rooms:
+            faults += checks.one_of("--rooms", room, ROOMS)
+        for address in self.node_ips:
+            faults += checks.ip("--node-ip", address)
+        faults += checks.unique("--node-ip", (":" in a for a in self.node_ips), "family, IPv6: ")
+        if faults:
+            raise Invalid("; ".join(f"{path}: {reason}" for path, reason in faults))
+        for text in (*self.dns_listen, *([self.http_listen] if self.http_listen else [])):
+            split_listen(text)
+
+
+class Agent:
+    """`run` until told to stop. Everything that is opened is closed in the reverse order."""
+
+    def __init__(self, config: AgentConfig) -> None:
+        self.config = config
+        self.boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        self._registry = CollectorRegistry()
+        self._links = LinkDriver()
+        self._names = NameTable(config.domain)
+        self._edge_failures: dict[str, str] = {}
+        self._core: Core | None = None
+
+    def run(self, stopping: threading.Event) -> None:
+        """Raises Invalid for what is refused at start; after that, only `stopping` ends it."""
+        with ExitStack() as stack:
+            self.config.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            instance = cluster.Instance(self.config.state_dir)
+            stack.callback(instance.close)
+            store = _patiently(lambda: open_store(self.config.store), stopping)
+            stack.callback(store.close)
+            machine = self._machine(instance.id)
+            registrar = cluster.Registrar(store, machine)
+            if not store.allocates:
+                _patiently(registrar.register, stopping)
+                stack.callback(_quietly, registrar.release)
+            core = self._core = self._build(store, machine)
+            core.start()
+            stack.callback(core.stop)
+            health = HealthServer(self.config.run_dir, self.status, self._registry, self.config.http_listen)
+            health.start()
+            stack.callback(health.stop)
+            monitor = LinkMonitor(_Calm(core.resync), own=self._links.portids)
+            stack.enter_context(monitor)
+            edges = threading.Thread(target=self._open_edges, args=(core, stack, stopping), name="edges")
+            edges.start()
+            try:
+                self._beat(registrar, store.allocates, stopping)
+            finally:
+                stopping.set()
+                edges.join()
+
+    def status(self) -> dict[str, Any]:
+        """Core's status with the node's name and the edges that could not be opened."""
+        assert self._core is not None
+        status = self._core.status()
+        for edge, why in self._edge_failures.items():
+            room = status["rooms"].setdefault(edge, {"scopes": 0, "failing": {}})
+            room["failing"]["server"] = why
+            status["synced"] = False
+        return {"node": self.config.node, **status}
+
+    def _machine(self, instance: str) -> cluster.Machine:
+        addresses = self.config.node_ips or tuple(node_addresses())
+        if not addresses:
+            raise Invalid("this network namespace has no address; name the node's own with --node-ip")
+        return cluster.Machine(
+            node=self.config.node,
+            node_ips=addresses,
+            underlay_mtu=min(underlay_of(a)[1] for a in addresses),
+            hostname=socket.gethostname(),
+            boot_id=self.boot_id,
+            instance=instance,
+        )
+
+    def _build(self, store: Store, machine: cluster.Machine) -> Core:
+        nft = NftDriver()
+        drivers: dict[str, tuple[Driver, ...]] = {
+            "cni": (self._links, nft),
+            "overlay": (self._links,),
+            "services": (nft, self._links),
+            "dns": (self._names,),
+        }
+        rooms = [(room, drivers[room.name]) for room in self._rooms(machine)]
+        controllers = [] if store.allocates else cluster.controllers(self.config.cluster)
+        return Core(store, rooms, controllers, self._rank)
+
+    def _rooms(self, machine: cluster.Machine) -> list[Room]:
+        config, ranges = self.config, self.config.cluster
+        self._cni_config = CniConfig(cluster_cidrs=ranges.cluster_cidrs, pod_mtu=self._pod_mtu(machine))
+        rooms: dict[str, Room] = {
+            "cni": CniRoom(config.node, self._cni_config),
+            "overlay": OverlayRoom(config.node, ipv6=Path("/proc/sys/net/ipv6").exists()),
+            "services": ServicesRoom(
+                config.node, machine.node_ips, ranges.cluster_cidrs, ranges.service_cidrs
+            ),
+            "dns": DnsRoom(config.node, config.domain),
+        }
+        return [room for name, room in rooms.items() if name in config.rooms]
+
+    def _pod_mtu(self, machine: cluster.Machine) -> int:
+        if "overlay" not in self.config.rooms:
+            return machine.underlay_mtu
+        family = 4 if any(":" not in a for a in machine.node_ips) else 6
+        return pod_mtu(machine.underlay_mtu, family)
+
+    def _rank(self, snapshot: Snapshot) -> int:
+        return cluster.rank(snapshot, self.config.node, time.time())
+
+    def _beat(self, registrar: cluster.Registrar, off: bool, stopping: threading.Event) -> None:
+        """Renew the node's lease until told to stop. Raises Invalid when the name was taken over."""
+        while not stopping.wait(cluster.RENEW_SECONDS):
+            if off:
+                continue
+            try:
+                registrar.beat()
+            except Invalid:
+                stopping.set()
+                raise
+            except NetplaneError as exc:
+                log.warning("heartbeat: %s", exc)
+
+    def _open_edges(self, core: Core, stack: ExitStack, stopping: threading.Event) -> None:
+        """DNS as soon as there is an address to listen on, CNI when the first pass is through."""
+        todo: dict[str, Callable[[Core], Any]] = {"dns": self._open_dns, "cni": self._open_cni}
+        todo = {name: step for name, step in todo.items() if name in self.config.rooms}
+        while todo and not stopping.is_set():
+            for name, step in list(todo.items()):
+                try:
+                    server = step(core)
+                    self._edge_failures.pop(name, None)
+                except NetplaneError as exc:
+                    if self._edge_failures.get(name) != str(exc):
+                        log.info("%s: %s", name, exc)
+                    self._edge_failures[name] = str(exc)
+                    continue
+                stack.callback(server.stop)
+                del todo[name]
+            stopping.wait(0.02)
+
+    def _open_dns(self, core: Core) -> DnsServer:
+        listen = [split_listen(text) for text in self.config.dns_listen]
+        if not listen:
+            node = core.snapshot().get(Node, "", self.config.node)
+            listen = [(gateway(cidr), 53) for cidr in (node.pod_cidrs if node else ())]
+        if not listen:
+            raise Unavailable("waiting for this node's pod CIDR, whose gateway address it listens on")
+        if not core.wait_synced(0):
+            raise Unavailable("waiting for the first full pass")
+        self._names.mark_synced()
+        server = DnsServer(self._names, listen, self.config.resolv_conf)
+        server.start()
+        self._registry.register(server.counters)
+        return server
+
+    def _open_cni(self, core: Core) -> CniServer:
+        if not core.wait_synced(0):
+            raise Unavailable("waiting for the first full pass")
+        host = _Host(self.config.node, self.boot_id, core, self._links)
+        server = CniServer(str(self.config.run_dir / CNI_SOCKET), host, self._cni_config)
+        server.start()
+        return server
+
+
+class _Host:
+    """What the CNI server sees of the agent (cni.host.Host)."""
+
+    def __init__(self, node: str, boot_id: str, core: Core, links: LinkDriver) -> None:
+        self.node, self.boot_id = node, boot_id
+        self._core, self._links = core, links
+
+    def snapshot(self) -> Snapshot:
+        return self._core.snapshot()
+
+    def put(self, obj: Object, expect: int | None = None) -> Object:
+        return self._core.put(obj, expect)
+
+    def delete(self, key: Key, expect: int | None = None) -> Object:
+        return self._core.delete(key, expect)
+
+    def sync(self, scopes: Iterable[Scope]) -> None:
+        self._core.sync(scopes)
+
+    def verify(self, scopes: Iterable[Scope]) -> list[str]:
+        return self._core.verify(scopes)
+
+    def link_exists(self, netns_path: str, ifname: str) -> bool:
+        return self._links.link_exists(netns_path, ifname)
+
+    def netns_exists(self, path: str) -> bool:
+        return netns.exists(path)
+
+
+class _Calm:
+    """Calls ``action`` once, a moment after the first of a flock of events."""
+
+    def __init__(self, action: Callable[[], None]) -> None:
+        self._action = action
+        self._lock = threading.Lock()
+        self._set = False
+
+    def __call__(self, words: str) -> None:
+        with self._lock:
+            if self._set:
+                return
+            self._set = True
+        log.warning("somebody else changed what is ours: %s", words)
+        timer = threading.Timer(CALM, self._fire)
+        timer.daemon = True
+        timer.start()
+
+    def _fire(self) -> None:
+        with self._lock:
+            self._set = False
+        self._action()
+
+
+def _patiently(step: Callable[[], Any], stopping: threading.Event) -> Any:
+    """Do a step that may have to wait for others. Raises Invalid; Unavailable only when told to stop."""
+    while True:
+        try:
+            return step()
+        except Unavailable as exc:
+            log.warning("%s (trying again)", exc)
+            if stopping.wait(1.0):
+                raise
+
+
+def _quietly(step: Callable[[], Any]) -> None:
+    try:
+        step()
+    except NetplaneError as exc:
+        log.warning("%s", exc)

@@ -11,7 +11,7 @@ ffi.cdef((HERE / "rtnl.h").read_text().split("/* cdef */")[1])
 ffi.set_source(
     "netplane.kernel._rtnl",
     '#include "rtnl.h"',
-    sources=["csrc/rtnl/rtnl.c", "csrc/rtnl/netns.c"],
+    sources=["csrc/rtnl/rtnl.c", "csrc/rtnl/netns.c", "csrc/rtnl/sysctl.c"],
     include_dirs=["csrc/rtnl", "csrc/include"],
     extra_compile_args=["-std=gnu11", "-O2", "-Wall", "-Wextra"],
 )

@@ -56,6 +56,34 @@ int np_netns_enter(const char *path)
 	return result;
 }
 
+/* Enter the namespace at path ("" or NULL: stay) for a moment; *home leads back. -errno: stayed. */
+int np_netns_visit(const char *path, int *home)
+{
+	int result;
+
+	*home = -1;
+	if (!path || !*path)
+		return 0;
+	*home = open("/proc/thread-self/ns/net", O_RDONLY | O_CLOEXEC);
+	if (*home < 0)
+		return -errno;
+	result = np_netns_enter(path);
+	if (result < 0) {
+		close(*home);
+		*home = -1;
+	}
+	return result;
+}
+
+void np_netns_return(int home)
+{
+	if (home < 0)
+		return;
+	if (setns(home, CLONE_NEWNET) < 0)
+		_exit(71); /* never go on in somebody else's namespace */
+	close(home);
+}
+
 /* Give the calling thread (call it before any other thread starts) a mount namespace whose changes
  * nobody else sees, and/or a network namespace of its own. -errno. */
 int np_private_namespaces(int mounts, int network)

@@ -1,7 +1,7 @@
 """Network namespaces at paths: make, remove, run code or programs inside.
 
 Rule 1: a namespace is a path that holds it (a bind mount), as in the CNI specification.
-Rule 2: the calling thread never changes its namespace; code runs inside in a thread of its own.
+Rule 2: only `enter` moves the calling thread; all else runs inside in a thread of its own.
 """
 
 from __future__ import annotations
@@ -47,13 +47,18 @@ def exists(path: str | Path) -> bool:
         return False
 
 
+def enter(path: str | Path) -> None:
+    """Move the calling thread into the namespace, for good; its children are born there."""
+    _done(lib.np_netns_enter(str(path).encode()), f"enter network namespace {path}")
+
+
 def call(path: str | Path, function: Callable[..., T], *args: Any) -> T:
     """Run ``function`` in a thread inside the namespace; its result or exception is ours."""
     outcome: list[Any] = []
 
     def run() -> None:
         try:
-            _done(lib.np_netns_enter(str(path).encode()), f"enter network namespace {path}")
+            enter(path)
             outcome.extend((True, function(*args)))
         except BaseException as exc:
             outcome[:] = (False, exc)

@@ -5,6 +5,7 @@ Sources: RFC 1123 (labels), Kubernetes apimachinery's validation (qualified name
 
 from __future__ import annotations
 
+import base64
 import ipaddress
 import re
 from collections.abc import Iterable, Iterator
@@ -16,6 +17,7 @@ LABEL = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 QUALIFIED = re.compile(r"([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]")
 PORT_NAME = re.compile(r"(?=.*[a-z])[a-z0-9]([-a-z0-9]*[a-z0-9])?")
+DATA_KEY = re.compile(r"[-._a-zA-Z0-9]+")
 PROTOCOLS = ("TCP", "UDP", "SCTP")
 FAMILIES = ("IPv4", "IPv6")
 
@@ -37,6 +39,25 @@ def label_map(path: str, labels: dict[str, str]) -> Iterator[Fault]:
             yield f"{path}[{key}]", "a label key is [DNS name/]name, name at most 63 of A-Za-z0-9-_."
         if value and (len(value) > 63 or not QUALIFIED.fullmatch(value)):
             yield f"{path}[{key}]", f"{value!r}: a label value is at most 63 of A-Za-z0-9-_."
+
+
+def data_keys(path: str, keys: Iterable[str]) -> Iterator[Fault]:
+    """The keys of a ConfigMap or Secret; each becomes a file's name."""
+    for key in keys:
+        if len(key) > 253 or not DATA_KEY.fullmatch(key) or key.startswith("..") or key == ".":
+            yield (
+                f"{path}[{key}]",
+                "a key is at most 253 of A-Za-z0-9-_., and neither '.' nor begins with '..'",
+            )
+
+
+def base64_values(path: str, data: dict[str, str]) -> Iterator[Fault]:
+    """Never quotes a value: it may be a secret."""
+    for key, value in data.items():
+        try:
+            base64.b64decode(value.replace("\n", ""), validate=True)
+        except ValueError:
+            yield f"{path}[{key}]", "is not base64 (plain text of a Secret goes under stringData)"
 
 
 def one_of(path: str, value: str, allowed: Iterable[str]) -> Iterator[Fault]:
@@ -72,6 +93,8 @@ def ip(path: str, value: str) -> Iterator[Fault]:
 
 def cidr(path: str, value: str) -> Iterator[Fault]:
     try:
+        if "/" not in value:
+            raise ValueError("no prefix length")
         ipaddress.ip_network(value)
     except ValueError as exc:
         hint = f" ({exc})" if "host bits" in str(exc) else ""

@@ -7,7 +7,7 @@ Rule 2: null means absent, as in Kubernetes; a duplicate YAML key is an error, n
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -15,6 +15,7 @@ import yaml
 
 from . import checks
 from .base import Object
+from .documents import documents
 from .errors import Invalid
 from .nodes import Event, Lease, Namespace, Node
 from .own import Allocation, Attachment
@@ -22,6 +23,11 @@ from .pods import Pod
 from .policies import NetworkPolicy
 from .services import EndpointSlice, Service
 from .storage import ConfigMap, PersistentVolume, PersistentVolumeClaim, Secret, StorageClass
+
+__all__ = [
+    "KINDS", "decode", "documents", "encode", "parse", "parse_all", "to_dict", "to_yaml", "validate",
+    "without_null",
+]  # fmt: skip
 
 KINDS: dict[str, type[Object]] = {
     cls.KIND: cls
@@ -31,45 +37,6 @@ KINDS: dict[str, type[Object]] = {
         Allocation, Attachment,
     )
 }  # fmt: skip
-
-
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """Safe, with timestamps left as text and duplicate keys refused."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
-                line = key.start_mark.line + 1
-                raise Invalid(f"line {line}: the key {key.value!r} stands twice in one mapping")
-            seen.add(key.value)
-        result: dict[Hashable, Any] = super().construct_mapping(node, deep)
-        return result
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, regexp) for tag, regexp in pairs if tag != "tag:yaml.org,2002:timestamp"]
-    for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-
-
-def documents(text: str | bytes, source: str = "-") -> list[dict[str, Any]]:
-    """The YAML (or JSON) documents of one file as dicts; Lists are opened. Raises Invalid."""
-    try:
-        raw = [d for d in yaml.load_all(text, Loader=_Loader) if d is not None]
-    except yaml.YAMLError as exc:
-        mark = getattr(exc, "problem_mark", None)
-        where = f" line {mark.line + 1}" if mark else ""
-        reason = getattr(exc, "problem", None) or str(exc)
-        raise Invalid(f"{source}:{where} not YAML: {reason}") from exc
-    except Invalid as exc:
-        raise Invalid(f"{source}: {exc}") from None
-    found: list[dict[str, Any]] = []
-    for doc in raw:
-        if not isinstance(doc, dict):
-            raise Invalid(f"{source}: a manifest is a mapping with apiVersion and kind, not {doc!r:.40}")
-        found.extend(doc.get("items") or () if str(doc.get("kind", "")).endswith("List") else [doc])
-    return found
 
 
 def parse_all(text: str | bytes, source: str = "-") -> list[Object]:
@@ -86,7 +53,7 @@ def parse_all(text: str | bytes, source: str = "-") -> list[Object]:
 def parse(doc: dict[str, Any], default_namespace: str = "default") -> Object:
     """One manifest as a strict object. Raises Invalid with every fault found."""
     if not isinstance(doc, dict):
-        raise Invalid(f"a manifest is a mapping with apiVersion and kind, not {doc!r:.40}")
+        raise Invalid(f"a manifest is a mapping with apiVersion and kind, not a {type(doc).__name__}")
     doc = dict(doc)
     kind, version = doc.pop("kind", None), doc.pop("apiVersion", None)
     cls = KINDS.get(kind) if isinstance(kind, str) else None
@@ -97,9 +64,12 @@ def parse(doc: dict[str, Any], default_namespace: str = "default") -> Object:
     if version != cls.API_VERSION:
         raise Invalid(f"{kind} {name}: apiVersion {version!r} is not known; use {cls.API_VERSION!r}")
     try:
-        obj = msgspec.convert(_without_null(doc), cls)
+        doc = without_null(doc)
+        obj = msgspec.convert(doc, cls)
     except msgspec.ValidationError as exc:
-        raise Invalid(f"{kind} {name}: {_reason(exc)}") from None
+        raise Invalid(f"{kind} {name}: {_reason(exc, doc)}") from None
+    except RecursionError:
+        raise Invalid(f"{kind} {name}: nested too deeply") from None
     return validate(obj, default_namespace)
 
 
@@ -111,6 +81,11 @@ def validate(obj: Object, default_namespace: str = "default") -> Object:
         meta = msgspec.structs.replace(meta, namespace=default_namespace)
         obj = msgspec.structs.replace(obj, metadata=meta)
     faults += obj.check()
+    if not meta.name:
+        faults = [f for f in faults if f[0] != "metadata.name"]
+        faults.insert(0, ("metadata.name", "required"))
+    elif all(path != "metadata.name" for path, _ in faults):
+        faults += checks.dns_subdomain("metadata.name", meta.name)
     if faults:
         reasons = "; ".join(f"{path}: {reason}" for path, reason in faults)
         raise Invalid(f"{obj.key}: {reasons}")
@@ -119,21 +94,20 @@ def validate(obj: Object, default_namespace: str = "default") -> Object:
 
 def _check_meta(obj: Object) -> Iterator[tuple[str, str]]:
     meta = obj.metadata
-    if not meta.name:
-        yield "metadata.name", "required"
     if meta.namespace and not obj.NAMESPACED:
         yield "metadata.namespace", f"not allowed: {obj.KIND} is cluster-scoped"
     elif meta.namespace:
         yield from checks.dns_label("metadata.namespace", meta.namespace)
-    if meta.resource_version and not meta.resource_version.isdigit():
+    if meta.resource_version and not (meta.resource_version.isascii() and meta.resource_version.isdigit()):
         yield "metadata.resourceVersion", f"{meta.resource_version!r} is not a revision (digits)"
     yield from checks.label_map("metadata.labels", meta.labels)
+    yield from checks.label_map("metadata.annotations", {k.lower(): "" for k in meta.annotations})
 
 
 _UNKNOWN = re.compile(r"Object contains unknown field `([^`]*)`(?: - at `(.*)`)?")
 
 
-def _reason(exc: msgspec.ValidationError) -> str:
+def _reason(exc: msgspec.ValidationError, doc: dict[str, Any]) -> str:
     """msgspec's message as "field.path: reason"."""
     text = str(exc)
     unknown = _UNKNOWN.fullmatch(text)
@@ -143,14 +117,29 @@ def _reason(exc: msgspec.ValidationError) -> str:
     reason, _, path = text.rpartition(" - at `")
     if not reason:
         return text
-    return f"{path.rstrip('`').removeprefix('$.')}: {reason[0].lower()}{reason[1:]}"
+    path = path.rstrip("`").removeprefix("$.")
+    return f"{_keyed(path, doc)}: {reason[0].lower()}{reason[1:]}"
 
 
-def _without_null(value: Any) -> Any:
+def _keyed(path: str, doc: Any) -> str:
+    """A path with the map's key in place of msgspec's "[...]": the first whose value is not text."""
+    head, found, tail = path.partition("[...]")
+    if not found:
+        return path
+    for name, index in re.findall(r"([^.\[\]]+)|\[([0-9]+)\]", head):
+        doc = doc[int(index)] if index else doc[name]
+    if not isinstance(doc, dict):
+        return path
+    wrong = next((k for k, v in doc.items() if not isinstance(v, str)), "...")
+    return f"{head}[{wrong}]{tail}"
+
+
+def without_null(value: Any) -> Any:
+    """A manifest with every null left out, at every depth (rule 2)."""
     if isinstance(value, dict):
-        return {k: _without_null(v) for k, v in value.items() if v is not None}
+        return {k: without_null(v) for k, v in value.items() if v is not None}
     if isinstance(value, list):
-        return [_without_null(v) for v in value]
+        return [without_null(v) for v in value]
     return value
 
 

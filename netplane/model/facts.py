@@ -60,9 +60,16 @@ class Plan(msgspec.Struct, frozen=True):
 class Driver(Protocol):
     """The only thing that touches the kernel (or a table, for in-process planes)."""
 
-    name: str
-    accepts: tuple[type[Fact], ...]
-    parallel: bool  # apply may run in several threads at once
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def accepts(self) -> tuple[type[Fact], ...]: ...
+
+    @property
+    def parallel(self) -> bool:
+        """Whether `apply` may run in several threads at once."""
+        ...
 
     def observe(self) -> Mapping[FactKey, Mark]:
         """Everything there that is ours. Raises KernelError, Unavailable."""
@@ -105,6 +112,11 @@ class Link(Fact, frozen=True):
     def key(self) -> FactKey:
         return ("link", self.netns, self.name)
 
+    @property
+    def mark(self) -> Mark:
+        """Not all of a link reads back (the path of its peer's namespace), so its alias keeps this."""
+        return digest(*map(str, msgspec.structs.astuple(self)))
+
 
 class Address(Fact, frozen=True):
     """An address with prefix length on a link; IPv6 addresses are always added NODAD."""
@@ -141,6 +153,18 @@ class Route(Fact, frozen=True):
     @property
     def key(self) -> FactKey:
         return ("route", self.netns, self.table, self.dst, self.metric)
+
+    @property
+    def mark(self) -> Mark:
+        """With the scope that the kernel chooses when none is named, as it reads back."""
+        return msgspec.structs.replace(self, scope=self.effective_scope)
+
+    @property
+    def effective_scope(self) -> str:
+        """IPv6 has no scopes; IPv4 needs link for what is reached without a gateway."""
+        if ":" in self.dst:
+            return "global"
+        return self.scope or ("global" if self.via or self.kind != "unicast" else "link")
 
 
 class Neighbour(Fact, frozen=True):
@@ -263,7 +287,11 @@ class Element(Fact, frozen=True):
 
 
 class Record(Fact, frozen=True):
-    """One answer of the zone: an RRset under a name. ``rotate``: give its data in turn (dnsrr)."""
+    """One answer of the zone: an RRset under a name. ``rotate``: give its data in turn (dnsrr).
+
+    Several owners may hold a name and type together (the PTR of an address that two headless services
+    share): each has a fact of its own, and the answer is the union of their data.
+    """
 
     TYPE: ClassVar[str] = "record"
 
@@ -272,10 +300,11 @@ class Record(Fact, frozen=True):
     data: tuple[str, ...]  # presentation format; () with the name known: NODATA
     ttl: int = 5
     rotate: bool = False
+    owner: str = ""
 
     @property
     def key(self) -> FactKey:
-        return ("record", self.name, self.type)
+        return ("record", self.name, self.type, self.owner)
 
 
 def digest(*parts: str) -> str:

@@ -246,6 +246,9 @@ class EndpointSlice(Object, frozen=True, kw_only=True):
                 yield from checks.port(f"ports[{i}].port", port.port)
             yield from checks.one_of(f"ports[{i}].protocol", port.protocol, checks.PROTOCOLS)
         yield from checks.unique("ports[{}].name", (p.name for p in self.ports))
+        for i, endpoint in enumerate(self.endpoints):
+            if endpoint.hostname:
+                yield from checks.dns_label(f"endpoints[{i}].hostname", endpoint.hostname)
         if self.address_type == "FQDN":
             return
         want_v6 = self.address_type == "IPv6"

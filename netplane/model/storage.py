@@ -197,8 +197,15 @@ class ConfigMap(Object, frozen=True, kw_only=True):
     KIND: ClassVar[str] = "ConfigMap"
 
     data: dict[str, str] = {}
-    binary_data: dict[str, str] = {}
+    binary_data: dict[str, str] = {}  # base64
     immutable: bool = False
+
+    def check(self) -> Iterator[Fault]:
+        yield from checks.data_keys("data", self.data)
+        yield from checks.data_keys("binaryData", self.binary_data)
+        yield from checks.base64_values("binaryData", self.binary_data)
+        for key in self.data.keys() & self.binary_data.keys():
+            yield f"binaryData[{key}]", "the key stands in data too"
 
 
 class Secret(Object, frozen=True, kw_only=True):
@@ -208,6 +215,11 @@ class Secret(Object, frozen=True, kw_only=True):
     string_data: dict[str, str] = {}
     type: str = "Opaque"
     immutable: bool = False
+
+    def check(self) -> Iterator[Fault]:
+        yield from checks.data_keys("data", self.data)
+        yield from checks.data_keys("stringData", self.string_data)
+        yield from checks.base64_values("data", self.data)
 
 
 def check_modes(path: str, access: tuple[str, ...], mode: str) -> Iterator[Fault]:

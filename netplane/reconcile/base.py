@@ -18,7 +18,8 @@ __all__ = ["Controller", "Delete", "Event", "Put", "Room", "Write"]
 
 
 class Room(Protocol):
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def scopes(self, event: Event | None, snapshot: Snapshot) -> Iterable[Scope]:
         """The scopes that this event touches; all that exist when it is None (start, resync).
@@ -36,7 +37,8 @@ class Room(Protocol):
 
 
 class Controller(Protocol):
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def scopes(self, event: Event | None, snapshot: Snapshot) -> Iterable[Scope]: ...
 

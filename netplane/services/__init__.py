@@ -1,1 +1,5 @@
-"""Services and endpoint slices into nftables maps."""
+"""Services and their endpoints as nftables facts: virtual IPs and node ports on this node."""
+
+from .room import ServicesRoom
+
+__all__ = ["ServicesRoom"]

@@ -1,0 +1,221 @@
+"""Addresses for pods: one per family, from the node's pod CIDRs, in turn.
+
+Rule 1: the record is the Attachment object; this is an index over those records, rebuilt from a
+        snapshot at any time. Nothing is kept anywhere else.
+Rule 2: taking and giving back cost the same with 2 addresses in use as with 60,000: every address
+        is passed by the cursor once, then addresses come back in the order they were released, so
+        that one just released rests as long as possible.
+Rule 3: the network's own, the gateway's (the first host) and IPv4's broadcast address are never given.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+
+from ..model.errors import Invalid, Unavailable
+from ..model.own import Attachment, AttachmentIP
+from .errors import CONFIG, Refused
+
+Network = IPv4Network | IPv6Network
+
+
+def gateway(cidr: str) -> str:
+    """The gateway of a pod CIDR: its first host address. Raises Invalid when it has none."""
+    network = ip_network(cidr)
+    if network.num_addresses < 4:
+        raise Invalid(f"pod CIDR {cidr} has no room for a gateway and pods; give a node at least a /30")
+    return str(network[1])
+
+
+class Pool:
+    """One pod CIDR. Addresses are offsets from the network address here. Not thread-safe."""
+
+    def __init__(self, cidr: str) -> None:
+        self.network: Network = ip_network(cidr)
+        broadcast = 1 if self.network.version == 4 else 0
+        self.first, self.last = 2, self.network.num_addresses - 1 - broadcast
+        self.used: dict[int, str] = {}  # offset -> holder
+        self._fresh: deque[list[int]] = deque([[self.first, self.last]])  # spans not yet passed
+        self._freed: OrderedDict[int, None] = OrderedDict()  # passed, and free: oldest first
+
+    @property
+    def size(self) -> int:
+        return max(0, self.last - self.first + 1)
+
+    @property
+    def full(self) -> bool:
+        return len(self.used) >= self.size
+
+    def __str__(self) -> str:
+        return f"range {self.network}: {len(self.used)} of {self.size} addresses in use"
+
+    def begin_after(self, offset: int) -> None:
+        """Let the cursor go on behind ``offset`` and come round (after a restart)."""
+        if self.first <= offset < self.last:
+            self._fresh = deque([[offset + 1, self.last], [self.first, offset]])
+
+    def take(self, holder: str) -> int:
+        """The next free offset. Raises Unavailable, naming the range and its use."""
+        while self._fresh:
+            span = self._fresh[0]
+            if span[0] > span[1]:
+                self._fresh.popleft()
+                continue
+            offset, span[0] = span[0], span[0] + 1
+            if offset not in self.used:
+                return self._hold(offset, holder)
+        if not self._freed:
+            raise Unavailable(f"{self}: none is free")
+        offset, _ = self._freed.popitem(last=False)
+        return self._hold(offset, holder)
+
+    def claim(self, offset: int, holder: str) -> int:
+        """This very offset. Raises Refused, naming its holder."""
+        if not self.first <= offset <= self.last:
+            what = {1: "the gateway's"}.get(offset, "reserved")
+            raise Refused(CONFIG, f"ips: {self.network[offset]} is {what} in {self.network}; ask for another")
+        if offset in self.used:
+            raise Unavailable(f"ips: {self.network[offset]} is held by {self.used[offset]}")
+        self._freed.pop(offset, None)
+        return self._hold(offset, holder)
+
+    def release(self, offset: int) -> None:
+        if self.used.pop(offset, None) is None:
+            return
+        if not any(low <= offset <= high for low, high in self._fresh):
+            self._freed[offset] = None
+
+    def _hold(self, offset: int, holder: str) -> int:
+        self.used[offset] = holder
+        return offset
+
+
+class Ipam:
+    """The pools of one node. Thread-safe: each method is one short critical section."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._pools: tuple[Pool, ...] = ()
+        self._taken: dict[str, tuple[str, tuple[AttachmentIP, ...]]] = {}  # name -> (holder, ips)
+        self._pinned: set[str] = set()  # taken, with no record that says so (yet, or any more)
+
+    @property
+    def cidrs(self) -> tuple[str, ...]:
+        return tuple(str(pool.network) for pool in self._pools)
+
+    def rebuild(self, cidrs: Iterable[str], read: Callable[[], Iterable[Attachment]]) -> None:
+        """Begin anew from the records, which ``read`` gives; what is pinned stays."""
+        with self._lock:
+            records = sorted(read(), key=lambda a: a.revision)
+            pinned = {name: held for name, held in self._taken.items() if name in self._pinned}
+            self._taken = pinned | {a.name: (describe(a), a.spec.ips) for a in records}
+            self._pools = tuple(Pool(cidr) for cidr in cidrs)
+            for holder, ips in self._taken.values():
+                for pool, offset in self._located(ips):
+                    pool.used[offset] = holder
+            for pool, offset in self._located(records[-1].spec.ips) if records else ():
+                pool.begin_after(offset)
+
+    def pin(self, name: str) -> None:
+        """From now on no record speaks for what ``name`` holds. Call before the record goes."""
+        with self._lock:
+            self._pinned.add(name)
+
+    def unpin(self, name: str) -> None:
+        """A record speaks for it now. Call once `rebuild` would read it."""
+        with self._lock:
+            self._pinned.discard(name)
+
+    def take(self, name: str, holder: str, asked: tuple[str, ...] = ()) -> tuple[AttachmentIP, ...]:
+        """One address per family for the attachment ``name``, those in ``asked`` where it names them.
+
+        They are pinned until `unpin`.
+
+        Raises Unavailable (exhausted, held by somebody else) or Refused (outside of every range);
+        then nothing is taken.
+        """
+        with self._lock:
+            wanted = self._wanted(asked)
+            done: list[tuple[Pool, int]] = []
+            try:
+                for pool in self._pools:
+                    offset = wanted.get(pool)
+                    done.append((pool, pool.take(holder) if offset is None else pool.claim(offset, holder)))
+            except Exception:
+                for pool, offset in done:
+                    pool.release(offset)
+                raise
+            ips = tuple(AttachmentIP(address=_with_prefix(p, o), gateway=str(p.network[1])) for p, o in done)
+            self._taken[name] = (holder, ips)
+            self._pinned.add(name)
+            return ips
+
+    def release(self, name: str) -> None:
+        """Give back what ``name`` holds; nothing when it holds nothing."""
+        with self._lock:
+            _, ips = self._taken.pop(name, ("", ()))
+            self._pinned.discard(name)
+            for pool, offset in self._located(ips):
+                pool.release(offset)
+
+    def check(self) -> None:
+        """Raises Unavailable when the next `take` would find no address."""
+        with self._lock:
+            for pool in self._pools:
+                if pool.full:
+                    raise Unavailable(f"{pool}: none is free")
+
+    def usage(self) -> tuple[str, ...]:
+        with self._lock:
+            return tuple(map(str, self._pools))
+
+    def _wanted(self, asked: tuple[str, ...]) -> dict[Pool, int]:
+        wanted: dict[Pool, int] = {}
+        for text in asked:
+            pool, offset = self._find(text)
+            if pool in wanted:
+                raise Refused(CONFIG, f"ips: {', '.join(asked)}: one address per family at most")
+            wanted[pool] = offset
+        return wanted
+
+    def _find(self, text: str) -> tuple[Pool, int]:
+        try:
+            address = ip_address(text.partition("/")[0])
+        except ValueError:
+            raise Refused(CONFIG, f"ips: {text!r:.60} is not an IPv4 or IPv6 address") from None
+        for pool in self._pools:
+            if address in pool.network:
+                return pool, int(address) - int(pool.network.network_address)
+        raise Refused(CONFIG, f"ips: {address} is outside of this node's ranges {', '.join(self.cidrs)}")
+
+    def _located(self, ips: Iterable[AttachmentIP]) -> list[tuple[Pool, int]]:
+        """The pools and offsets of addresses; those of ranges that the node has no more are left out."""
+        found = []
+        for entry in ips:
+            address = ip_address(entry.address.partition("/")[0])
+            for pool in self._pools:
+                if address in pool.network:
+                    found.append((pool, int(address) - int(pool.network.network_address)))
+        return found
+
+
+def _with_prefix(pool: Pool, offset: int) -> str:
+    """A host route's length: pods reach each other through the gateway, see `render`."""
+    return f"{pool.network[offset]}/{pool.network.max_prefixlen}"
+
+
+def describe(attachment: Attachment) -> str:
+    """Who holds an address, in a user's words."""
+    return holder_of(
+        attachment.spec.pod_namespace,
+        attachment.spec.pod_name,
+        attachment.spec.container_id,
+        attachment.spec.ifname,
+    )
+
+
+def holder_of(namespace: str, pod: str, container_id: str, ifname: str) -> str:
+    return f"pod {namespace}/{pod} (container {container_id[:13]}, {ifname})"

@@ -1,0 +1,50 @@
+"""Mutual exclusion per key, and writes that meet other writers."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+
+from ..model.errors import Conflict
+
+_TRIES = 8
+
+
+def persist(write: Callable[[], None]) -> None:
+    """Run a read-decide-write until nobody wrote in between; the last try's Conflict is raised."""
+    for _ in range(_TRIES - 1):
+        try:
+            write()
+            return
+        except Conflict:
+            continue
+    write()
+
+
+class _Entry:
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.users = 0
+
+
+class Locks:
+    """A lock per key, made when wanted and forgotten when not."""
+
+    def __init__(self) -> None:
+        self._guard = threading.Lock()
+        self._held: dict[Hashable, _Entry] = {}
+
+    @contextmanager
+    def hold(self, key: Hashable) -> Iterator[None]:
+        with self._guard:
+            entry = self._held.setdefault(key, _Entry())
+            entry.users += 1
+        try:
+            with entry.lock:
+                yield
+        finally:
+            with self._guard:
+                entry.users -= 1
+                if not entry.users:
+                    del self._held[key]

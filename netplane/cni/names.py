@@ -1,0 +1,51 @@
+"""Names and MAC addresses that follow from what they stand for, so that nobody has to remember them."""
+
+from __future__ import annotations
+
+import hashlib
+
+from ..model import checks
+
+BRIDGE = "npbr0"
+
+
+def attachment_name(node: str, container_id: str, ifname: str, network: str) -> str:
+    """The Attachment object of one interface of one container in one network."""
+    return f"{_digest(container_id, ifname, network)[:12]}.{node}"
+
+
+def host_ifname(container_id: str, ifname: str, network: str) -> str:
+    """The veth end in the node's namespace: 14 of the 15 characters that a name may have."""
+    return "npv" + _digest(container_id, ifname, network)[:11]
+
+
+def pod_mac(container_id: str, ifname: str, network: str) -> str:
+    """The container's MAC: the same for the same interface, whatever address it got."""
+    return _mac("pod", container_id, ifname, network)
+
+
+def host_mac(host_name: str) -> str:
+    """The host end's MAC, so that it needs no lookup for the result."""
+    return _mac("host", host_name)
+
+
+def bridge_mac(node: str) -> str:
+    """The bridge's MAC. Left alone, a bridge takes its lowest port's and changes with the ports."""
+    return _mac("bridge", node)
+
+
+def pod_name(container_id: str) -> str:
+    """The Pod object of a container that no runtime gave a pod name: its ID when that can be one."""
+    valid = not any(checks.dns_subdomain("", container_id))
+    return container_id if valid else "cni-" + _digest(container_id)[:12]
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256("/".join(parts).encode(errors="surrogateescape")).hexdigest()
+
+
+def _mac(*parts: str) -> str:
+    """Locally administered, individual (IEEE 802c): x2, x6, xA or xE in the first octet."""
+    octets = bytearray(hashlib.sha256("/".join(parts).encode(errors="surrogateescape")).digest()[:6])
+    octets[0] = octets[0] & 0xFC | 0x02
+    return ":".join(f"{o:02x}" for o in octets)

@@ -1,0 +1,178 @@
+"""What the node's kernel must hold for pods: the bridge and its surroundings, and each attachment.
+
+Rule 1: pods are routed, also to their neighbours on the same bridge: a pod's address is a host
+        address and everything goes by the gateway. So replies of a service's endpoint on the same
+        node come back through the NAT that sent them there, and policy sees every packet, with
+        no need of br_netfilter.
+Rule 2: the node knows each pod's MAC by a permanent neighbour entry: the first packet waits for no
+        ARP, and an address that is used again never meets the last holder's MAC.
+Rule 3: the bridge would tell pods of the shorter way (ICMP redirect), around rule 1: dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from ipaddress import collapse_addresses, ip_address, ip_network
+
+import msgspec
+
+from ..model.facts import (
+    ALIAS,
+    Address,
+    Chain,
+    Element,
+    Fact,
+    Facts,
+    Link,
+    Neighbour,
+    Route,
+    Scope,
+    Set,
+    Sysctl,
+)
+from ..model.nodes import Node
+from ..model.own import Attachment
+from ..model.snapshot import Snapshot
+from .ipam import gateway
+from .names import BRIDGE, bridge_mac, host_mac
+
+ROOM = "cni"
+BASE = Scope(ROOM)
+_MULTICAST = {4: "224.0.0.0/4", 6: "ff00::/8"}
+
+
+class CniConfig(msgspec.Struct, frozen=True):
+    """What the agent's command line and the overlay decide. ``pod_mtu`` 0: the kernel's choice.
+
+    ``boot_id``: this boot's (/proc/sys/kernel/random/boot_id); what another boot recorded is not
+    rendered, since its namespaces are gone. "" renders everything.
+    """
+
+    cluster_cidrs: tuple[str, ...] = ()
+    pod_mtu: int = 0
+    ip_masq: bool = True
+    boot_id: str = ""
+
+
+class CniRoom:
+    """A Room: scope ("cni", "") is the node's base, ("cni", <attachment>) one pod's interface."""
+
+    name = ROOM
+
+    def __init__(self, node: str, config: CniConfig) -> None:
+        self.node = node
+        self.config = config
+
+    def scopes(self, event: object, snapshot: Snapshot) -> Iterable[Scope]:
+        if event is None:
+            return [BASE, *(Scope(ROOM, a.name) for a in snapshot.by(Attachment, "node", self.node))]
+        found = dict.fromkeys(
+            scope
+            for obj in (getattr(event, "old", None), getattr(event, "new", None))
+            for scope in self._touched(obj)
+        )
+        return list(found)
+
+    def _touched(self, obj: object) -> Iterator[Scope]:
+        if isinstance(obj, Attachment) and obj.spec.node == self.node:
+            yield Scope(ROOM, obj.name)
+        elif isinstance(obj, Node) and obj.name == self.node:
+            yield BASE
+
+    def render(self, scope: Scope, snapshot: Snapshot) -> Facts:
+        if not scope.name:
+            node = snapshot.get(Node, "", self.node)
+            return tuple(render_base(node, self.config)) if node else ()
+        attachment = snapshot.get(Attachment, "", scope.name)
+        if attachment is None or attachment.spec.node != self.node:
+            return ()
+        if self.config.boot_id and attachment.spec.boot_id not in ("", self.config.boot_id):
+            return ()
+        return tuple(render_attachment(attachment, self.config))
+
+
+def render_base(node: Node, config: CniConfig) -> Iterator[Fact]:
+    """The bridge, its addresses, forwarding, and masquerade; nothing before the node has pod CIDRs."""
+    if not node.pod_cidrs:
+        return
+    yield Link(
+        name=BRIDGE, kind="bridge", alias=f"{ALIAS}{ROOM}", mtu=config.pod_mtu, mac=bridge_mac(node.name)
+    )
+    for cidr in node.pod_cidrs:
+        network = ip_network(cidr)
+        yield Address(link=BRIDGE, address=f"{gateway(cidr)}/{network.prefixlen}")
+    yield Sysctl(name="net/ipv4/ip_forward", value="1")
+    yield Sysctl(name="net/ipv6/conf/all/forwarding", value="1")
+    yield Chain(
+        name="cni-redirects",
+        type="filter",
+        hook="output",
+        priority="filter",
+        rules=(
+            f'oifname "{BRIDGE}" icmp type redirect drop',
+            f'oifname "{BRIDGE}" icmpv6 type nd-redirect drop',
+        ),
+    )
+    if config.ip_masq:
+        yield from _masquerade(node.pod_cidrs, config.cluster_cidrs)
+
+
+def _masquerade(pods: tuple[str, ...], cluster: tuple[str, ...]) -> Iterator[Fact]:
+    """What leaves the cluster takes the node's address; ``ipMasq: false`` pods are elements of a set."""
+    rules = []
+    for family, word, version in (("ip", "ipv4", 4), ("ip6", "ipv6", 6)):
+        yield Set(name=f"cni-unmasked{version}", spec=(f"type {word}_addr",))
+        own = _collapsed(pods, version)
+        if not own:
+            continue
+        inside = _collapsed([*(cluster or pods), _MULTICAST[version]], version)
+        rules.append(f"{family} saddr @cni-unmasked{version} return")
+        rules.append(
+            f"{family} saddr {{ {', '.join(own)} }}"
+            f" {family} daddr != {{ {', '.join(inside)} }} masquerade fully-random"
+        )
+    yield Chain(name="cni-masquerade", type="nat", hook="postrouting", priority="srcnat", rules=tuple(rules))
+
+
+def _collapsed(cidrs: Iterable[str], version: int) -> list[str]:
+    """Of one family, sorted, none inside another: nft refuses overlapping elements."""
+    networks = [ip_network(c) for c in cidrs]
+    if version == 4:
+        return [str(n) for n in collapse_addresses(n for n in networks if n.version == 4)]
+    return [str(n) for n in collapse_addresses(n for n in networks if n.version == 6)]
+
+
+def render_attachment(attachment: Attachment, config: CniConfig) -> Iterator[Fact]:
+    """The veth pair, the pod's addresses and routes, and the node's neighbour entries."""
+    spec = attachment.spec
+    yield Link(
+        name=spec.host_ifname,
+        kind="veth",
+        alias=f"{ALIAS}{ROOM}:{attachment.name}",
+        mtu=spec.mtu,
+        mac=host_mac(spec.host_ifname),
+        master=BRIDGE,
+        options=(
+            ("hairpin", int(bool(spec.config.get("hairpinMode", True)))),
+            ("peer", spec.ifname),
+            ("peer_mac", spec.mac),
+            ("peer_mtu", spec.mtu),
+            ("peer_netns", spec.netns),
+        ),
+    )
+    yield Link(name="lo", netns=spec.netns)  # the pair's own ends come up with it
+    for entry in spec.ips:
+        yield from _render_ip(attachment, entry.address, entry.gateway)
+        if config.ip_masq and spec.config.get("ipMasq", True) is False:
+            plain = entry.address.partition("/")[0]
+            yield Element(of=f"cni-unmasked{ip_address(plain).version}", item=(plain,))
+
+
+def _render_ip(attachment: Attachment, address: str, via: str) -> Iterator[Fact]:
+    spec = attachment.spec
+    plain = address.partition("/")[0]
+    wide, anywhere = ("/128", "::/0") if ":" in plain else ("/32", "0.0.0.0/0")
+    yield Address(link=spec.ifname, address=address, netns=spec.netns)
+    yield Route(dst=via + wide, link=spec.ifname, netns=spec.netns, scope="link")
+    yield Route(dst=anywhere, link=spec.ifname, via=via, netns=spec.netns)
+    yield Neighbour(link=BRIDGE, address=plain, mac=spec.mac)

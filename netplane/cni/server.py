@@ -1,0 +1,160 @@
+"""The agent's end of the CNI binary: a unix socket, a thread per request in hand, one answer each.
+
+Rule 1: only root (and the agent's own user) may speak: the socket has mode 0600.
+Rule 2: whatever happens, the runtime gets CNI's JSON, never a traceback and never silence.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import stat
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import msgspec
+
+from ..model.errors import Invalid, NetplaneError
+from . import frame as wire
+from .errors import ENVIRONMENT, INTERNAL, NEWEST, Refused, code_of, error_json
+from .host import Host
+from .render import CniConfig
+from .request import parse, version_of
+from .verbs import Verbs
+
+log = logging.getLogger(__name__)
+PATIENCE = 30.0  # seconds for the other end to send its request and to take its answer
+
+
+class CniServer:
+    """Answers CNI on the unix socket ``path``. ``start`` needs a host whose snapshot is synced."""
+
+    def __init__(self, path: str, host: Host, config: CniConfig | None = None, workers: int = 32) -> None:
+        self.path = path
+        self.verbs = Verbs(host, config or CniConfig())
+        self._workers = workers
+        self._pool: ThreadPoolExecutor | None = None
+        self._listener: socket.socket | None = None
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Undo what a crash left, then listen. Raises Unavailable, or Invalid when another agent does."""
+        self.verbs.recover()
+        self._listener = _listen(self.path)
+        self._pool = ThreadPoolExecutor(self._workers, thread_name_prefix="cni")
+        self._thread = threading.Thread(target=self._accept, args=(self._listener,), name="cni", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Take no more requests, finish those in hand."""
+        if self._listener is None or self._pool is None or self._thread is None:
+            return
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)  # wakes accept()
+        self._listener.close()
+        self._thread.join()
+        self._pool.shutdown(wait=True)
+        Path(self.path).unlink(missing_ok=True)
+        self._listener = None
+
+    def _accept(self, listener: socket.socket) -> None:
+        assert self._pool is not None
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            self._pool.submit(self._serve, connection)
+
+    def _serve(self, connection: socket.socket) -> None:
+        with connection:
+            connection.settimeout(PATIENCE)
+            try:
+                raw = _receive(connection)
+            except (OSError, Invalid) as exc:
+                log.warning("a CNI request was not received: %s", exc)
+                return
+            if not raw:
+                return
+            try:
+                connection.sendall(self.answer(raw))
+            except OSError as exc:
+                log.warning("the answer to a CNI request was not taken (%s); the runtime will DEL", exc)
+
+    def answer(self, raw: bytes) -> bytes:
+        """One whole request frame into one answer frame; never raises."""
+        command, version = "", ""
+        try:
+            frame = wire.parse(raw)
+            command, version = frame.command, version_of(frame.config)
+            request = parse(frame)
+            if command != "DEL":  # a path under /proc may mean us by the time of DEL
+                _check_own_namespace(request.netns)
+            result = self.verbs.run(request)
+        except Exception as exc:
+            return _failure(exc, command, version)
+        return wire.answer(0, msgspec.json.encode(result) + b"\n" if result is not None else b"")
+
+
+def _failure(error: Exception, command: str, version: str) -> bytes:
+    if not isinstance(error, NetplaneError | OSError):
+        log.error("CNI %s failed unexpectedly", command, exc_info=error)
+    elif code_of(error, command) != INTERNAL:
+        log.info("CNI %s refused: %s", command, error)
+    return wire.answer(1, msgspec.json.encode(error_json(error, command, version or NEWEST)) + b"\n")
+
+
+def _check_own_namespace(path: str) -> None:
+    with contextlib.suppress(OSError):
+        if path and os.path.samefile(path, "/proc/self/ns/net"):
+            raise Refused(ENVIRONMENT, f"CNI_NETNS: {path} is the node's own network namespace")
+
+
+def _receive(connection: socket.socket) -> bytes:
+    """One frame; b"" when the other end said nothing (a probe)."""
+    raw = bytearray()
+    whole = None
+    while whole is None or len(raw) < whole:
+        piece = connection.recv(1 << 16)
+        if not piece:
+            if raw:
+                raise Invalid(f"the request ends after {len(raw)} bytes")
+            return b""
+        raw += piece
+        whole = wire.expected(bytes(raw[:16])) if whole is None else whole
+    return bytes(raw)
+
+
+def _listen(path: str) -> socket.socket:
+    """A listening socket of mode 0600; a dead agent's file is taken away, a living one's is not."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        if _alive(path):
+            raise Invalid(f"{path}: another agent answers there; use another --run-dir, or stop it")
+        with contextlib.suppress(FileNotFoundError):
+            if not stat.S_ISSOCK(os.stat(path).st_mode):
+                raise Invalid(f"{path}: is there and is not a socket; use another --run-dir")
+            os.unlink(path)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        os.fchmod(listener.fileno(), 0o600)  # before bind: the file never has another mode
+        listener.bind(path)
+        listener.listen(1024)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+def _alive(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(path)
+        except TimeoutError:
+            return True
+        except OSError:
+            return False
+        return True

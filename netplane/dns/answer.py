@@ -1,0 +1,202 @@
+"""What to say to a packet: bytes in; bytes, silence, or "ask somebody else" out. Pure.
+
+Rule 1: any bytes get an outcome and none raises. Responses and packets without a header get silence,
+        so that two servers never talk to each other for ever.
+Rule 2: the cluster's zone and the addresses that we have names for are answered here, with authority;
+        everything else of class IN is forwarded when there is somebody to ask, and else REFUSED.
+Rule 3: a name that exists without such data is NODATA, never NXDOMAIN: resolvers stop at NXDOMAIN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from ..model.errors import Invalid
+from . import wire
+from .table import RRset, View, pick
+from .wire import Query
+
+MAX_CHAIN = 8  # CNAMEs followed inside the zone; more is a loop
+_ARPA = (wire.name("in-addr.arpa"), wire.name("ip6.arpa"))
+_QUESTION = wire.pointer(wire.HEADER.size)
+
+
+class Client(NamedTuple):
+    """Who asks: its address, and whether over UDP (TCP takes 65535 bytes)."""
+
+    address: str = ""
+    udp: bool = True
+
+
+class Forward(NamedTuple):
+    """A question for an upstream: ``name`` with the type of ``query``; `relay` makes bytes of it.
+
+    ``chain`` are the CNAMEs of the zone that led from the query's name to this one.
+    """
+
+    query: Query
+    name: bytes
+    limit: int
+    chain: tuple[bytes, ...] = ()
+
+
+class Reply(NamedTuple):
+    """The sections of a response, each of records as `wire` prepares them."""
+
+    rcode: int = wire.NOERROR
+    answers: tuple[bytes, ...] = ()
+    authority: tuple[bytes, ...] = ()
+    additional: Iterable[bytes] = ()
+    flags: int = 0  # AA; RA is added when there is recursion
+
+
+def answer(packet: bytes, view: View, client: Client, recursion: bool) -> bytes | Forward | None:
+    """The response, or the Forward that stands for it, or None where silence is right."""
+    if len(packet) < wire.HEADER.size or packet[2] & 0x80:
+        return None
+    if packet[2] & 0x78:  # an opcode other than QUERY
+        return _header_only(packet, wire.NOTIMP)
+    try:
+        query = wire.parse_query(packet)
+    except Invalid:
+        return _header_only(packet, wire.FORMERR)
+    outcome = _decide(query, view, recursion)
+    if isinstance(outcome, Forward):
+        return outcome._replace(limit=limit(query, client.udp))
+    if recursion:
+        outcome = outcome._replace(flags=outcome.flags | wire.RA)
+    return pack(query, outcome, limit(query, client.udp))
+
+
+def limit(query: Query, udp: bool) -> int:
+    """How many bytes the client takes in one response."""
+    if not udp:
+        return wire.TCP_LIMIT
+    if query.edns is None:
+        return wire.UDP_PLAIN
+    return max(wire.UDP_PLAIN, min(query.edns.size, wire.UDP_EDNS))
+
+
+def failure(forward: Forward, rcode: int = wire.SERVFAIL) -> bytes:
+    """The response to a Forward that came to nothing."""
+    return pack(forward.query, Reply(rcode, flags=wire.RA), forward.limit)
+
+
+def _header_only(packet: bytes, rcode: int) -> bytes:
+    ident, flags, *_ = wire.HEADER.unpack_from(packet)
+    kept = flags & (wire.OPCODE | wire.RD)
+    return wire.HEADER.pack(ident, wire.QR | kept | rcode, 0, 0, 0, 0)
+
+
+# --- the decision -------------------------------------------------------------------------------
+
+
+def _decide(query: Query, view: View, recursion: bool) -> Reply | Forward:
+    if query.edns is not None and query.edns.version:
+        return Reply(wire.BADVERS)
+    if query.klass != wire.IN or query.type in (wire.AXFR, wire.IXFR):
+        return Reply(wire.REFUSED)
+    inside = _ends_with(query, view.apex)
+    if not view.synced and (inside or any(_ends_with(query, arpa) for arpa in _ARPA)):
+        return Reply(wire.SERVFAIL)
+    if inside or query.name in view.names:
+        return _local(query, view, recursion)
+    return Forward(query, query.name, 0) if recursion else Reply(wire.REFUSED)
+
+
+def _ends_with(query: Query, apex: bytes) -> bool:
+    return query.name.endswith(apex) and len(query.name) - len(apex) in query.labels
+
+
+def _local(query: Query, view: View, recursion: bool) -> Reply | Forward:
+    """From what the table holds, along its CNAMEs (RFC 1034 4.3.2); the last name sets the rcode."""
+    name, owner = query.name, _QUESTION
+    chain: tuple[bytes, ...] = ()
+    for _ in range(MAX_CHAIN):
+        rrsets = view.find(name)
+        if rrsets is None:
+            return Reply(wire.NXDOMAIN, chain, _soa(query, view), flags=wire.AA)
+        alias = pick(rrsets, wire.CNAME)
+        if alias is None or query.type in (wire.CNAME, wire.ANY):
+            return _found(query, view, _pick(rrsets, query.type), (owner, chain))
+        link = alias.records[0]
+        chain += (wire.owned(link, owner),)
+        name = owner = wire.host_of(link)
+        if not wire.within(name, view.apex):
+            if recursion and query.flags & wire.RD:
+                return Forward(query, name, 0, chain)
+            return Reply(wire.NOERROR, chain, flags=wire.AA)
+    return Reply(wire.SERVFAIL)
+
+
+def _pick(rrsets: tuple[RRset, ...], kind: int) -> RRset | None:
+    """For ANY one set is enough (RFC 8482 4.1): it is nobody's way to learn all, and amplifies nothing."""
+    if kind == wire.ANY:
+        return min(rrsets, key=lambda rrset: rrset.type, default=None)
+    return pick(rrsets, kind)
+
+
+def _found(query: Query, view: View, rrset: RRset | None, at: tuple[bytes, tuple[bytes, ...]]) -> Reply:
+    owner, chain = at
+    if rrset is None:
+        return Reply(wire.NOERROR, chain, _soa(query, view), flags=wire.AA)
+    records = rrset.next()
+    if owner != _QUESTION:
+        records = tuple(wire.owned(rr, owner) for rr in records)
+    more = _addresses(records, view) if query.type in (wire.SRV, wire.NS) else ()
+    return Reply(wire.NOERROR, chain + records, (), more, wire.AA)
+
+
+def _addresses(records: tuple[bytes, ...], view: View) -> Iterator[bytes]:
+    """The addresses of the hosts that SRV and NS records name (RFC 2782, RFC 1034 4.3.2 step 6)."""
+    for rr in records:
+        host = wire.host_of(rr)
+        for kind in (wire.A, wire.AAAA):
+            found = view.rrset(host, kind)
+            for address in found.records if found is not None else ():
+                yield wire.owned(address, host)
+
+
+def _soa(query: Query, view: View) -> tuple[bytes, ...]:
+    """The zone's SOA, which says how long a denial may be kept (RFC 2308 3)."""
+    soa = view.rrset(view.apex, wire.SOA)
+    if soa is None:
+        return ()
+    offset = len(query.name) - len(view.apex) if _ends_with(query, view.apex) else 0
+    return (wire.owned(soa.records[0], wire.pointer(wire.HEADER.size + offset)),)
+
+
+# --- the bytes ----------------------------------------------------------------------------------
+
+
+def pack(query: Query, reply: Reply, limit: int) -> bytes:
+    """The response in at most ``limit`` bytes.
+
+    Additional records are left out silently. When answers must be left out, TC says so, and those
+    that fit are sent all the same: some clients never come back over TCP.
+    """
+    edns = wire.opt(wire.Edns(wire.UDP_EDNS, 0, query.edns.dnssec), reply.rcode) if query.edns else b""
+    room = limit - wire.HEADER.size - len(query.question) - len(edns)
+    answers, authority, truncated = list(reply.answers), list(reply.authority), 0
+    used = sum(map(len, answers)) + sum(map(len, authority))
+    if used > room:
+        answers, truncated = _that_fit(answers, room), wire.TC
+        authority, more = [], []
+    else:
+        more = _that_fit(reply.additional, room - used)
+    kept = query.flags & (wire.OPCODE | wire.RD | wire.CD)
+    flags = wire.QR | kept | reply.flags | truncated | reply.rcode & 15
+    counts = (1, len(answers), len(authority), len(more) + bool(edns))
+    header = wire.HEADER.pack(query.id, flags, *counts)
+    return b"".join((header, query.question, *answers, *authority, *more, edns))
+
+
+def _that_fit(records: Iterable[bytes], room: int) -> list[bytes]:
+    fit: list[bytes] = []
+    for rr in records:
+        room -= len(rr)
+        if room < 0:
+            break
+        fit.append(rr)
+    return fit

@@ -1,0 +1,100 @@
+"""Questions for an upstream and what comes back, as bytes. Pure; `forward` moves them.
+
+Rule 1: EDNS is hop by hop (RFC 6891 6.1.1): the client's OPT stays here, and it gets ours, not theirs.
+Rule 2: a reply counts only with our id, our question and whole records; anything else was not sent to us.
+Rule 3: the client gets its own id and its question as it asked it, and never more bytes than it takes.
+"""
+
+from __future__ import annotations
+
+from dnslib import DNSRecord
+
+from ..model.errors import Invalid
+from . import answer, wire
+from .answer import Forward, Reply
+
+_WITHOUT_QUESTION = (wire.FORMERR, wire.SERVFAIL, wire.NOTIMP, wire.REFUSED)
+
+
+def request(forward: Forward, ident: int) -> bytes:
+    """The query to send upstream under this id."""
+    query = forward.query
+    flags = query.flags & (wire.RD | wire.CD | wire.AD)
+    edns = wire.opt(wire.Edns(wire.UDP_EDNS, 0, query.edns.dnssec)) if query.edns else b""
+    question = forward.name + query.question[-4:] if forward.chain else query.question
+    return wire.HEADER.pack(ident, flags, 1, 0, 0, bool(edns)) + question + edns
+
+
+def is_reply(sent: bytes, reply: bytes) -> bool:
+    """Whether these bytes answer the request that was sent."""
+    if len(reply) < wire.HEADER.size or reply[:2] != sent[:2] or reply[2] & 0xF8 != 0x80:
+        return False
+    _, flags, questions, *counts = wire.HEADER.unpack_from(reply)
+    if questions == 0:
+        return flags & 15 in _WITHOUT_QUESTION
+    end = wire.skip_name(sent, wire.HEADER.size)
+    asked, echoed = sent[12:end].lower(), reply[12:end].lower()
+    if questions != 1 or asked != echoed or sent[end : end + 4] != reply[end : end + 4]:
+        return False
+    try:
+        return bool(flags & wire.TC) or wire.places(reply, end + 4, sum(counts)) is not None
+    except Invalid:
+        return False
+
+
+def is_truncated(reply: bytes) -> bool:
+    return bool(reply[2] & wire.TC >> 8)
+
+
+def is_refusal(reply: bytes) -> bool:
+    """An rcode after which another upstream is worth asking."""
+    return reply[3] & 15 in (wire.SERVFAIL, wire.NOTIMP, wire.REFUSED)
+
+
+def finish(forward: Forward, reply: bytes) -> bytes:
+    """The client's response, from a reply that `is_reply` accepted."""
+    questions, rcode = int.from_bytes(reply[4:6], "big"), reply[3] & 15
+    if questions == 0:
+        return answer.failure(forward, rcode)
+    if is_truncated(reply):  # and TCP did not help: the client may have more luck
+        return answer.pack(forward.query, Reply(rcode, flags=wire.RA | wire.TC), forward.limit)
+    if forward.chain:
+        try:
+            reply = _joined(forward, reply)
+        except Exception:  # dnslib's many ways to say that a record's data is broken
+            return answer.failure(forward)
+    return _respond(forward, reply)
+
+
+def _joined(forward: Forward, reply: bytes) -> bytes:
+    """The chain of CNAMEs, then the reply's records, which are compressed against their own packet."""
+    question = forward.query.question
+    head = wire.HEADER.pack(0, wire.QR, 1, len(forward.chain), 0, 0)
+    whole, theirs = DNSRecord.parse(head + question + b"".join(forward.chain)), DNSRecord.parse(reply)
+    whole.rr += theirs.rr
+    whole.auth += theirs.auth
+    whole.header.rcode = theirs.header.rcode
+    return bytes(whole.pack())
+
+
+def _respond(forward: Forward, reply: bytes) -> bytes:
+    query = forward.query
+    _, flags, _, answers, authority, additional = wire.HEADER.unpack_from(reply)
+    start = wire.HEADER.size + len(query.question)
+    places = wire.places(reply, start, answers + authority + additional)
+    body, rcode = reply[start:], flags & 15
+    if additional and places[-1].type == wire.OPT:
+        body = reply[start : places[-1].start]
+        rcode |= places[-1].ttl >> 24 << 4
+        additional -= 1
+    edns = wire.opt(wire.Edns(wire.UDP_EDNS, 0, query.edns.dnssec), rcode) if query.edns else b""
+    room = forward.limit - start - len(edns)
+    if len(body) > room:
+        ends = [p.end - start for p in places[:answers] if p.end - start <= room]
+        body, flags = body[: ends[-1] if ends else 0], flags | wire.TC
+        answers, authority, additional = len(ends), 0, 0
+    theirs = flags & (wire.AA | wire.TC | wire.AD)
+    ours = wire.QR | wire.RA | query.flags & (wire.RD | wire.CD)
+    counts = (1, answers, authority, additional + bool(edns))
+    header = wire.HEADER.pack(query.id, ours | theirs | rcode & 15, *counts)
+    return header + query.question + body + edns

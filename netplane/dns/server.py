@@ -1,0 +1,207 @@
+"""The edge: UDP and TCP sockets around `answer`, on one thread with an event loop of its own.
+
+Rule 1: an answer from the table is sent before the next packet is read; only a forward becomes a task.
+Rule 2: no client can hold the server: connections, waiting questions and time per message are bounded.
+Rule 3: nothing that arrives ends the thread; what must not happen is logged, and SERVFAIL goes out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from . import wire
+from .answer import Client, Forward, answer, failure
+from .counters import Counters
+from .forward import TIMEOUT, Forwarder
+from .sockets import Ancillary, Udp, listen
+from .table import NameTable
+from .upstreams import Address, Upstreams
+
+BATCH = 64  # packets read from one socket before the others have their turn
+CONNECTIONS = 256  # TCP; one more ends the one that has been silent for longest
+IDLE = 8.0  # seconds for a message to arrive whole, or to be taken (RFC 7766 6.2.3)
+_log = logging.getLogger("netplane.dns")
+
+
+class DnsServer:
+    """Serves ``table`` on every (IP, port) of ``listen``, UDP and TCP.
+
+    ``upstreams``: addresses, or the path of a resolv.conf, for other names; none: they are REFUSED.
+    ``timeout``: seconds per upstream; ``idle``: seconds per TCP message.
+    """
+
+    def __init__(
+        self,
+        table: NameTable,
+        listen: Sequence[Address],
+        upstreams: Sequence[Address] | str = (),
+        *,
+        timeout: float = TIMEOUT,
+        idle: float = IDLE,
+    ) -> None:
+        self.counters = Counters()
+        self._table = table
+        self._listen = tuple(listen)
+        self._upstreams = Upstreams(upstreams)
+        self._forwarder = Forwarder(self._upstreams, self.counters, timeout)
+        self._idle = idle
+        self._udp: list[Udp] = []
+        self._tcp: list[socket.socket] = []
+        self._connections: dict[asyncio.StreamWriter, float] = {}  # when each was last heard
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stopping = asyncio.Event()
+        self._thread: threading.Thread | None = None
+
+    @property
+    def addresses(self) -> tuple[Address, ...]:
+        """Where it listens, with the ports that were drawn for port 0."""
+        return tuple(udp.sock.getsockname()[:2] for udp in self._udp)
+
+    def start(self) -> None:
+        """Bind, then serve, in the network namespace of the calling thread.
+
+        Raises KernelError (an address in use, no permission) and Invalid (an upstream that is
+        ourselves); then nothing runs.
+        """
+        try:
+            for address in self._listen:
+                self._udp.append(Udp(listen(address, socket.SOCK_DGRAM)))
+                bound = self._udp[-1].sock.getsockname()[:2]
+                self._tcp.append(listen(bound, socket.SOCK_STREAM))
+            self._upstreams.guard(self.addresses)
+        except BaseException:
+            self._close()
+            raise
+        self._loop, self._stopping = asyncio.new_event_loop(), asyncio.Event()
+        self._thread = threading.Thread(target=self._run, args=(self._loop,), name="dns", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop serving and close; a second call does nothing."""
+        thread, self._thread = self._thread, None
+        if thread is not None and self._loop is not None:
+            self._loop.call_soon_threadsafe(self._stopping.set)
+            thread.join()
+        self._close()
+
+    def _close(self) -> None:
+        for sock in (*(udp.sock for udp in self._udp), *self._tcp):
+            sock.close()
+        self._udp.clear()
+        self._tcp.clear()
+
+    def _run(self, loop: asyncio.AbstractEventLoop) -> None:
+        with asyncio.Runner(loop_factory=lambda: loop) as runner:  # which cancels what is left
+            runner.run(self._serve())
+
+    async def _serve(self) -> None:
+        for udp in self._udp:
+            asyncio.get_running_loop().add_reader(udp.sock, self._readable, udp)
+        servers = [await asyncio.start_server(self._connection, sock=sock) for sock in self._tcp]
+        await self._stopping.wait()
+        for server in servers:
+            server.close()
+        for writer in self._connections:
+            writer.transport.abort()
+
+    def _decide(self, packet: bytes, peer: Any, udp: bool) -> bytes | Forward | None:
+        client = Client(peer[0], udp)
+        try:
+            found = answer(packet, self._table.view, client, recursion=True)
+            if isinstance(found, Forward) and not self._may_forward(peer):
+                found = answer(packet, self._table.view, client, recursion=False)
+        except Exception:
+            _log.exception("a query of %d bytes from %s", len(packet), peer[0])
+            self.counters.dropped["error"] += 1
+            return None
+        if found is None:
+            self.counters.dropped["silence"] += 1
+        return found
+
+    def _may_forward(self, peer: Any) -> bool:
+        """Somebody is there to ask, and the client is not one of our own questions, come round."""
+        if peer[:2] in self._forwarder.asking:
+            self.counters.loops += 1
+            return False
+        return self._forwarder.available
+
+    # --- UDP ------------------------------------------------------------------------------------
+
+    def _readable(self, udp: Udp) -> None:
+        for _ in range(BATCH):
+            try:
+                packet, peer, ancillary = udp.receive()
+            except OSError:
+                return
+            began = time.perf_counter()
+            found = self._decide(packet, peer, udp=True)
+            if isinstance(found, bytes):
+                self._send(udp, found, peer, ancillary)
+                self.counters.answered("udp", "cluster", found, time.perf_counter() - began)
+            elif found is not None:
+                task = asyncio.ensure_future(self._forward_udp(udp, found, peer, ancillary))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+
+    async def _forward_udp(self, udp: Udp, forward: Forward, peer: Any, ancillary: Ancillary) -> None:
+        self._send(udp, await self._forward(forward, "udp"), peer, ancillary)
+
+    def _send(self, udp: Udp, reply: bytes, peer: Any, ancillary: Ancillary) -> None:
+        try:
+            udp.send(reply, peer, ancillary)
+        except OSError:  # no route back, or the buffer is full: as if the network had lost it
+            self.counters.dropped["send"] += 1
+
+    async def _forward(self, forward: Forward, protocol: str) -> bytes:
+        began = time.perf_counter()
+        try:
+            reply = await self._forwarder.ask(forward)
+        except Exception:
+            _log.exception("forwarding a question for %s", wire.to_text(forward.name))
+            reply = failure(forward)
+        self.counters.answered(protocol, "forward", reply, time.perf_counter() - began)
+        return reply
+
+    # --- TCP ------------------------------------------------------------------------------------
+
+    async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if len(self._connections) >= CONNECTIONS:
+            oldest = min(self._connections, key=self._connections.__getitem__)
+            del self._connections[oldest]
+            oldest.transport.abort()
+        peer = writer.get_extra_info("peername")
+        try:
+            while True:
+                self._connections[writer] = time.monotonic()
+                async with asyncio.timeout(self._idle):
+                    size = int.from_bytes(await reader.readexactly(2), "big")
+                    packet = await reader.readexactly(size)
+                reply = await self._reply_tcp(packet, peer)
+                if reply is None:
+                    break
+                writer.write(len(reply).to_bytes(2, "big") + reply)
+                async with asyncio.timeout(self._idle):
+                    await writer.drain()
+            writer.close()
+        except asyncio.IncompleteReadError:
+            writer.close()
+        except (OSError, TimeoutError):
+            writer.transport.abort()
+        finally:
+            self._connections.pop(writer, None)
+
+    async def _reply_tcp(self, packet: bytes, peer: Any) -> bytes | None:
+        began = time.perf_counter()
+        found = self._decide(packet, peer, udp=False)
+        if isinstance(found, Forward):
+            return await self._forward(found, "tcp")
+        if found is not None:
+            self.counters.answered("tcp", "cluster", found, time.perf_counter() - began)
+        return found

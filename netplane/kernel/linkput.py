@@ -1,0 +1,180 @@
+"""Make links as their facts say: create, adopt, change, or make again.
+
+Rule 1: a link that is not ours is never changed: its name being taken is an error that says by whom.
+Rule 2: creation and configuration are two requests, because an alias cannot be set while creating
+        (kernel 6.18) and must never be set on a link that turned out to be somebody else's.
+Rule 3: what hangs on a link that must be made again (addresses, routes, entries of ours) comes back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from errno import EEXIST, EINVAL, ENODEV, EOPNOTSUPP
+from itertools import groupby
+from typing import Any
+
+from ..model.errors import KernelError
+from ..model.facts import FactKey, Link
+from . import linkmsg, ours, sysctl
+from .factput import put_facts
+from .linkmsg import State
+from .linkread import View
+from .session import GONE, Session
+
+_RANK = {
+    "bridge": 0,
+    "vxlan": 1,
+    "veth": 2,
+    "": 3,
+}  # masters before ports, what is made before what is configured
+
+
+def put(session: Session, facts: Iterable[Link], known: frozenset[FactKey] = frozenset()) -> None:
+    """``known`` are keys that are there already (a plan's changes). Raises KernelError."""
+    ordered = sorted(facts, key=_order)
+    for (_, netns), group in groupby(ordered, key=_order):
+        members = list(group)
+        fresh = [f for f in members if f.kind and f.key not in known]
+        there = _create(session, netns, fresh)
+        for fact in (*there, *(f for f in members if f not in fresh)):
+            _adopt(session, fact)
+
+
+def _order(fact: Link) -> tuple[int, str]:
+    return _RANK[fact.kind], fact.netns
+
+
+def _create(session: Session, netns: str, facts: list[Link]) -> list[Link]:
+    """Make these links; returns those whose name is taken."""
+    if not facts:
+        return []
+    sock, taken, made, failure = session.socket(netns), [], [], None
+    requests = [_creation(session, fact) for fact in facts]
+    for fact, request, answer in zip(facts, requests, sock.send(requests), strict=True):
+        if answer.errno == EEXIST:
+            taken.append(fact)
+        elif answer.errno:
+            failure = KernelError(answer.errno, request.what, answer.text)
+        else:
+            session.made(fact)
+            made.append(fact)
+    if failure:
+        raise failure
+    _quiet(session, netns, [f.name for f in made if f.kind == "bridge"])
+    sock.must([request for fact in made for request in linkmsg.finish(fact)])
+    _raise_peers(session, [f for f in made if f.kind == "veth"])
+    return taken
+
+
+def _creation(session: Session, fact: Link) -> Any:
+    options = dict(fact.options)
+    below = str(options.get("link", ""))
+    index = session.indexes(fact.netns, (fact.master, below))
+    target = str(options.get("peer_netns", ""))
+    peer_fd = -1
+    if fact.kind == "veth" and target != fact.netns:
+        session.socket(target)  # says clearly what is wrong with a path that holds no namespace
+        peer_fd = session.netns_fd(session.path(target))
+    return linkmsg.create(fact, index.get(fact.master, 0), index.get(below, 0), peer_fd)
+
+
+def _quiet(session: Session, netns: str, names: list[str]) -> None:
+    """No router advertisements and no duplicate detection on these links, which are still down.
+
+    Addresses and routes here are assigned: an advertisement from some pod must not change them.
+    Duplicate detection would leave the link-local address unusable for a second or two, and a
+    gateway without one cannot even ask for its pods (a forwarded packet's solicitation needs it).
+    """
+    writes = [(f"net/ipv6/conf/{n}/{key}", "0") for n in names for key in ("accept_ra", "accept_dad")]
+    sysctl.write(writes, session.path(netns), missing_ok=True)
+
+
+def _raise_peers(session: Session, facts: list[Link]) -> None:
+    """The pods' ends go up."""
+    pairs = [(str(o.get("peer_netns", "")), str(o["peer"])) for o in (dict(f.options) for f in facts)]
+    for netns, group in groupby(sorted(pairs), key=lambda pair: pair[0]):
+        names = [name for _, name in group]
+        _quiet(session, netns, names)
+        session.socket(netns).must([linkmsg.up(name) for name in names])
+
+
+def _adopt(session: Session, fact: Link) -> None:
+    """Bring a link that is there (or ought to be) to what the fact says."""
+    state = session.states(fact.netns, [fact.name]).get(fact.name)
+    if state is None:
+        _absent(session, fact)
+        return
+    if fact.kind and not state.ours:
+        who = f"it is a {state.kind or 'device'} with alias {state.alias!r}"
+        raise KernelError(EEXIST, f"create {fact.kind} {fact.name}", f"the name is taken, not by us: {who}")
+    if fact.kind and (state.kind != fact.kind or _parted(session, fact, state)):
+        _again(session, fact)
+        return
+    below = str(dict(fact.options).get("link", ""))
+    index = session.indexes(fact.netns, (fact.master, below))
+    names = session.name_of(fact.netns)
+    differing = set(linkmsg.differences(linkmsg.wish(fact), state.words(lambda i: names.get(i, f"#{i}"))))
+    if differing or (fact.kind and state.alias != ours.alias_of(fact, linkmsg.wish(fact))):
+        requests = linkmsg.modify(fact, differing, index.get(fact.master, 0), index.get(below, 0))
+        try:
+            session.socket(fact.netns).must(requests)
+        except KernelError as exc:
+            if fact.kind and exc.errno in (EOPNOTSUPP, EINVAL):  # an option that is fixed at creation
+                _again(session, fact)
+                return
+            raise
+    if fact.kind == "veth":
+        _change_peer(session, fact)
+
+
+def _absent(session: Session, fact: Link) -> None:
+    if not fact.kind:
+        where = f" in {fact.netns}" if fact.netns else ""
+        raise KernelError(ENODEV, f"configure link {fact.name}{where}")
+    if _create(session, fact.netns, [fact]):
+        # The link's own name is free, so it is its peer's that is taken.
+        options = dict(fact.options)
+        where = str(options.get("peer_netns") or "this namespace")
+        what = f"create {fact.kind} {fact.name}"
+        raise KernelError(EEXIST, what, f"{options.get('peer', fact.name)} is there already in {where}")
+
+
+def _peer_of(fact: Link) -> Link:
+    options = dict(fact.options)
+    return Link(
+        name=str(options["peer"]),
+        netns=str(options.get("peer_netns", "")),
+        mac=str(options.get("peer_mac", "")),
+        mtu=int(options.get("peer_mtu") or fact.mtu),
+    )
+
+
+def _parted(session: Session, fact: Link, state: State) -> bool:
+    """Whether a veth's other end is not where the fact wants it, which no request can mend."""
+    if fact.kind != "veth":
+        return False
+    peer = _peer_of(fact)
+    found = session.states(peer.netns, [peer.name]).get(peer.name)
+    return (
+        found is None
+        or found.kind != "veth"
+        or (state.iflink, found.iflink) != (found.ifindex, state.ifindex)
+    )
+
+
+def _change_peer(session: Session, fact: Link) -> None:
+    peer = _peer_of(fact)
+    state = session.states(peer.netns, [peer.name])[peer.name]
+    differing = set(linkmsg.differences(linkmsg.wish(peer), state.words(str)))
+    if differing:
+        session.socket(peer.netns).must(linkmsg.modify(peer, differing, 0, 0))
+
+
+def _again(session: Session, fact: Link) -> None:
+    """Delete the link and make it, with what hung on it."""
+    sock = session.socket(fact.netns)
+    kept = [f for f in View(sock).ours() if getattr(f, "link", "") == fact.name]
+    sock.must([linkmsg.delete(fact.name)], fine=GONE)
+    session.forget(fact.netns, fact.name)
+    _absent(session, fact)
+    put_facts(session, fact.netns, kept, frozenset(f.key for f in kept))

@@ -1,0 +1,174 @@
+"""The driver of links, addresses, routes, neighbours, forwarding entries and sysctls.
+
+Rule 1: no dump on the way of an ADD: links are looked up by name, requests go in batches, each
+        batch is one system call with the GIL released, and every request is acknowledged by itself.
+Rule 2: a plan is all or nothing for what it adds: when a step fails, what was added is removed again.
+Rule 3: order: removals; links, masters first; sysctls (they may name the links); then addresses,
+        routes, neighbours and forwarding entries.
+Rule 4: what a pod's namespace holds belongs to the pod: `observe` reads our own namespace only.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import msgspec
+
+from ..model.errors import Invalid, KernelError, NetplaneError
+from ..model.facts import Address, Fact, FactKey, Fdb, Link, Mark, Neighbour, Plan, Route, Sysctl
+from . import linkmsg, sysctl
+from .factput import put_facts
+from .linkdrop import Reaper, drop
+from .linkput import put
+from .linkread import View, link_faults, peer_faults
+from .nlsocket import Pool, Socket
+from .session import GONE, Session
+
+
+class LinkDriver:
+    """Works in the namespace of the thread that makes it, whichever threads call it afterwards."""
+
+    name = "links"
+    accepts: tuple[type[Fact], ...] = (Link, Address, Route, Neighbour, Fdb, Sysctl)
+    parallel = True
+
+    def __init__(self) -> None:
+        self._fd = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        self.netns = f"/proc/self/fd/{self._fd}"
+        self._pool = Pool(lambda: Socket(self.netns, name=""))
+        self._reaper = Reaper(self._delete_links)
+
+    def close(self) -> None:
+        self._pool.close()
+        os.close(self._fd)
+
+    def apply(self, plan: Plan) -> None:
+        """Raises Invalid for a fact that can never be; KernelError naming operation and object."""
+        wanted = (*plan.add, *plan.change)
+        for fact in wanted:
+            if not isinstance(fact, self.accepts):
+                raise Invalid(f"{type(fact).__name__} is not for the driver {self.name}")
+            if isinstance(fact, Link):
+                linkmsg.check(fact)
+        with self._session() as session:
+            drop(session, plan.remove, self._reaper)
+            try:
+                self._put(session, wanted, frozenset(fact.key for fact in plan.change))
+            except NetplaneError:
+                session.undo()
+                raise
+            except ValueError as exc:
+                session.undo()
+                raise Invalid(f"a fact cannot be put into a request: {exc}") from exc
+
+    def _put(self, session: Session, facts: tuple[Any, ...], known: frozenset[FactKey]) -> None:
+        put(session, (f for f in facts if isinstance(f, Link)), known)
+        settings: dict[str, list[tuple[str, str]]] = defaultdict(list)
+        rest: dict[str, list[Any]] = defaultdict(list)
+        for fact in facts:
+            if isinstance(fact, Sysctl):
+                settings[fact.netns].append((fact.name, fact.value))
+            elif not isinstance(fact, Link):
+                rest[fact.netns].append(fact)
+        for netns, pairs in settings.items():
+            sysctl.ensure(pairs, session.path(netns))
+        for netns, group in rest.items():
+            put_facts(session, netns, group, known)
+
+    @contextmanager
+    def _session(self) -> Iterator[Session]:
+        with self._pool.take() as own:
+            session = Session(own, self.netns)
+            try:
+                yield session
+            finally:
+                session.close()
+
+    def _delete_links(self, indexes: list[int]) -> None:
+        with self._pool.take() as own:
+            own.must(linkmsg.delete_all(indexes), fine=GONE)
+
+    def observe(self) -> dict[FactKey, Mark]:
+        """Everything of ours in our namespace but sysctls and links of kind "", which bear no mark."""
+        with self._pool.take() as own:
+            view = View(own)
+            marks: dict[FactKey, Mark] = {
+                ("link", "", state.name): view.link_mark(state)
+                for state in view.by_index.values()
+                if state.ours
+            }
+            marks.update((fact.key, fact.mark) for fact in view.ours())
+        return marks
+
+    def verify(self, facts: Iterable[Fact]) -> list[str]:
+        """In words, what differs from these facts, in pods' namespaces too; [] when nothing does."""
+        with self._session() as session:
+            return list(_Verifier(session).faults(list(facts)))
+
+    def link_exists(self, netns: str, name: str) -> bool:
+        """Raises KernelError when there is no namespace at the path."""
+        with self._session() as session:
+            return name in session.states(netns, [name])
+
+    def link_mac(self, name: str, netns: str = "") -> str:
+        """The link's hardware address, "" when there is no such link."""
+        with self._session() as session:
+            state = session.states(netns, [name]).get(name)
+            return state.mac if state else ""
+
+    def portids(self) -> frozenset[int]:
+        """Whose notifications are echoes of our own requests (for LinkMonitor)."""
+        return frozenset(self._pool.portids)
+
+
+class _Verifier:
+    """Compares facts with the kernel, one view per namespace."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._views: dict[str, View] = {}
+        self._held: dict[str, dict[FactKey, Mark]] = {}
+
+    def faults(self, facts: list[Any]) -> Iterator[str]:
+        for fact in facts:
+            try:
+                yield from self._fault(fact)
+            except KernelError as exc:
+                yield str(exc)
+
+    def _fault(self, fact: Any) -> Iterator[str]:
+        where = f" in {fact.netns}" if fact.netns else ""
+        if isinstance(fact, Link):
+            view = self._view(fact.netns)
+            yield from link_faults(fact, view, where)
+            if fact.kind == "veth":
+                peer = self._view(str(dict(fact.options).get("peer_netns", "")))
+                yield from peer_faults(fact, view.by_name.get(fact.name), peer)
+        elif isinstance(fact, Sysctl):
+            value = sysctl.read(fact.name, self._session.path(fact.netns))
+            if value != fact.value:
+                yield f"sysctl {fact.name}{where} is {value or 'not there'}, not {fact.value}"
+        else:
+            inside = msgspec.structs.replace(fact, netns="")
+            words = f"{fact.TYPE} {' '.join(str(part) for part in fact.key[2:])}{where}"
+            held = self._holdings(fact.netns)
+            if inside.key not in held:
+                yield f"{words} is not there"
+            elif held[inside.key] != inside.mark:
+                yield f"{words} is {held[inside.key]}, not {inside.mark}"
+
+    def _view(self, netns: str) -> View:
+        if netns not in self._views:
+            self._views[netns] = View(self._session.socket(netns))
+        return self._views[netns]
+
+    def _holdings(self, netns: str) -> dict[FactKey, Mark]:
+        if netns not in self._held:
+            view = self._view(netns)
+            every = (*view.addresses(), *view.routes(), *view.neighbours())
+            self._held[netns] = {fact.key: fact.mark for fact, _ in every}
+        return self._held[netns]

@@ -1,0 +1,110 @@
+"""One plan at work: its sockets, the interface indexes it looked up, and how to take it back.
+
+Rule 1: one socket per namespace and plan; our own comes from a pool, the others are closed at the end.
+Rule 2: everything that did not exist before the plan is written down here, so `undo` can remove it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from errno import EADDRNOTAVAIL, ENODEV, ENOENT, ESRCH
+from typing import Any
+
+from ..model.errors import KernelError, NetplaneError
+from ..model.facts import Address, Fdb, Link, Neighbour, Route
+from . import linkmsg, routemsg
+from .linkmsg import State
+from .nlmsg import Request
+from .nlsocket import Socket
+
+GONE = (ENODEV, ENOENT, ESRCH, EADDRNOTAVAIL)
+
+
+class Session:
+    """``own`` is a socket of the driver's namespace, which facts name ""; ``home`` is its path."""
+
+    def __init__(self, own: Socket, home: str) -> None:
+        self.home = home
+        self._sockets = {"": own}
+        self._index: dict[tuple[str, str], int] = {}
+        self._fds: dict[str, int] = {}
+        self._made: list[tuple[Any, int]] = []  # (fact, interface index)
+
+    def close(self) -> None:
+        for netns, sock in self._sockets.items():
+            if netns:
+                sock.close()
+        for fd in self._fds.values():
+            os.close(fd)
+
+    def path(self, netns: str) -> str:
+        return netns or self.home
+
+    def socket(self, netns: str) -> Socket:
+        """Raises KernelError (ENOENT, EINVAL) when there is no namespace at the path."""
+        if netns not in self._sockets:
+            self._sockets[netns] = Socket(netns)
+        return self._sockets[netns]
+
+    def netns_fd(self, netns: str) -> int:
+        """A descriptor of the namespace, to hand to the kernel; open until `close`."""
+        if netns not in self._fds:
+            try:
+                self._fds[netns] = os.open(netns, os.O_RDONLY | os.O_CLOEXEC)
+            except OSError as exc:
+                raise KernelError(exc.errno or ENOENT, f"open network namespace {netns}") from exc
+        return self._fds[netns]
+
+    def states(self, netns: str, names: Iterable[str]) -> dict[str, State]:
+        """The links of these names that exist, looked up by name in one batch, never by a dump."""
+        asked = list(dict.fromkeys(names))
+        answers = self.socket(netns).must([linkmsg.get(n) for n in asked], fine=GONE)
+        found = {n: linkmsg.parse(a.body) for n, a in zip(asked, answers, strict=True) if a.body}
+        for name, state in found.items():
+            self._index[netns, name] = state.ifindex
+        return found
+
+    def indexes(self, netns: str, names: Iterable[str]) -> dict[str, int]:
+        """The interface index of every name; looked up once per plan. Raises KernelError(ENODEV)."""
+        wanted = {n for n in names if n}
+        missing = [n for n in wanted if (netns, n) not in self._index]
+        if missing:
+            found = self.states(netns, missing)
+            for name in missing:
+                if name not in found:
+                    raise KernelError(ENODEV, f"look up link {name}{f' in {netns}' if netns else ''}")
+        return {n: self._index[netns, n] for n in wanted}
+
+    def forget(self, netns: str, name: str) -> None:
+        self._index.pop((netns, name), None)
+
+    def name_of(self, netns: str) -> dict[int, str]:
+        return {index: name for (where, name), index in self._index.items() if where == netns}
+
+    def made(self, fact: Any, index: int = 0) -> None:
+        self._made.append((fact, index))
+
+    def undo(self) -> None:
+        """Remove what this plan made, last first; what cannot be removed is left for `observe`."""
+        for fact, index in reversed(self._made):
+            try:
+                self.socket(fact.netns).send([_deletion(fact, index)])
+            except NetplaneError:
+                continue
+        self._made.clear()
+
+
+def _deletion(fact: Any, index: int) -> Request:
+    match fact:
+        case Link():
+            return linkmsg.delete(fact.name)
+        case Address():
+            return routemsg.address(fact, index, delete=True)
+        case Route():
+            return routemsg.delete_route(fact.dst, fact.table, fact.metric)
+        case Neighbour():
+            return routemsg.delete_neighbour(fact.link, fact.address, index)
+        case Fdb():
+            return routemsg.delete_fdb(fact.link, fact.mac, index)
+    raise TypeError(f"{fact!r} has no deletion")

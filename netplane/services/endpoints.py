@@ -1,0 +1,72 @@
+"""Which endpoints answer for one port of a service: from EndpointSlices to (address, port) pairs.
+
+Rule 1: the ready ones; if there is none, those that still serve while they terminate (KEP-1669).
+Rule 2: slices of the port's name and protocol count, each with its own port number, so a named
+        target port may differ from pod to pod; an endpoint is one address and port, however often
+        it is listed, and its best state counts.
+Rule 3: the endpoints of this node are chosen by themselves, for traffic policy Local.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from ..model.services import Endpoint, EndpointSlice, ServicePort
+
+READY, DRAINING = 2, 1
+
+
+class Backend(NamedTuple):
+    address: str
+    port: int
+
+
+class Choice(NamedTuple):
+    """Sorted, without duplicates. ``nearby``: may be on this node, whatever their state."""
+
+    cluster: tuple[Backend, ...] = ()
+    local: tuple[Backend, ...] = ()
+    nearby: tuple[str, ...] = ()
+
+
+def choose(slices: Iterable[EndpointSlice], port: ServicePort, family: str, node: str) -> Choice:
+    """The endpoints of one service port in one family ("IPv4" or "IPv6"), seen from ``node``."""
+    states: dict[Backend, int] = {}
+    here: set[Backend] = set()
+    nearby: set[str] = set()
+    for number, endpoint in _candidates(slices, port, family):
+        backend = Backend(endpoint.addresses[0], number)  # they are interchangeable: kube-proxy's choice
+        states[backend] = max(states.get(backend, 0), _state(endpoint))
+        if endpoint.node_name == node:
+            here.add(backend)
+        if endpoint.node_name in (node, ""):
+            nearby.add(backend.address)
+    ours = {backend: states[backend] for backend in here}
+    return Choice(_best(states), _best(ours), tuple(sorted(nearby)))
+
+
+def _candidates(
+    slices: Iterable[EndpointSlice], port: ServicePort, family: str
+) -> Iterator[tuple[int, Endpoint]]:
+    """(port number, endpoint) of the slices that offer this port."""
+    for found in slices:
+        if found.address_type != family:
+            continue
+        for offered in found.ports:
+            if offered.port and offered.name == port.name and offered.protocol == port.protocol:
+                for endpoint in found.endpoints:
+                    if endpoint.addresses:
+                        yield offered.port, endpoint
+
+
+def _state(endpoint: Endpoint) -> int:
+    conditions = endpoint.conditions
+    if conditions.ready is not False:
+        return READY
+    return DRAINING if endpoint.serving and endpoint.terminating else 0
+
+
+def _best(states: dict[Backend, int]) -> tuple[Backend, ...]:
+    level = max(states.values(), default=0)
+    return tuple(sorted(b for b, state in states.items() if state == level)) if level else ()

@@ -1,0 +1,68 @@
+"""Where a service can be reached: every (address, protocol, port) that is its own, on this node.
+
+Rule 1: a ClusterIP, an external IP, a load balancer's IP and a node port are the same thing, an
+        address with a port. A node port is reached at the node's own addresses (kube-proxy's
+        default), never at localhost.
+Rule 2: headless and ExternalName services have none, nor has one that names another proxy.
+Rule 3: dnsrr only changes what the DNS answers: a ClusterIP or node port that such a service holds
+        works like any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from ..model.services import HEADLESS, PROXY_NAME, Service, ServicePort
+
+
+class Frontend(NamedTuple):
+    address: str
+    protocol: str  # tcp, udp, sctp
+    port: int
+    external: bool  # reached from outside the cluster: not a ClusterIP
+    local: bool  # traffic policy Local: only endpoints on this node
+
+
+def family(address: str) -> str:
+    return "IPv6" if ":" in address else "IPv4"
+
+
+def served(service: Service) -> bool:
+    labels = service.labels
+    skip = service.headless or service.spec.type == "ExternalName"
+    return not (skip or PROXY_NAME in labels or HEADLESS in labels)
+
+
+def cluster_ips(service: Service) -> tuple[str, ...]:
+    spec = service.spec
+    return tuple(ip for ip in spec.cluster_ips or (spec.cluster_ip,) if ip not in ("", "None"))
+
+
+def families(service: Service) -> tuple[str, ...]:
+    """The families a service is served in; a service that says nothing is served in both."""
+    declared = service.spec.ip_families or tuple(map(family, cluster_ips(service)))
+    return declared or ("IPv4", "IPv6")
+
+
+def frontends(service: Service, port: ServicePort, node_ips: tuple[str, ...]) -> Iterator[Frontend]:
+    """All frontends of one port of a served service; the first of equal ones counts."""
+    spec, protocol = service.spec, port.protocol.lower()
+    inside = spec.internal_traffic_policy == "Local"
+    outside = spec.external_traffic_policy == "Local"
+    for address in cluster_ips(service):
+        yield Frontend(address, protocol, port.port, False, inside)
+    for address in _external_ips(service):
+        yield Frontend(address, protocol, port.port, True, outside)
+    if port.node_port and spec.type in ("NodePort", "LoadBalancer"):
+        for address in node_ips:
+            if family(address) in families(service):
+                yield Frontend(address, protocol, port.node_port, True, outside)
+
+
+def _external_ips(service: Service) -> Iterator[str]:
+    yield from service.spec.external_ips
+    if service.spec.type == "LoadBalancer":
+        for ingress in service.status.load_balancer.ingress:
+            if ingress.ip and ingress.ip_mode != "Proxy":  # Proxy: KEP-1860, not ours to shortcut
+                yield ingress.ip

@@ -1,0 +1,248 @@
+"""The embedded store: one SQLite file that several processes share.
+
+Rule 1: a write is one transaction that changes the object's row and appends to the log; the log's
+        AUTOINCREMENT is the revision, so revisions have no gaps and a gap means lost history.
+Rule 2: the log keeps the last KEEP changes; a watch from before raises Expired.
+Rule 3: reads never wait for writes (WAL, a connection for each), writers wait for each other.
+Rule 4: the file is known by its inode and its identity: one that was replaced expires every watch.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+from ..model import codec
+from ..model.base import Key, Object
+from ..model.errors import Expired, NotFound
+from . import rules, sqlitefile
+from .base import Change
+from .pulse import Pulse
+
+KEEP = 10_000
+COMPACT_EVERY = 256  # revisions between two compactions
+BATCH = 1_000  # changes that one call of a watch returns at most
+
+Objects = list[Object]  # the class below has a method named list
+Changes = list[Change]
+
+_HEAD = "SELECT coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'log'), 0)"
+_ONE = "SELECT body FROM objects WHERE kind = ? AND namespace = ? AND name = ?"
+_PUT = "INSERT OR REPLACE INTO objects VALUES (?, ?, ?, ?)"
+_DROP = "DELETE FROM objects WHERE kind = ? AND namespace = ? AND name = ?"
+_LOG = "INSERT INTO log VALUES (?, ?, ?, ?)"
+_SINCE = f"SELECT revision, kind, deleted, body FROM log WHERE revision > ? ORDER BY revision LIMIT {BATCH}"
+
+
+class SqliteStore:
+    """See store/base.py. ``keep`` is how many changes the log holds for watches."""
+
+    allocates = False
+
+    def __init__(self, path: str, keep: int = KEEP) -> None:
+        self.path = os.path.abspath(path)
+        self.url = f"sqlite://{self.path}"
+        self.keep = keep
+        sqlitefile.create(self.path)
+        self._writer = sqlitefile.Handle(self.path)
+        self._reader = sqlitefile.Handle(self.path)
+        self._beat = threading.Condition()
+        self._beats = 0  # grows with every sign of a change; watches wait for it
+        self._head = 0
+        self._pulse: Pulse | None = None
+        self._pulse_lock = threading.Lock()
+        with self._reader.use(), self._writer.use():
+            pass  # refuse a bad file now rather than at the first write
+
+    # --- the verbs ---------------------------------------------------------------------------
+
+    def list(self, kinds: Iterable[str] | None = None) -> tuple[Objects, int]:
+        """All objects (of these kinds) and the revision that the list is true at. Raises Unavailable."""
+        wanted = None if kinds is None else tuple(kinds)
+        where = "" if wanted is None else f" WHERE kind IN ({','.join('?' * len(wanted))})"
+        with self._view() as db:
+            revision: int = db.execute(_HEAD).fetchone()[0]
+            rows = db.execute(f"SELECT kind, body FROM objects{where}", wanted or ()).fetchall()
+        return [codec.decode(kind, body) for kind, body in rows], revision
+
+    def get(self, key: Key) -> Object | None:
+        with self._reader.use() as db:
+            row = db.execute(_ONE, key).fetchone()
+        return codec.decode(key.kind, row[0]) if row else None
+
+    def watch(self, since: int, kinds: Iterable[str] | None = None) -> SqliteWatch:
+        """Every change after revision ``since``."""
+        with self._pulse_lock, self._reader.use():
+            if self._pulse is None:
+                self._pulse = Pulse(self.path, self._look)
+            return SqliteWatch(
+                self, since, None if kinds is None else frozenset(kinds), self._reader.identity
+            )
+
+    def put(self, obj: Object, expect: int | None = None) -> Object:
+        """Write one object, return it as stored. Raises Invalid, Conflict, Unavailable."""
+        return self.put_all((obj,), (expect,))[0]
+
+    def put_all(self, objects: Iterable[Object], expects: Sequence[int | None] = ()) -> Objects:
+        """Write many objects in one transaction: all of them, or none. Raises as `put` does."""
+        valid = [codec.validate(obj) for obj in objects]
+        conditions = tuple(expects) or (None,) * len(valid)
+        with self._writing() as db:
+            return [self._put(db, obj, expect) for obj, expect in zip(valid, conditions, strict=True)]
+
+    def delete(self, key: Key, expect: int | None = None) -> Object:
+        """Remove one object (or mark it, when finalizers hold it), return its last state."""
+        with self._writing() as db:
+            current = self._current(db, key)
+            if current is None:
+                raise NotFound(f"{key}: not found")
+            rules.admit(key, current, expect)
+            marked = rules.condemned(current)
+            if marked is None:
+                return self._record(db, current, gone=True)
+            return current if marked == current else self._record(db, marked, gone=False)
+
+    def check(self) -> None:
+        """Raise Unavailable or Invalid unless the file stands at its path."""
+        with self._reader.use():
+            pass
+
+    def close(self) -> None:
+        """End every watch and let the file go."""
+        with self._pulse_lock:
+            pulse, self._pulse = self._pulse, None
+            self._reader.close()
+        if pulse:
+            pulse.close()
+        self._writer.close()
+        self._announce()
+
+    # --- writing -----------------------------------------------------------------------------
+
+    def _put(self, db: sqlite3.Connection, obj: Object, expect: int | None) -> Object:
+        key = obj.key
+        current = self._current(db, key)
+        rules.admit(key, current, expect)
+        new = rules.settle(obj, current)
+        if current is not None and rules.same(new, current):
+            return current
+        return self._record(db, new, gone=rules.leaves(new))
+
+    def _current(self, db: sqlite3.Connection, key: Key) -> Object | None:
+        row = db.execute(_ONE, key).fetchone()
+        return codec.decode(key.kind, row[0]) if row else None
+
+    def _record(self, db: sqlite3.Connection, obj: Object, gone: bool) -> Object:
+        """Write the object's row and the log's line; the caller holds the transaction."""
+        revision: int = db.execute(_HEAD).fetchone()[0] + 1
+        obj = rules.at_revision(obj, revision)
+        key, body = obj.key, codec.encode(obj)
+        if gone:
+            db.execute(_DROP, key)
+        else:
+            db.execute(_PUT, (*key, body))
+        db.execute(_LOG, (revision, key.kind, gone, body))
+        if revision % COMPACT_EVERY == 0:
+            db.execute("DELETE FROM log WHERE revision <= ?", (revision - self.keep,))
+        return obj
+
+    @contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        """The writer's connection inside a transaction that commits when the block ends well."""
+        with self._writer.use() as db:
+            db.execute("BEGIN IMMEDIATE")
+            try:
+                yield db
+                db.execute("COMMIT")
+            except BaseException:
+                if db.in_transaction:
+                    db.execute("ROLLBACK")
+                raise
+        self._announce()
+
+    # --- reading and waking ------------------------------------------------------------------
+
+    @contextmanager
+    def _view(self) -> Iterator[sqlite3.Connection]:
+        """The reader's connection inside a transaction: every statement sees the same revision."""
+        with self._reader.use() as db:
+            db.execute("BEGIN")
+            try:
+                yield db
+            finally:
+                db.execute("COMMIT")
+
+    def changes(self, since: int, identity: str) -> Changes:
+        """At most BATCH changes after ``since``, oldest first. Raises Expired, Unavailable."""
+        with self._view() as db:
+            rows = db.execute(_SINCE, (since,)).fetchall()
+            head = since if rows else db.execute(_HEAD).fetchone()[0]
+        first = rows[0][0] if rows else head + 1
+        if identity != self._reader.identity or first != since + 1:
+            raise Expired(f"store {self.path} no longer holds the changes after revision {since}: list again")
+        return [
+            Change(revision, codec.decode(kind, body), bool(deleted))
+            for revision, kind, deleted, body in rows
+        ]
+
+    def _look(self) -> None:
+        """Called by the pulse: wake the watches when the head moved, or when it cannot be read."""
+        try:
+            with self._reader.use() as db:
+                head = db.execute(_HEAD).fetchone()[0]
+        except Exception:
+            head = -1
+        if head != self._head or head < 0:
+            self._head = head
+            self._announce()
+
+    def _announce(self) -> None:
+        with self._beat:
+            self._beats += 1
+            self._beat.notify_all()
+
+
+class SqliteWatch:
+    """See store/base.py's Watch."""
+
+    def __init__(self, store: SqliteStore, since: int, kinds: frozenset[str] | None, identity: str) -> None:
+        self._store = store
+        self._since = since
+        self._kinds = kinds
+        self._identity = identity
+        self._closed = False
+
+    def next(self, timeout: float | None = None) -> Changes:
+        """The changes since the last call; [] after ``timeout`` seconds, or when closed."""
+        store = self._store
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while not self._closed:
+            seen = store._beats
+            changes = store.changes(self._since, self._identity)
+            if changes:
+                self._since = changes[-1].revision
+                wanted = [c for c in changes if self._kinds is None or c.object.KIND in self._kinds]
+                if wanted:
+                    return wanted
+                continue
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left <= 0:
+                break
+            with store._beat:
+                if not self._closed and store._beats == seen:
+                    store._beat.wait(left)
+        return []
+
+    def close(self) -> None:
+        self._closed = True
+        self._store._announce()
+
+    def __enter__(self) -> SqliteWatch:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()

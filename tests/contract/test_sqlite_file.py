@@ -1,0 +1,164 @@
+"""The file beneath SqliteStore: what is refused, what is survived, and what it costs."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from netplane.model import codec
+from netplane.model.base import Object
+from netplane.model.errors import Conflict, Invalid, Unavailable
+from netplane.store.sqlite import SqliteStore
+
+
+def config(name: str, size: int = 1) -> Object:
+    doc = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": {"k": "x" * size}}
+    return codec.parse(doc)
+
+
+def test_a_new_store_is_for_its_owner_alone(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "er" / "state.db"
+    store = SqliteStore(str(path))
+    store.put(config("a"))
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    for file in path.parent.iterdir():
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600, file.name
+    store.close()
+
+
+def test_a_file_of_rubbish_is_refused_and_left_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "state.db"
+    path.write_bytes(b"not a database, but somebody's" * 100)
+    with pytest.raises(Invalid, match=r"state\.db is damaged or not a netplane store .* move it away"):
+        SqliteStore(str(path))
+    assert path.read_bytes() == b"not a database, but somebody's" * 100
+
+
+def test_another_programs_database_is_refused_and_left_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "state.db"
+    db = sqlite3.connect(path)
+    db.execute("CREATE TABLE theirs (x)")
+    db.commit()
+    db.close()
+    before = path.read_bytes()
+    with pytest.raises(Invalid, match="another program's SQLite file"):
+        SqliteStore(str(path))
+    assert path.read_bytes() == before
+
+
+def test_a_newer_schema_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    path = tmp_path / "state.db"
+    SqliteStore(str(path)).close()
+    db = sqlite3.connect(path)
+    db.execute("PRAGMA user_version=7")
+    db.close()
+    with pytest.raises(Invalid, match="has schema 7, this netplane reads 1: upgrade netplane"):
+        SqliteStore(str(path))
+
+
+def test_a_directory_in_its_place_is_unavailable(tmp_path: Path) -> None:
+    with pytest.raises(Unavailable, match=str(tmp_path)):
+        SqliteStore(str(tmp_path))
+
+
+@pytest.mark.root
+def test_a_full_disk_is_unavailable_and_its_end_is_survived(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "none", str(disk)], check=True)
+    try:
+        store = SqliteStore(str(disk / "state.db"))
+        kept = store.put(config("kept"))
+        with pytest.raises(Unavailable, match="full"):
+            _ = [store.put(config(f"big{i}", 20_000)) for i in range(1000)]
+        assert store.get(kept.key) == kept
+        subprocess.run(["mount", "-o", "remount,size=8m", str(disk)], check=True)
+        assert store.put(config("after", 20_000)).revision > kept.revision
+        store.close()
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=False)
+
+
+def test_many_processes_may_open_a_new_store_at_once(tmp_path: Path) -> None:
+    code = (
+        "import sys; from netplane.store.sqlite import SqliteStore; from netplane.model import codec\n"
+        "s = SqliteStore(sys.argv[1]); doc = {'apiVersion': 'v1', 'kind': 'ConfigMap'}\n"
+        "s.put(codec.parse({**doc, 'metadata': {'name': 'n' + sys.argv[2]}})); s.close()"
+    )
+    path = str(tmp_path / "new" / "state.db")
+    crowd = [subprocess.Popen([sys.executable, "-c", code, path, str(i)]) for i in range(6)]
+    assert [p.wait(60) for p in crowd] == [0] * 6
+    store = SqliteStore(path)
+    assert len(store.list()[0]) == 6
+    store.close()
+
+
+def test_a_writer_killed_at_any_point_leaves_whole_writes_only(tmp_path: Path) -> None:
+    code = (
+        "import sys; from netplane.store.sqlite import SqliteStore; from netplane.model import codec\n"
+        "s = SqliteStore(sys.argv[1])\n"
+        "for i in range(10**6):\n"
+        "    doc = {'apiVersion': 'v1', 'kind': 'ConfigMap', 'metadata': {'name': f'n{i}'}}\n"
+        "    s.put(codec.parse(doc)); print(i, flush=True)"
+    )
+    path = str(tmp_path / "state.db")
+    for turn in (1, 2, 3):
+        with subprocess.Popen(
+            [sys.executable, "-c", code, path], stdout=subprocess.PIPE, text=True
+        ) as writer:
+            assert writer.stdout
+            told = [int(writer.stdout.readline()) for _ in range(100 * turn)][-1]
+            writer.kill()
+        store = SqliteStore(path)
+        objects, revision = store.list()
+        assert {o.revision for o in objects} == set(range(1, revision + 1)) and revision > told
+        store.close()
+
+
+def test_put_all_writes_all_or_none(tmp_path: Path) -> None:
+    store = SqliteStore(str(tmp_path / "state.db"))
+    store.put(config("b"))
+    with pytest.raises(Conflict):
+        store.put_all([config("a"), config("b", 2)], [0, 0])
+    assert [o.name for o in store.list()[0]] == ["b"]
+    assert [o.revision for o in store.put_all([config("a"), config("b", 2)])] == [2, 3]
+    store.close()
+
+
+def test_bulk_is_quick(tmp_path: Path) -> None:
+    """Wide margins over what was measured (docs/store.md), so that only a change of order fails."""
+    store = SqliteStore(str(tmp_path / "state.db"))
+    began = time.monotonic()
+    for i in range(1000):
+        store.put(config(f"one{i}"))
+    single = time.monotonic() - began
+    began = time.monotonic()
+    store.put_all(config(f"all{i}") for i in range(30_000))
+    batch = time.monotonic() - began
+    began = time.monotonic()
+    assert len(store.list()[0]) == 31_000
+    listed = time.monotonic() - began
+    store.close()
+    assert (single < 2, batch < 10, listed < 2) == (True, True, True), (single, batch, listed)
+
+
+def test_store_survives_losing_its_directory_for_good_until_someone_makes_it_anew(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    store = SqliteStore(str(home / "state.db"))
+    store.put(config("a"))
+    for file in home.iterdir():
+        file.unlink()
+    os.rmdir(home)
+    with pytest.raises(Unavailable, match="No such file or directory; it is used again once it is back"):
+        store.put(config("b"))
+    SqliteStore(str(home / "state.db")).close()
+    store.put(config("c"))
+    assert [o.name for o in store.list()[0]] == ["c"]
+    store.close()

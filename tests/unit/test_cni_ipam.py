@@ -1,0 +1,152 @@
+"""Addresses: in turn, honoured or refused with the holder's name, never twice."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from netplane.cni.errors import Refused
+from netplane.cni.ipam import Ipam, Pool
+from netplane.model.base import ObjectMeta
+from netplane.model.errors import Unavailable
+from netplane.model.own import Attachment, AttachmentIP, AttachmentSpec
+
+BOTH = ("10.244.1.0/29", "fd00:10:244:1::/64")
+
+
+def ipam(*cidrs: str, records: tuple[Attachment, ...] = ()) -> Ipam:
+    made = Ipam()
+    made.rebuild(cidrs or BOTH, lambda: records)
+    return made
+
+
+def take(pool: Ipam, name: str, *asked: str) -> list[str]:
+    return [e.address for e in pool.take(name, f"holder of {name}", asked)]
+
+
+def record(name: str, *addresses: str, revision: int = 1) -> Attachment:
+    return Attachment(
+        metadata=ObjectMeta(name=name, resource_version=str(revision)),
+        spec=AttachmentSpec(
+            node="n1", container_id=f"c-{name}", ifname="eth0", netns="/n", network="net",
+            pod_namespace="default", pod_name=name, host_ifname=f"npv{name}",
+            ips=tuple(AttachmentIP(address=a) for a in addresses),
+        ),
+    )  # fmt: skip
+
+
+def test_one_address_per_family_after_the_gateway_with_host_length() -> None:
+    given = ipam().take("a", "a")
+    assert [(e.address, e.gateway) for e in given] == [
+        ("10.244.1.2/32", "10.244.1.1"),
+        ("fd00:10:244:1::2/128", "fd00:10:244:1::1"),
+    ]
+
+
+def test_an_address_given_back_is_the_last_to_be_given_again() -> None:
+    pool = ipam("10.244.1.0/29")  # .2 to .6
+    take(pool, "a")
+    pool.release("a")
+    order = [take(pool, f"x{i}")[0] for i in range(5)]
+    assert order == [f"10.244.1.{i}/32" for i in (3, 4, 5, 6, 2)]
+
+
+def test_exhaustion_names_the_range_and_its_use() -> None:
+    pool = ipam("10.244.1.0/29")
+    for i in range(5):
+        pool.check()
+        take(pool, f"x{i}")
+    with pytest.raises(Unavailable, match=r"range 10\.244\.1\.0/29: 5 of 5 addresses in use"):
+        take(pool, "one-more")
+    with pytest.raises(Unavailable, match="5 of 5"):
+        pool.check()
+    pool.release("x3")
+    assert take(pool, "one-more") == ["10.244.1.5/32"]
+
+
+def test_when_one_family_is_exhausted_the_other_gives_nothing_away() -> None:
+    pool = ipam("fd00::/64", "10.0.0.0/30")  # one IPv4 address
+    take(pool, "a")
+    with pytest.raises(Unavailable):
+        take(pool, "b")
+    pool.release("a")
+    assert pool.usage() == (
+        "range fd00::/64: 0 of 18446744073709551614 addresses in use",
+        "range 10.0.0.0/30: 0 of 1 addresses in use",
+    )
+
+
+def test_an_address_asked_for_is_honoured_or_refused_with_its_holder() -> None:
+    pool = ipam()
+    assert take(pool, "a", "10.244.1.5", "fd00:10:244:1::55/64") == [
+        "10.244.1.5/32",
+        "fd00:10:244:1::55/128",
+    ]
+    with pytest.raises(Unavailable, match=r"10\.244\.1\.5 is held by holder of a"):
+        take(pool, "b", "10.244.1.5")
+    pool.release("a")
+    assert take(pool, "b", "10.244.1.5")[0] == "10.244.1.5/32"
+
+
+@pytest.mark.parametrize(
+    ("asked", "reason"),
+    [
+        (("10.244.1.1",), "gateway"),
+        (("10.244.1.0",), "reserved"),
+        (("10.244.1.7",), "reserved"),
+        (("10.9.9.9",), "outside of this node's ranges"),
+        (("nonsense",), "not an IPv4 or IPv6 address"),
+        (("10.244.1.2", "10.244.1.3"), "one address per family"),
+    ],
+)
+def test_what_cannot_be_had_is_refused(asked: tuple[str, ...], reason: str) -> None:
+    pool = ipam()
+    with pytest.raises(Refused, match=reason):
+        take(pool, "a", *asked)
+    assert "0 of 5" in pool.usage()[0]
+
+
+def test_after_a_restart_the_records_hold_and_the_turn_goes_on() -> None:
+    records = (
+        record("old", "10.244.1.5/32", revision=3),
+        record("new", "10.244.1.3/32", revision=9),
+    )
+    pool = ipam("10.244.1.0/29", records=records)
+    assert [take(pool, f"x{i}")[0] for i in range(3)] == [f"10.244.1.{i}/32" for i in (4, 6, 2)]
+    with pytest.raises(Unavailable, match=r"held by pod default/old"):
+        take(pool, "b", "10.244.1.5")
+    pool.release("old")
+    assert take(pool, "b") == ["10.244.1.5/32"]
+
+
+def test_what_is_taken_and_not_yet_written_survives_a_rebuild() -> None:
+    pool = ipam("10.244.1.0/29")
+    take(pool, "flying")
+    take(pool, "deleted behind our back")
+    pool.unpin("deleted behind our back")
+    pool.rebuild(("10.244.1.0/29",), tuple)
+    assert "1 of 5" in pool.usage()[0]
+
+
+def test_an_address_costs_the_same_in_a_range_almost_full() -> None:
+    """60,000 in use, one free at a time: a scan would take minutes."""
+    pool = Pool("10.0.0.0/16")
+    for i in range(pool.size):
+        pool.take(str(i))
+    begin = time.perf_counter()
+    for offset in range(2, 20_000):
+        pool.release(offset)
+        assert pool.take("again") == offset
+    assert time.perf_counter() - begin < 2
+
+
+def test_a_high_address_in_a_large_range_costs_nothing() -> None:
+    pool = ipam("fd00::/64", records=(record("far", "fd00::ffff:ffff:ffff:fff0/128"),))
+    assert take(pool, "a") == ["fd00::ffff:ffff:ffff:fff1/128"]
+
+
+@pytest.mark.parametrize("cidr", ["10.0.0.0/31", "10.0.0.0/32"])
+def test_a_range_without_room_is_exhausted_from_the_start(cidr: str) -> None:
+    with pytest.raises(Unavailable, match="0 of 0"):
+        Pool(cidr).take("a")

@@ -1,0 +1,198 @@
+"""Services and slices → facts; events → scopes."""
+
+from __future__ import annotations
+
+import pytest
+
+from netplane.model.base import Object, amend
+from netplane.model.facts import Chain, Element, Fact, Scope, Set
+from netplane.model.nodes import Namespace
+from netplane.model.services import (
+    ENDPOINT_MODE,
+    HEADLESS,
+    PROXY_NAME,
+    EndpointPort,
+    LoadBalancerIngress,
+    LoadBalancerStatus,
+    ServicePort,
+    ServiceStatus,
+)
+from netplane.model.snapshot import Snapshot
+from netplane.services import ServicesRoom, chains
+from tests.services_kit import endpoint, endpoints, service
+
+ROOM = ServicesRoom(
+    "n1", ("192.0.2.1", "2001:db8::1"), ("10.244.0.0/16", "fd01::/48"), ("10.96.0.0/16", "fd96::/112")
+)
+WEB = Scope("services", "default/web")
+NODE_PORT = (ServicePort(port=80, target_port=8080, node_port=30080),)
+TWO = endpoints(endpoint("10.244.1.5", "n1"), endpoint("10.244.2.5", "n2"))
+
+
+def facts(*objects: Object) -> list[Fact]:
+    return list(ROOM.render(WEB, Snapshot.of(objects)))
+
+
+def elements(*objects: Object) -> dict[str, dict[tuple[str | int, ...], str]]:
+    """{set: {key: value}} of the service, values joined by blanks."""
+    found: dict[str, dict[tuple[str | int, ...], str]] = {}
+    for fact in facts(*objects):
+        if isinstance(fact, Element):
+            found.setdefault(fact.of, {})[fact.item] = " ".join(map(str, fact.value or ()))
+    return found
+
+
+def names(*objects: Object) -> set[str]:
+    return {fact.name for fact in facts(*objects) if isinstance(fact, Chain)}
+
+
+def test_a_virtual_ip_is_one_verdict_and_a_slot_for_each_endpoint() -> None:
+    assert elements(service(), TWO) == {
+        "svc-cluster-ips4": {("10.96.0.1",): ""},
+        "svc-services4": {("10.96.0.1", "tcp", 80): "1:2"},
+        "svc-endpoints4-tcp": {
+            ("10.96.0.1", 80, 0): "10.244.1.5 8080",
+            ("10.96.0.1", 80, 1): "10.244.2.5 8080",
+        },
+        "svc-chains4": {("tcp", "1:2"): "goto svc-lb4-tcp-2"},
+        "svc-hairpin4": {("10.244.1.5", "10.244.1.5"): ""},
+    }
+    assert names(service(), TWO) == {"svc-lb4-tcp-2"}
+
+
+def test_both_families_are_the_same() -> None:
+    dual = service(ips=("10.96.0.1", "fd96::1"))
+    found = elements(dual, TWO, endpoints(endpoint("fd01::5", "n1")))
+    assert found["svc-services6"] == {("fd96::1", "tcp", 80): "1:1"}
+    assert found["svc-endpoints6-tcp"] == {("fd96::1", 80, 0): "fd01::5 8080"}
+    assert found["svc-hairpin6"] == {("fd01::5", "fd01::5"): ""}
+
+
+def test_a_node_port_is_a_frontend_on_each_address_of_the_node_and_masqueraded() -> None:
+    found = elements(service(type="NodePort", ports=NODE_PORT), TWO)
+    assert found["svc-services4"] == {
+        ("10.96.0.1", "tcp", 80): "1:2",
+        ("192.0.2.1", "tcp", 30080): "2:2",
+    }
+    assert found["svc-endpoints4-tcp"][("192.0.2.1", 30080, 1)] == "10.244.2.5 8080"
+    assert found["svc-chains4"] == {
+        ("tcp", "1:2"): "goto svc-lb4-tcp-2",
+        ("tcp", "2:2"): "goto svc-ext4-tcp-2",
+    }
+    assert "svc-services6" not in found  # an IPv4 service has no IPv6 node port
+
+
+def test_external_and_load_balancer_addresses_are_frontends_but_a_proxys_is_not() -> None:
+    lb = service(type="LoadBalancer", external_ips=("198.51.100.7",))
+    ingress = (
+        LoadBalancerIngress(ip="198.51.100.8"),
+        LoadBalancerIngress(ip="198.51.100.9", ip_mode="Proxy"),
+    )
+    lb = amend(lb, status=ServiceStatus(load_balancer=LoadBalancerStatus(ingress=ingress)))
+    assert set(elements(lb, TWO)["svc-services4"]) == {
+        (address, "tcp", 80) for address in ("10.96.0.1", "198.51.100.7", "198.51.100.8")
+    }
+
+
+def test_a_class_counts_in_hexadecimal() -> None:
+    many = endpoints(*(f"10.244.2.{i}" for i in range(1, 32)))
+    assert elements(service(), many)["svc-services4"] == {("10.96.0.1", "tcp", 80): "1:1f"}
+    assert names(service(), many) == {"svc-lb4-tcp-31"}
+
+
+def test_no_endpoint_is_a_reject_and_an_address_stays_known() -> None:
+    assert elements(service()) == {
+        "svc-cluster-ips4": {("10.96.0.1",): ""},
+        "svc-services4": {("10.96.0.1", "tcp", 80): "3:1"},
+    }
+
+
+def test_policy_local_uses_this_nodes_endpoints_keeps_the_source_and_drops_without_one() -> None:
+    spec = {"type": "NodePort", "ports": NODE_PORT, "external_traffic_policy": "Local"}
+    node = ("192.0.2.1", "tcp", 30080)
+    found = elements(service(**spec), TWO)
+    assert found["svc-services4"][node] == "1:1"
+    assert found["svc-endpoints4-tcp"][("192.0.2.1", 30080, 0)] == "10.244.1.5 8080"
+    assert found["svc-services4"][("10.96.0.1", "tcp", 80)] == "1:2"
+    away = endpoints(endpoint("10.244.2.5", "n2"))
+    assert elements(service(**spec), away)["svc-services4"][node] == "3:2"
+    assert elements(service(**spec))["svc-services4"][node] == "3:1"
+    inside = service(internal_traffic_policy="Local")
+    assert elements(inside, away)["svc-services4"] == {("10.96.0.1", "tcp", 80): "3:2"}
+
+
+def test_protocols_have_maps_of_their_own_and_may_share_a_port() -> None:
+    ports = tuple(ServicePort(port=53, name=p.lower(), protocol=p) for p in ("TCP", "UDP", "SCTP"))
+    offered = [EndpointPort(port=5353 + i, name=p.name, protocol=p.protocol) for i, p in enumerate(ports)]
+    found = elements(service(ports=ports), endpoints("10.244.1.5", ports=offered))
+    for number, protocol in enumerate(("tcp", "udp", "sctp"), 5353):
+        assert found["svc-services4"][("10.96.0.1", protocol, 53)] == "1:1"
+        assert found[f"svc-endpoints4-{protocol}"] == {("10.96.0.1", 53, 0): f"10.244.1.5 {number}"}
+
+
+UNSERVED = {
+    "headless": service(ips=("None",)),
+    "external name": service(ips=(), type="ExternalName", external_name="example.org"),
+    "another proxy's": service(labels={PROXY_NAME: "mesh"}),
+    "labelled headless": service(labels={HEADLESS: ""}),
+    "without an address yet": service(ips=()),
+}
+
+
+@pytest.mark.parametrize("case", UNSERVED, ids=UNSERVED)
+def test_what_is_not_served_has_no_frontend(case: str) -> None:
+    assert "svc-services4" not in elements(UNSERVED[case], TWO)
+
+
+def test_dnsrr_keeps_the_addresses_and_node_ports_that_the_service_holds() -> None:
+    notes = {ENDPOINT_MODE: "dnsrr"}
+    assert elements(service(annotations=notes), TWO) == elements(service(), TWO)
+    only_port = service(ips=(), annotations=notes, type="NodePort", ports=NODE_PORT)
+    assert elements(only_port, TWO)["svc-services4"] == {("192.0.2.1", "tcp", 30080): "2:2"}
+
+
+def test_equal_counts_want_equal_chains_so_that_the_last_user_takes_it_away() -> None:
+    other = Scope("services", "default/api")
+    snapshot = Snapshot.of(
+        [service(), TWO, service("api", ("10.96.0.2",)), endpoints("10.0.0.1", "10.0.0.2", of="api")]
+    )
+    mine, theirs = (
+        {f for f in ROOM.render(scope, snapshot) if isinstance(f, Chain)} for scope in (WEB, other)
+    )
+    assert mine == theirs == {chains.balance("IPv4", "tcp", 2)}
+
+
+def test_every_key_of_a_scope_is_wanted_once_or_the_same() -> None:
+    twice = service(external_ips=("10.96.0.1", "192.0.2.1"), type="NodePort", ports=NODE_PORT)
+    marks: dict[object, object] = {}
+    for fact in facts(twice, TWO):
+        assert marks.setdefault(fact.key, fact.mark) == fact.mark
+
+
+def test_a_service_that_is_gone_wants_nothing() -> None:
+    assert facts(TWO) == []
+
+
+def test_scopes_of_events() -> None:
+    snapshot = Snapshot.of([service(), TWO])
+    every = list(ROOM.scopes(None, snapshot))
+    assert every[0] == Scope("services") and WEB in every and len(every) == 3
+    assert list(ROOM.scopes((None, service()), snapshot)) == [WEB]
+    assert list(ROOM.scopes((TWO, None), snapshot)) == [WEB]
+    moved = endpoints("10.0.0.1", of="api", name=TWO.name)
+    assert list(ROOM.scopes((TWO, moved), snapshot)) == [Scope("services", "default/api"), WEB]
+    assert list(ROOM.scopes((None, Namespace()), snapshot)) == []
+
+
+def test_a_base_without_cidrs_masquerades_and_drops_nothing_by_range() -> None:
+    dispatch = next(f for f in chains.base((), ()) if f.key == ("chain", "svc-dispatch"))
+    assert not any("drop" in rule or "mark" in rule for rule in dispatch.rules)
+
+
+def test_the_base_names_every_set_that_services_use() -> None:
+    ports = tuple(ServicePort(port=53, name=p.lower(), protocol=p) for p in ("TCP", "UDP", "SCTP"))
+    offered = [EndpointPort(port=53, name=p.name, protocol=p.protocol) for p in ports]
+    dual = service(ips=("10.96.0.1", "fd96::1"), ports=ports)
+    used = elements(dual, endpoints("10.0.0.1", ports=offered), endpoints("fd01::1", ports=offered))
+    base = {f.name for f in ROOM.render(Scope("services"), Snapshot()) if isinstance(f, Set)}
+    assert set(used) == base
