@@ -59,7 +59,10 @@ class Core:
     def put(self, obj: Object, expect: int | None = None) -> Object:
         """Write to the store; the snapshot holds it when this returns. Raises as Store.put."""
         stored = self._store.put(obj, expect)
-        self._mirror.absorb(stored)
+        if stored.deleting and not stored.metadata.finalizers:  # it went with its last finalizer
+            self._mirror.bury(stored)
+        else:
+            self._mirror.absorb(stored)
         return stored
 
     def delete(self, key: Key, expect: int | None = None) -> Object:

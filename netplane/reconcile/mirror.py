@@ -32,6 +32,7 @@ class Mirror:
         self._kinds = tuple(kinds) if kinds is not None else None
         self._lock = threading.Lock()
         self._graves: dict[Key, int] = {}  # our own deletes that the watch has not brought yet
+        self._brought = 0  # the watch has brought every change up to this revision
         self._stopping = threading.Event()
         self._watch: Watch | None = None
         self._thread = threading.Thread(target=self._run, name="mirror", daemon=True)
@@ -48,6 +49,8 @@ class Mirror:
     def absorb(self, obj: Object, deleted: bool = False, revision: int = 0) -> None:
         """Take one change in. Older than what is known: ignored."""
         with self._lock:
+            if not deleted and obj.revision <= self._brought and self.snapshot.find(obj.key) is None:
+                return  # the watch was faster: the object is gone since
             event = self._apply(obj, deleted, revision or obj.revision)
             if event is not None:
                 self._listener([event], self.snapshot)
@@ -101,7 +104,7 @@ class Mirror:
                     continue
                 with self._lock:
                     events = [self._apply(c.object, c.deleted, c.revision) for c in changes]
-                    last = changes[-1].revision
+                    last = self._brought = changes[-1].revision
                     self._graves = {k: r for k, r in self._graves.items() if r > last}
                     real = [e for e in events if e is not None]
                     if real:
@@ -116,6 +119,7 @@ class Mirror:
                 known = self.snapshot.find(key)
                 if key not in listed and known is not None and known.revision <= revision:
                     events.append(self._apply(known, True, revision))
+            self._brought = revision
             first = not self.snapshot.synced
             self.snapshot = self.snapshot.at(max(revision, self.snapshot.revision), True)
             real = [e for e in events if e is not None]

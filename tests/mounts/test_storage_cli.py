@@ -64,6 +64,11 @@ class Machine:
         self.run("status", "--run-dir", str(self.base / "run"), "--wait", "20")
         return process
 
+    def status(self) -> str:
+        """What `storageplane status` prints, whatever its exit status."""
+        words = self.command("status", "--run-dir", str(self.base / "run"))
+        return subprocess.run(words, capture_output=True, text=True, timeout=60, check=False).stdout
+
     def volumes(self) -> list[str]:
         return os.listdir(self.root / "volumes") if (self.root / "volumes").exists() else []
 
@@ -145,9 +150,7 @@ def test_published_data_outlives_its_claim_until_unpublished_and_an_agents_death
         machine.command("agent", "--node", "n1", *run), stderr=subprocess.PIPE, text=True
     )
     machine.started.append(second)
-    assert second.stderr is not None
-    line = next((text for text in second.stderr if "in use by pod default/writer" in text), "")
-    assert line
+    assert until(lambda: "in use by pod default/writer" in machine.status(), 20)
     assert (machine.target / "scratch/file").read_text() == "x"
     assert (machine.target / "memory") in [Path(m.point) for m in mountinfo.read()]
     machine.unpublish()
