@@ -166,7 +166,9 @@ class Agent:
 
     def _rooms(self, machine: cluster.Machine) -> list[Room]:
         config, ranges = self.config, self.config.cluster
-        self._cni_config = CniConfig(cluster_cidrs=ranges.cluster_cidrs, pod_mtu=self._pod_mtu(machine))
+        self._cni_config = CniConfig(
+            cluster_cidrs=ranges.cluster_cidrs, pod_mtu=self._pod_mtu(machine), boot_id=self.boot_id
+        )
         rooms: dict[str, Room] = {
             "cni": CniRoom(config.node, self._cni_config),
             "overlay": OverlayRoom(config.node, ipv6=Path("/proc/sys/net/ipv6").exists()),
