@@ -26,6 +26,8 @@ from .peers import PATH, PLUGINS
 NETPLANE = str(Path(sys.executable).parent / "netplane")
 OUTSIDE, MACHINE = ("192.0.2.2", "2001:db8::2"), ("192.0.2.1", "2001:db8::1")
 CONF_DIR, BIN_DIR, SOCKET = "/etc/cni/net.d", "/opt/cni/bin", "/run/netplane/cni.sock"
+FETCH = (sys.executable, "-Ic", "import sys, urllib.request as r; "
+         "print(end=r.build_opener(r.ProxyHandler({})).open(sys.argv[1], timeout=2).read().decode())")  # fmt: skip
 # $1: a directory of ours. Copies come first: what is hidden may hold the checkout's own programs.
 SETUP = f"""
 set -e
@@ -38,7 +40,7 @@ mount --bind "$1/var-tmp" /var/tmp
 rm -rf {CONF_DIR} && mkdir -p {CONF_DIR} {BIN_DIR}
 ip link set lo up
 echo ready
-exec sleep infinity
+sleep infinity & wait  # which reaps the orphans too
 """
 
 
@@ -132,9 +134,25 @@ class Machine:
         """The host ends of pods' links."""
         return re.findall(r"npv[0-9a-f]{11}(?=@)", self.run("ip", "-o", "link"))
 
-    def wait_for(self, path: str, program: str) -> None:
+    def fetch(self, url: str) -> str:
+        """What a web server answers to the machine itself, once it does."""
+        return until(lambda: self.run(*FETCH, url, check=False), url, 20)
+
+    def fetch_outside(self, url: str) -> str:
+        """What it answers to `outside`."""
+        return until(lambda: netns.run(self.outside, *FETCH, url, check=False), f"{url} from outside", 20)
+
+    def wait_for(self, path: str, name: str) -> None:
         """Until a daemon's socket is there."""
-        until(lambda: Path(f"/proc/{self._inside}/root{path}").exists(), f"{path}: {self.log(program)}", 30)
+        until(Path(self.path(path)).exists, f"{path}: {self.log(name)}", 30)
+
+    def path(self, inside: str) -> str:
+        """A path inside, as it is reached from outside."""
+        return f"/proc/{self._inside}/root{inside}"
+
+
+def url(address: str, port: int = 8080) -> str:
+    return f"http://[{address}]:{port}/" if ":" in address else f"http://{address}:{port}/"
 
 
 def _nodad(address: str) -> list[str]:

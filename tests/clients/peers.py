@@ -1,4 +1,4 @@
-"""Where the clients' programs are; a test whose program is missing skips with a line that says how to get it."""
+"""Where the clients' programs are; a test skips without, with a line that says how to get it."""
 
 from __future__ import annotations
 

@@ -102,6 +102,15 @@ def test_add_check_del_in_every_version(machine: Machine, version: str) -> None:
     assert [link["ifname"] for link in inside(machine, "a", "link")] == ["lo"]
 
 
+def test_the_list_that_install_writes_gets_the_newest_version_that_libcni_knows(machine: Machine) -> None:
+    """1.1.0 here; an older libcni ignores cniVersions and takes 0.4.0: test_containerd.py."""
+    env = {"CNI_PATH": BIN_DIR}
+    words = [program("cnitool"), "add", "netplane", "/run/netns/a"]
+    assert json.loads(machine.run(*words, env=env))["cniVersion"] == "1.1.0"
+    machine.run(words[0], "del", *words[2:], env=env)
+    assert not machine.ports()
+
+
 def test_gc_takes_what_is_gone_and_status_tells(machine: Machine) -> None:
     """cnitool's gc gives no list: libcni DELs what is in its cache, ours what has no namespace any more."""
     cnitool = Cnitool(machine, "1.1.0")
