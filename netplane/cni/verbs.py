@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -173,24 +174,27 @@ class Verbs:
 
     def collect(self, request: Request) -> None:
         """GC: release what the runtime does not list; go on after an error, report them all."""
-        snapshot = self._synced()
-        listed = request.config.valid_attachments
-        if listed is None:
-            raise Refused(CONFIG, "cni.dev/valid-attachments: required for GC; [] means none is valid")
-        valid = {(one.get("containerID"), one.get("ifname")) for one in listed}
+        snapshot, valid = self._synced(), self._is_valid(request)
         faults = []
         for record in snapshot.by(Attachment, "node", self.host.node):
             spec = record.spec
-            key = (spec.container_id, spec.ifname)
-            if spec.network != request.config.name or key in valid:
+            if spec.network != request.config.name or valid(record):
                 continue
-            with self._locks.hold(key):
+            with self._locks.hold((spec.container_id, spec.ifname)):
                 try:
                     self._release(record)
                 except NetplaneError as exc:
                     faults.append(f"{record.name}: {exc}")
         if faults:
             raise KernelError(5, f"GC of network {request.config.name}", "; ".join(faults))
+
+    def _is_valid(self, request: Request) -> Callable[[Attachment], bool]:
+        """Listed by the runtime; without any list (`cnitool gc`), while its namespace is there."""
+        listed = request.config.valid_attachments
+        if listed is None:
+            return lambda record: self.host.netns_exists(record.spec.netns)
+        keys = {(one.get("containerID"), one.get("ifname")) for one in listed}
+        return lambda record: (record.spec.container_id, record.spec.ifname) in keys
 
     # --- start -------------------------------------------------------------------------------
 
