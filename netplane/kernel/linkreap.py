@@ -29,18 +29,13 @@ _BUFFER = 1 << 20
 
 
 class Reaper:
-    """``pool``: sockets of the namespace at ``path``."""
+    """Gathers what threads ask for while ``delete`` works for those who asked before."""
 
-    def __init__(self, pool: Pool, path: str) -> None:
-        self._pool = pool
-        self._path = path
+    def __init__(self, delete: Callable[[list[str]], None]) -> None:
+        self._delete = delete
         self._change = threading.Condition()
         self._waiting: list[_Ticket] = []
         self._leading = False  # somebody is deleting for all who waited
-        self._threads = ThreadPoolExecutor(_OVERLAP, thread_name_prefix="reaper")
-
-    def close(self) -> None:
-        self._threads.shutdown()
 
     def reap(self, names: list[str]) -> None:
         """Return when those of these links that are ours are gone. Raises KernelError."""
@@ -70,7 +65,27 @@ class Reaper:
                 self._leading = False
                 self._change.notify_all()
 
-    def _delete(self, names: list[str]) -> None:
+
+class _Ticket:
+    def __init__(self, names: list[str]) -> None:
+        self.names = names
+        self.done = False
+        self.error: NetplaneError | None = None
+
+
+class Remover:
+    """Deletes links. ``pool``: sockets of the namespace at ``path``."""
+
+    def __init__(self, pool: Pool, path: str) -> None:
+        self._pool = pool
+        self._path = path
+        self._threads = ThreadPoolExecutor(_OVERLAP, thread_name_prefix="reaper")
+
+    def close(self) -> None:
+        self._threads.shutdown()
+
+    def delete(self, names: list[str]) -> None:
+        """Delete those of these links that are ours. Raises KernelError."""
         with _Departures(self._path) as departures:  # listens before anything goes
             with self._pool.take() as sock:
                 doomed = ours(sock, names)
@@ -80,13 +95,6 @@ class Reaper:
     def _send(self, doomed: list[int]) -> None:
         with self._pool.take() as sock:
             sock.must(linkmsg.delete_all(doomed), fine=GONE)
-
-
-class _Ticket:
-    def __init__(self, names: list[str]) -> None:
-        self.names = names
-        self.done = False
-        self.error: NetplaneError | None = None
 
 
 class _Departures:

@@ -26,7 +26,7 @@ from .factput import put_facts
 from .linkdrop import drop
 from .linkput import put
 from .linkread import View, link_faults, peer_faults
-from .linkreap import Reaper
+from .linkreap import Reaper, Remover
 from .nlsocket import Pool, Socket
 from .session import Session
 
@@ -42,10 +42,11 @@ class LinkDriver:
         self._fd = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         self.netns = f"/proc/self/fd/{self._fd}"
         self._pool = Pool(lambda: Socket(self.netns, name=""))
-        self._reaper = Reaper(self._pool, self.netns)
+        self._remover = Remover(self._pool, self.netns)
+        self._reaper = Reaper(self._remover.delete)
 
     def close(self) -> None:
-        self._reaper.close()
+        self._remover.close()
         self._pool.close()
         os.close(self._fd)
 
