@@ -118,8 +118,8 @@ class _Departures:
         try:
             request.add_done_callback(_signal(wake))
             while left and not request.done():
-                ready, _, _ = select.select([self._sock, wake], [], [])
-                if self._sock in ready:
+                ready, _, _ = select.select([self._sock.fileno(), wake], [], [])
+                if self._sock.fileno() in ready:
                     left -= self._gone()
             if request.done():
                 request.result()

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 
 from ..model import codec
 from ..model.base import Key, Object
+from ..model.changes import Delete, Put, Write
 from ..model.errors import Expired, NotFound
 from . import rules, sqlitefile
 from .base import Change
@@ -89,22 +90,22 @@ class SqliteStore:
 
     def put_all(self, objects: Iterable[Object], expects: Sequence[int | None] = ()) -> Objects:
         """Write many objects in one transaction: all of them, or none. Raises as `put` does."""
-        valid = [codec.validate(obj) for obj in objects]
+        valid = list(objects)
         conditions = tuple(expects) or (None,) * len(valid)
-        with self._writing() as db:
-            return [self._put(db, obj, expect) for obj, expect in zip(valid, conditions, strict=True)]
+        return self.write([Put(obj, expect) for obj, expect in zip(valid, conditions, strict=True)])
 
     def delete(self, key: Key, expect: int | None = None) -> Object:
         """Remove one object (or mark it, when finalizers hold it), return its last state."""
+        return self.write([Delete(key, expect)])[0]
+
+    def write(self, writes: Sequence[Write]) -> Objects:
+        """All of these in one transaction, or none; what `put` and `delete` would return."""
+        checked = [Put(codec.validate(w.object), w.expect) if isinstance(w, Put) else w for w in writes]
         with self._writing() as db:
-            current = self._current(db, key)
-            if current is None:
-                raise NotFound(f"{key}: not found")
-            rules.admit(key, current, expect)
-            marked = rules.condemned(current)
-            if marked is None:
-                return self._record(db, current, gone=True)
-            return current if marked == current else self._record(db, marked, gone=False)
+            return [
+                self._put(db, w.object, w.expect) if isinstance(w, Put) else self._delete(db, *w)
+                for w in checked
+            ]
 
     def check(self) -> None:
         """Raise Unavailable or Invalid unless the file stands at its path."""
@@ -131,6 +132,16 @@ class SqliteStore:
         if current is not None and rules.same(new, current):
             return current
         return self._record(db, new, gone=rules.leaves(new))
+
+    def _delete(self, db: sqlite3.Connection, key: Key, expect: int | None) -> Object:
+        current = self._current(db, key)
+        if current is None:
+            raise NotFound(f"{key}: not found")
+        rules.admit(key, current, expect)
+        marked = rules.condemned(current)
+        if marked is None:
+            return self._record(db, current, gone=True)
+        return current if marked == current else self._record(db, marked, gone=False)
 
     def _current(self, db: sqlite3.Connection, key: Key) -> Object | None:
         row = db.execute(_ONE, key).fetchone()
