@@ -13,6 +13,7 @@ import os
 import sqlite3
 import threading
 import time
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -26,6 +27,7 @@ from .pulse import Pulse
 
 KEEP = 10_000
 COMPACT_EVERY = 256  # revisions between two compactions
+BUSY = 0.01  # seconds after a write of ours in which others' are looked for less often
 BATCH = 1_000  # changes that one call of a watch returns at most
 
 Objects = list[Object]  # the class below has a method named list
@@ -54,6 +56,9 @@ class SqliteStore:
         self._beat = threading.Condition()
         self._beats = 0  # grows with every sign of a change; watches wait for it
         self._head = 0
+        self._fresh: list[int] = []  # the revisions of the transaction in hand
+        self._wrote = 0.0  # when we wrote last; the pulse feels our own writes too
+        self._watches: weakref.WeakSet[SqliteWatch] = weakref.WeakSet()
         self._pulse: Pulse | None = None
         self._pulse_lock = threading.Lock()
         with self._reader.use(), self._writer.use():
@@ -79,10 +84,11 @@ class SqliteStore:
         """Every change after revision ``since``."""
         with self._pulse_lock, self._reader.use():
             if self._pulse is None:
-                self._pulse = Pulse(self.path, self._look)
-            return SqliteWatch(
-                self, since, None if kinds is None else frozenset(kinds), self._reader.identity
-            )
+                self._pulse = Pulse(self.path, self._look, lambda: time.monotonic() < self._wrote + BUSY)
+            wanted = None if kinds is None else frozenset(kinds)
+            made = SqliteWatch(self, since, wanted, self._reader.identity)
+            self._watches.add(made)
+            return made
 
     def put(self, obj: Object, expect: int | None = None) -> Object:
         """Write one object, return it as stored. Raises Invalid, Conflict, Unavailable."""
@@ -150,6 +156,7 @@ class SqliteStore:
     def _record(self, db: sqlite3.Connection, obj: Object, gone: bool) -> Object:
         """Write the object's row and the log's line; the caller holds the transaction."""
         revision: int = db.execute(_HEAD).fetchone()[0] + 1
+        self._fresh.append(revision)
         obj = rules.at_revision(obj, revision)
         key, body = obj.key, codec.encode(obj)
         if gone:
@@ -165,6 +172,7 @@ class SqliteStore:
     def _writing(self) -> Iterator[sqlite3.Connection]:
         """The writer's connection inside a transaction that commits when the block ends well."""
         with self._writer.use() as db:
+            self._fresh.clear()
             db.execute("BEGIN IMMEDIATE")
             try:
                 yield db
@@ -173,7 +181,11 @@ class SqliteStore:
                 if db.in_transaction:
                     db.execute("ROLLBACK")
                 raise
-        self._announce()
+        self._wrote = time.monotonic()
+        if self._fresh and self._fresh[0] == self._head + 1:
+            self._head = self._fresh[-1]  # nothing of others' in between: not worth a look
+        if not all(watch.informed for watch in self._watches):
+            self._announce()
 
     # --- reading and waking ------------------------------------------------------------------
 
@@ -226,6 +238,25 @@ class SqliteWatch:
         self._kinds = kinds
         self._identity = identity
         self._closed = False
+        self._skipped: set[int] = set()  # told by the watcher, behind a change that it does not know yet
+        self.informed = False  # the watcher tells us of this store object's own writes
+
+    def skip(self, revision: int) -> int:
+        """The watcher knows this change, which it made through this very store: it need not be brought,
+        and is not worth waking for. Returns the revision up to which nothing is left to bring."""
+        self.informed = True
+        with self._store._beat:
+            if revision > self._since:
+                self._skipped.add(revision)
+                self._go_on(self._since)
+            return self._since
+
+    def _go_on(self, revision: int) -> None:
+        self._since = max(self._since, revision)
+        while self._since + 1 in self._skipped:
+            self._since += 1
+        if self._skipped:
+            self._skipped = {r for r in self._skipped if r > self._since}
 
     def next(self, timeout: float | None = None) -> Changes:
         """The changes since the last call; [] after ``timeout`` seconds, or when closed."""
@@ -235,7 +266,8 @@ class SqliteWatch:
             seen = store._beats
             changes = store.changes(self._since, self._identity)
             if changes:
-                self._since = changes[-1].revision
+                with store._beat:
+                    self._go_on(changes[-1].revision)
                 wanted = [c for c in changes if self._kinds is None or c.object.KIND in self._kinds]
                 if wanted:
                     return wanted
