@@ -84,11 +84,11 @@ class RoomLoop:
                 self._promise(scopes, before)
             rendered, failures = self._render(scopes, self._snapshot())
             for settler in self.settlers:
-                updates = {
-                    scope: tuple(f for f in facts if settler.accepts(f))
-                    for scope, facts in rendered.items()
-                    if scope not in failures
-                }
+                updates = {}
+                for scope, facts in rendered.items():
+                    mine = tuple(f for f in facts if settler.accepts(f))
+                    if scope not in failures and (mine or settler.ledger.knows(scope)):
+                        updates[scope] = mine
                 failures |= settler.settle(updates)
         for scope in scopes:
             self._note(scope, failures.get(scope))

@@ -241,7 +241,7 @@ def test_existing_links_are_configured_and_never_removed(driver: LinkDriver, nod
     driver.apply(removal((lo,)))
     assert netns.call(node, socket.if_nametoindex, "lo") == 1
     assert netns.run(node, "cat", "/proc/sys/net/ipv6/conf/lo/mtu").strip() == "60000"
-    with pytest.raises(KernelError, match="configure link nosuch"):
+    with pytest.raises(KernelError, match="set link nosuch up"):
         driver.apply(Plan(add=(Link(name="nosuch"),)))
 
 
