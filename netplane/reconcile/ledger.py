@@ -42,6 +42,9 @@ class Ledger:
         found = self._holders.get(key)
         return set() if found is None else {found} if isinstance(found, Scope) else found
 
+    def knows(self, scope: Scope) -> bool:
+        return scope in self._claims
+
     def scopes(self) -> tuple[Scope, ...]:
         return tuple(self._claims)
 
@@ -95,8 +98,9 @@ class Ledger:
 
     def commit(self, done: Difference) -> None:
         """Remember that the driver has carried the plan out."""
+        marks = {key: mark for mine in done.claims.values() for key, mark in mine.items()}
         for fact in (*done.plan.add, *done.plan.change):
-            self.have[fact.key] = fact.mark
+            self.have[fact.key] = marks[fact.key]
         for key in done.plan.remove:
             self.have.pop(key, None)
         for scope, mine in done.claims.items():

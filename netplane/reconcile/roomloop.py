@@ -42,6 +42,7 @@ class RoomLoop:
         self.held: set[Scope] = set()
         self.passed = threading.Event()  # the first full pass is through
         self._snapshot = snapshot
+        self._promised: set[Scope] = set()  # held by an edge that has not rendered them yet
         self._freed = threading.Condition()
         self._resynced = float("-inf")
         self._observe = True
@@ -60,7 +61,8 @@ class RoomLoop:
         for event in events:
             for room in self.rooms.values():
                 for scope in room.scopes(event, snapshot):
-                    self.queue.add(scope, GATHER)
+                    if scope not in self._promised:
+                        self.queue.add(scope, GATHER)
 
     def full_pass(self) -> None:
         """Everything again: observe the drivers, render every scope, sweep."""
@@ -72,20 +74,36 @@ class RoomLoop:
                 self.queue.add(scope)
         self.queue.add(FINISH, GATHER)
 
-    def settle(self, scopes: Sequence[Scope]) -> Failures:
-        """Render these scopes on the newest snapshot and bring them about; those that failed, and why."""
+    def settle(self, scopes: Sequence[Scope], before: Callable[[], object] | None = None) -> Failures:
+        """Render these scopes on the newest snapshot and bring them about; those that failed, and why.
+
+        What ``before`` (an edge's writes) changes about them is not queued: this call sees to it.
+        """
         with self._holding(scopes):
+            if before is not None:
+                self._promise(scopes, before)
             rendered, failures = self._render(scopes, self._snapshot())
             for settler in self.settlers:
-                updates = {
-                    scope: tuple(f for f in facts if settler.accepts(f))
-                    for scope, facts in rendered.items()
-                    if scope not in failures
-                }
+                updates = {}
+                for scope, facts in rendered.items():
+                    mine = tuple(f for f in facts if settler.accepts(f))
+                    if scope not in failures and (mine or settler.ledger.knows(scope)):
+                        updates[scope] = mine
                 failures |= settler.settle(updates)
         for scope in scopes:
             self._note(scope, failures.get(scope))
         return failures
+
+    def _promise(self, scopes: Sequence[Scope], before: Callable[[], object]) -> None:
+        self._promised.update(scopes)
+        try:
+            before()
+        except BaseException:
+            self._promised.difference_update(scopes)
+            for scope in scopes:  # whatever became of the write
+                self.queue.add(scope, GATHER)
+            raise
+        self._promised.difference_update(scopes)
 
     def _note(self, scope: Scope, error: NetplaneError | None) -> None:
         if error is None:
