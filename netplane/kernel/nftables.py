@@ -46,7 +46,13 @@ class NftDriver:
         self._nft.set_numeric_proto_output(True)  # names need /etc/protocols, which may be missing
         self._lock = threading.RLock()
         self._batches = nft_batch.Batches()
+        self.transactions = 0  # by libnftables, until now
         self._view = _View(self._batches.generation)
+
+    @property
+    def portids(self) -> frozenset[int]:
+        """Whose commits are batches of ours, as notifications name them."""
+        return frozenset((self._batches.portid,))
 
     def observe(self) -> Mapping[FactKey, Mark]:
         """{key: mark} of all that our table holds; {} without a table. Raises KernelError."""
@@ -104,6 +110,7 @@ class NftDriver:
     def _run(self, text: str, json: bool = False) -> bytes:
         script = text.strip().encode().replace(b"\n", _NEXT)
         with self._lock:
+            self.transactions += not json
             self._nft.set_json_output(json)
             status, output, error = self._nft.cmd(script)
         if status:

@@ -18,6 +18,8 @@ from .controlloop import ControlLoop
 from .mirror import Mirror
 from .roomloop import RoomLoop
 
+OVERDUE = 60.0  # seconds that a change may wait; kube-proxy's two sync periods
+
 
 class Core:
     """``rooms`` pairs each Room with the Drivers of its facts; a driver may serve several rooms.
@@ -120,6 +122,15 @@ class Core:
                 for room in names
             },
         }
+
+    def overdue(self) -> float:
+        """How long the oldest change waits that is due, in seconds; 0 with none (kube-proxy's health)."""
+        return self._rooms.overdue()
+
+    def healthy(self) -> bool:
+        """Changes reach the kernel in time, and the kernel tells what it holds."""
+        observed = not any(s.room == "kernel" for s in self._rooms.failures)
+        return observed and self.overdue() < OVERDUE
 
     def _on_events(self, events: list[Event], snapshot: Snapshot) -> None:
         if not snapshot.synced:

@@ -73,6 +73,14 @@ class Queue:
         with self._changed:
             return sum(1 for t in self._due.values() if t <= now)
 
+    def overdue(self) -> float:
+        """How many seconds the oldest scope waits that is due; 0 with none."""
+        now = time.monotonic()
+        with self._changed:
+            while self._heap and self._due.get(self._heap[0][1]) != self._heap[0][0]:
+                heapq.heappop(self._heap)  # moved to an earlier time, and done
+            return max(0.0, now - self._heap[0][0]) if self._heap else 0.0
+
     def close(self) -> None:
         with self._changed:
             self._closed = True

@@ -46,6 +46,7 @@ class RoomLoop:
         self._resynced = float("-inf")
         self._observe = True
         self._stopping = False
+        self._began = 0.0  # when the loop took up what it works on; 0 while it waits
         self._thread = threading.Thread(target=self._run, name="rooms", daemon=True)
 
     def start(self) -> None:
@@ -87,6 +88,11 @@ class RoomLoop:
             self._note(scope, failures.get(scope))
         return failures
 
+    def overdue(self) -> float:
+        """How long the oldest change waits that is due, or is being worked on; in seconds."""
+        began = self._began
+        return max(self.queue.overdue(), time.monotonic() - began if began else 0.0)
+
     def _note(self, scope: Scope, error: NetplaneError | None) -> None:
         if error is None:
             self.queue.done(scope)
@@ -110,7 +116,9 @@ class RoomLoop:
                     self.queue.retry(scope)
                 continue
             if scopes:
+                self._began = time.monotonic()
                 self.settle([s for s in scopes if s != FINISH])
+                self._began = 0.0
             if FINISH in scopes:
                 self._finish_pass()
 
