@@ -104,7 +104,9 @@ class Core:
     def status(self) -> dict[str, Any]:
         """What `netplane status` shows: in sync or not, the store, and per room what fails and why."""
         failures = {**self._rooms.failures, **self._controls.failures}
-        pending = self._rooms.queue.due() + self._controls.queue.due() + len(self._rooms.held)
+        queues = (self._rooms.queue, self._controls.queue)
+        pending = max(len(self._rooms.held), queues[0].taken) + queues[1].taken
+        pending += sum(queue.pending() for queue in queues)
         snapshot, problem = self._mirror.snapshot, self._mirror.problem
         claimed = [s for settler in self._rooms.settlers for s in settler.ledger.scopes()]
         names = dict.fromkeys((*self._rooms.rooms, *self._controls.controllers))
