@@ -15,7 +15,7 @@ import resource
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -42,6 +42,7 @@ from .kernel.rtnetlink import LinkDriver
 from .kernel.underlay import node_addresses, underlay_of
 from .model import checks
 from .model.base import Key, Object
+from .model.changes import Write
 from .model.errors import Invalid, NetplaneError, Unavailable
 from .model.facts import Driver, Scope
 from .model.nodes import Node
@@ -283,8 +284,11 @@ class _Host:
     def delete(self, key: Key, expect: int | None = None) -> Object:
         return self._core.delete(key, expect)
 
-    def sync(self, scopes: Iterable[Scope]) -> None:
-        self._core.sync(scopes)
+    def write(self, writes: Sequence[Write]) -> list[Object]:
+        return self._core.write(writes)
+
+    def sync(self, scopes: Iterable[Scope], before: Callable[[], object] | None = None) -> None:
+        self._core.sync(scopes, before)
 
     def verify(self, scopes: Iterable[Scope]) -> list[str]:
         return self._core.verify(scopes)

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import logging
 import threading
-from contextlib import suppress
 from typing import Any
 
 from ..model.base import Object, ObjectMeta, amend
-from ..model.errors import Conflict, KernelError, NetplaneError, NotFound, Unavailable
+from ..model.changes import Put
+from ..model.errors import Conflict, KernelError, NetplaneError, Unavailable
 from ..model.facts import Scope
 from ..model.nodes import Node
 from ..model.own import Attachment, AttachmentIP, AttachmentSpec
@@ -61,11 +61,12 @@ class Verbs:
         self._check_free(request, self._record(snapshot, name))
         attachment = self._planned(name, request)
         try:
-            attachment = self._claim(attachment)
-            self.ipam.unpin(name)
-            self.host.sync([Scope(ROOM, name)])
-            attachment = _stored(self.host.put(amend(attachment, phase="Ready"), attachment.revision))
-            self._pods.up(attachment, request.config.labels)
+            self.host.sync([Scope(ROOM, name)], lambda: self._claim(attachment))
+            ready = amend(attachment, phase="Ready")
+            record = self.host.snapshot().get(Attachment, "", name)
+            if record is None:
+                raise Conflict(f"the record of {name} was deleted while its ADD was at work")
+            self._pods.up(ready, request.config.labels, [Put(ready, record.revision)])
             return add_result(attachment, request.config)
         except _Claimed:
             self.ipam.release(name)
@@ -99,10 +100,11 @@ class Verbs:
             log.info("ADD meets the record of %s, whose interface is gone: released", record.name)
             self._release(record)
 
-    def _claim(self, attachment: Attachment) -> Attachment:
+    def _claim(self, attachment: Attachment) -> None:
         """Write the record; creating it *is* the claim."""
         try:
-            return _stored(self.host.put(attachment, 0))
+            self.host.put(attachment, 0)
+            self.ipam.unpin(attachment.name)
         except Conflict as exc:
             spec = attachment.spec
             raise _Claimed(
@@ -136,11 +138,8 @@ class Verbs:
     def _release(self, record: Attachment) -> None:
         """Pod, record, kernel, address: in this order (rules 1 and 2), each step idempotent."""
         self._owed[record.name] = record
-        self._pods.down(record)
         self.ipam.pin(record)
-        with suppress(NotFound):
-            self.host.delete(record.key)
-        self.host.sync([Scope(ROOM, record.name)])
+        self.host.sync([Scope(ROOM, record.name)], lambda: self._pods.down(record))
         self.ipam.release(record.name)
         del self._owed[record.name]
 
