@@ -15,9 +15,10 @@ import resource
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,10 @@ from .dns.table import NameTable
 from .dns.zone import DnsRoom
 from .health import HealthServer, split_listen
 from .kernel import netns
+from .kernel.flows import FlowDriver
 from .kernel.linkwatch import LinkMonitor
 from .kernel.nftables import NftDriver
+from .kernel.nftwatch import NftMonitor
 from .kernel.rtnetlink import LinkDriver
 from .kernel.underlay import node_addresses, underlay_of
 from .model import checks
@@ -47,6 +50,7 @@ from .model.snapshot import Snapshot
 from .overlay.room import OverlayRoom, pod_mtu
 from .reconcile.base import Room
 from .reconcile.core import Core
+from .services.health import HealthChecks
 from .services.room import ServicesRoom
 from .store import Store, open_store
 
@@ -97,8 +101,10 @@ class Agent:
         self._registry = CollectorRegistry()
         self._links = LinkDriver()
         self._names = NameTable(config.domain)
+        self._checks = HealthChecks(self._proxy_healthy)
         self._edge_failures: dict[str, str] = {}
         self._core: Core | None = None
+        self._nft: NftDriver | None = None
 
     def run(self, stopping: threading.Event) -> None:
         """Raises Invalid for what is refused at start; after that, only `stopping` ends it."""
@@ -120,8 +126,8 @@ class Agent:
             health = HealthServer(self.config.run_dir, self.status, self._registry, self.config.http_listen)
             health.start()
             stack.callback(health.stop)
-            monitor = LinkMonitor(_Calm(core.resync), own=self._links.portids)
-            stack.enter_context(monitor)
+            for monitor in self._monitors(core):
+                stack.enter_context(monitor)
             edges = threading.Thread(target=self._open_edges, args=(core, stack, stopping), name="edges")
             edges.start()
             try:
@@ -129,6 +135,14 @@ class Agent:
             finally:
                 stopping.set()
                 edges.join()
+
+    def _monitors(self, core: Core) -> Iterator[AbstractContextManager[Any]]:
+        """What tells us that somebody else changed what is ours."""
+        mend = _Calm(core.resync)
+        yield LinkMonitor(mend, own=self._links.portids)
+        if self._nft is not None:
+            busy = partial(getattr, self._nft, "transactions")
+            yield NftMonitor(mend, own=self._nft.portids, busy=busy)
 
     def status(self) -> dict[str, Any]:
         """Core's status with the node's name and the edges that could not be opened."""
@@ -139,6 +153,10 @@ class Agent:
             room["failing"]["server"] = why
             status["synced"] = False
         return {"node": self.config.node, **status}
+
+    def _proxy_healthy(self) -> bool:
+        """As load balancers are told of it: the kernel takes what it is given."""
+        return self._core is None or self._core.healthy()
 
     def _machine(self, instance: str) -> cluster.Machine:
         addresses = self.config.node_ips or tuple(node_addresses())
@@ -154,11 +172,11 @@ class Agent:
         )
 
     def _build(self, store: Store, machine: cluster.Machine) -> Core:
-        nft = NftDriver()
+        nft = self._nft = NftDriver()
         drivers: dict[str, tuple[Driver, ...]] = {
             "cni": (self._links, nft),
             "overlay": (self._links,),
-            "services": (nft, self._links),
+            "services": (nft, self._links, FlowDriver(), self._checks),  # flows go after the rules
             "dns": (self._names,),
         }
         rooms = [(room, drivers[room.name]) for room in self._rooms(machine)]
