@@ -8,6 +8,7 @@ Rule 3: nothing that arrives ends the thread; what must not happen is logged, an
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import socket
 import threading
@@ -18,9 +19,12 @@ from typing import Any
 from . import wire
 from .answer import Client, Forward, answer, failure
 from .counters import Counters
-from .forward import TIMEOUT, Forwarder
+from .forward import TIMEOUT, Forwarder, Limits
+from .querylog import QueryLog
+from .resolver import Resolver
 from .sockets import Ancillary, Udp, listen
 from .table import NameTable
+from .tls import TlsListener
 from .upstreams import Address, Upstreams
 
 BATCH = 64  # packets read from one socket before the others have their turn
@@ -33,7 +37,8 @@ class DnsServer:
     """Serves ``table`` on every (IP, port) of ``listen``, UDP and TCP.
 
     ``upstreams``: addresses, or the path of a resolv.conf, for other names; none: they are REFUSED.
-    ``timeout``: seconds per upstream; ``idle``: seconds per TCP message.
+    ``timeout``: seconds per upstream; ``idle``: seconds per TCP message. `use` replaces what is behind
+    ``upstreams`` by a whole Resolver, and adds or ends DNS over TLS.
     """
 
     def __init__(
@@ -48,9 +53,10 @@ class DnsServer:
         self.counters = Counters()
         self._table = table
         self._listen = tuple(listen)
-        self._upstreams = Upstreams(upstreams)
-        self._forwarder = Forwarder(self._upstreams, self.counters, timeout)
+        self.resolver = Resolver(Forwarder(Upstreams(upstreams), self.counters, Limits(timeout)))
+        self.log = QueryLog()
         self._idle = idle
+        self._tls: TlsListener | None = None
         self._udp: list[Udp] = []
         self._tcp: list[socket.socket] = []
         self._connections: dict[asyncio.StreamWriter, float] = {}  # when each was last heard
@@ -80,7 +86,7 @@ class DnsServer:
                 self._udp.append(Udp(listen(address, socket.SOCK_DGRAM)))
                 bound = self._udp[-1].sock.getsockname()[:2]
                 self._tcp.append(listen(bound, socket.SOCK_STREAM))
-            self._upstreams.guard(self.addresses)
+            self.resolver.guard(self.addresses)
         except BaseException:
             self._close()
             raise
@@ -96,6 +102,25 @@ class DnsServer:
             thread.join()
         self._close()
 
+    def use(self, resolver: Resolver, tls: TlsListener | None = None) -> None:
+        """From the next packet on; while running. The same ``tls`` as before goes on as it is.
+
+        Raises Invalid for an upstream that is ourselves; then nothing has changed.
+        """
+        resolver.guard(self.addresses)
+        assert self._loop is not None
+        asyncio.run_coroutine_threadsafe(self._use(resolver, tls), self._loop).result()
+
+    async def _use(self, resolver: Resolver, tls: TlsListener | None) -> None:
+        old, self.resolver = self.resolver, resolver
+        resolver.start()
+        old.retire()
+        if self._tls is not tls and self._tls is not None:
+            self._tls.close()
+        if self._tls is not tls and tls is not None:
+            await tls.serve(functools.partial(self._connection, protocol="tls"), self._idle)
+        self._tls = tls
+
     def _close(self) -> None:
         for sock in (*(udp.sock for udp in self._udp), *self._tcp):
             sock.close()
@@ -110,18 +135,22 @@ class DnsServer:
         for udp in self._udp:
             asyncio.get_running_loop().add_reader(udp.sock, self._readable, udp)
         servers = [await asyncio.start_server(self._connection, sock=sock) for sock in self._tcp]
+        self.resolver.start()
         await self._stopping.wait()
+        self.resolver.close()
+        if self._tls is not None:
+            self._tls.close()
         for server in servers:
             server.close()
         for writer in self._connections:
             writer.transport.abort()
 
     def _decide(self, packet: bytes, peer: Any, udp: bool) -> bytes | Forward | None:
-        client = Client(peer[0], udp)
+        client, names = Client(peer[0], udp), self.resolver.names
         try:
-            found = answer(packet, self._table.view, client, recursion=True)
-            if isinstance(found, Forward) and not self._may_forward(peer):
-                found = answer(packet, self._table.view, client, recursion=False)
+            found = answer(packet, self._table.view, client, True, names)
+            if isinstance(found, Forward) and not self._may_forward(peer, packet):
+                found = answer(packet, self._table.view, client, False, names)
         except Exception:
             _log.exception("a query of %d bytes from %s", len(packet), peer[0])
             self.counters.dropped["error"] += 1
@@ -130,12 +159,17 @@ class DnsServer:
             self.counters.dropped["silence"] += 1
         return found
 
-    def _may_forward(self, peer: Any) -> bool:
-        """Somebody is there to ask, and the client is not one of our own questions, come round."""
-        if peer[:2] in self._forwarder.asking:
+    def _may_forward(self, peer: Any, packet: bytes) -> bool:
+        """Somebody is there to ask, and the question is not one of our own, come round."""
+        if self.resolver.comes_round(peer[:2], packet):
             self.counters.loops += 1
             return False
-        return self._forwarder.available
+        return self.resolver.available
+
+    def _answered(self, peer: Any, protocol: str, source: str, reply: bytes, began: float) -> None:
+        seconds = time.perf_counter() - began
+        self.counters.answered(protocol, source, reply, seconds)
+        self.log.note(peer, protocol, reply, seconds)
 
     # --- UDP ------------------------------------------------------------------------------------
 
@@ -149,14 +183,14 @@ class DnsServer:
             found = self._decide(packet, peer, udp=True)
             if isinstance(found, bytes):
                 self._send(udp, found, peer, ancillary)
-                self.counters.answered("udp", "cluster", found, time.perf_counter() - began)
+                self._answered(peer, "udp", "cluster", found, began)
             elif found is not None:
                 task = asyncio.ensure_future(self._forward_udp(udp, found, peer, ancillary))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
 
     async def _forward_udp(self, udp: Udp, forward: Forward, peer: Any, ancillary: Ancillary) -> None:
-        self._send(udp, await self._forward(forward, "udp"), peer, ancillary)
+        self._send(udp, await self._forward(forward, "udp", peer), peer, ancillary)
 
     def _send(self, udp: Udp, reply: bytes, peer: Any, ancillary: Ancillary) -> None:
         try:
@@ -164,19 +198,21 @@ class DnsServer:
         except OSError:  # no route back, or the buffer is full: as if the network had lost it
             self.counters.dropped["send"] += 1
 
-    async def _forward(self, forward: Forward, protocol: str) -> bytes:
+    async def _forward(self, forward: Forward, protocol: str, peer: Any) -> bytes:
         began = time.perf_counter()
         try:
-            reply = await self._forwarder.ask(forward)
+            reply = await self.resolver.ask(forward)
         except Exception:
             _log.exception("forwarding a question for %s", wire.to_text(forward.name))
             reply = failure(forward)
-        self.counters.answered(protocol, "forward", reply, time.perf_counter() - began)
+        self._answered(peer, protocol, "forward", reply, began)
         return reply
 
-    # --- TCP ------------------------------------------------------------------------------------
+    # --- TCP and TLS ------------------------------------------------------------------------------------
 
-    async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _connection(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, protocol: str = "tcp"
+    ) -> None:
         if len(self._connections) >= CONNECTIONS:
             oldest = min(self._connections, key=self._connections.__getitem__)
             del self._connections[oldest]
@@ -188,7 +224,7 @@ class DnsServer:
                 async with asyncio.timeout(self._idle):
                     size = int.from_bytes(await reader.readexactly(2), "big")
                     packet = await reader.readexactly(size)
-                reply = await self._reply_tcp(packet, peer)
+                reply = await self._reply(packet, peer, protocol)
                 if reply is None:
                     break
                 writer.write(len(reply).to_bytes(2, "big") + reply)
@@ -202,11 +238,11 @@ class DnsServer:
         finally:
             self._connections.pop(writer, None)
 
-    async def _reply_tcp(self, packet: bytes, peer: Any) -> bytes | None:
+    async def _reply(self, packet: bytes, peer: Any, protocol: str) -> bytes | None:
         began = time.perf_counter()
         found = self._decide(packet, peer, udp=False)
         if isinstance(found, Forward):
-            return await self._forward(found, "tcp")
+            return await self._forward(found, protocol, peer)
         if found is not None:
-            self.counters.answered("tcp", "cluster", found, time.perf_counter() - began)
+            self._answered(peer, protocol, "cluster", found, began)
         return found
