@@ -57,7 +57,7 @@ class Records(Protocol):
 
 
 class Twin:
-    """The table in C. ``bytes`` and ``names`` say what it takes."""
+    """The table in C, a `table.Twin`. ``bytes`` and ``names`` say what it takes."""
 
     def __init__(self, apex: bytes) -> None:
         table = lib.np_table_new(apex, len(apex))
@@ -115,6 +115,25 @@ class RateLimit(NamedTuple):
     per_second: float
     burst: float
     slip: int = 2
+
+
+class Fast(NamedTuple):
+    """How a server uses C. ``threads`` 0: one for each CPU that this process may use, in bounds."""
+
+    threads: int = 0
+    limit: RateLimit | None = None
+    wanted: bool = True
+
+    @property
+    def on(self) -> bool:
+        return available and self.wanted
+
+    @property
+    def workers(self) -> int:
+        return min(self.threads or len(os.sched_getaffinity(0)), THREADS_MAX)
+
+
+FAST = Fast()
 
 
 class Miss(NamedTuple):
@@ -207,8 +226,3 @@ def _limit(limit: RateLimit | None) -> Any:
             "the rate must be above 0, the burst at least 1, both at most 1,000,000, the slip not negative"
         )
     return ffi.gc(made, lib.np_limit_free)
-
-
-def threads_here(wanted: int = 0) -> int:
-    """How many threads: ``wanted``, or one for each CPU that this process may use, in bounds."""
-    return min(wanted or len(os.sched_getaffinity(0)), THREADS_MAX)

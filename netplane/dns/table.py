@@ -103,18 +103,21 @@ class NameTable:
     def __init__(self, domain: str = "cluster.local") -> None:
         self.domain = domain
         self.view = View(wire.name(domain))
-        self._twin: Twin | None = None
+        self._twins: tuple[Twin, ...] = ()
         self._lock = threading.Lock()  # of whoever changes view and twin
 
-    def attach(self, twin: Twin | None) -> None:
-        """From now on ``twin`` holds the same names; when this returns, it does. None: no longer."""
+    def attach(self, twin: Twin) -> None:
+        """From now on ``twin`` holds the same names; when this returns, it does."""
         with self._lock:
-            self._twin = twin
-            if twin is not None:
-                view = self.view
-                above = (name for name in view.below if wire.within(name, view.apex))
-                twin.change((name, view.find(name)) for name in chain(view.names, above))
-                twin.sync(view.synced)
+            view = self.view
+            above = (name for name in view.below if wire.within(name, view.apex))
+            twin.change((name, view.find(name)) for name in chain(view.names, above))
+            twin.sync(view.synced)
+            self._twins += (twin,)
+
+    def detach(self, twin: Twin) -> None:
+        with self._lock:
+            self._twins = tuple(other for other in self._twins if other is not twin)
 
     @property
     def synced(self) -> bool:
@@ -124,8 +127,8 @@ class NameTable:
         """The first full sync has been applied: from now on an unknown name is NXDOMAIN."""
         with self._lock:
             self.view = self.view._replace(synced=True)
-            if self._twin is not None:
-                self._twin.sync(True)
+            for twin in self._twins:
+                twin.sync(True)
 
     def observe(self) -> Mapping[FactKey, Mark]:
         return {fact.key: fact.mark for entry in self.view.names.values() for fact in entry.facts}
@@ -148,8 +151,8 @@ class NameTable:
                     above = _count(name, -1 if entry is None else 1, names, below)
                     touched |= dict.fromkeys(n for n in above if wire.within(n, view.apex))
             view = self.view = view._replace(names=names.finish(), below=below.finish())
-            if self._twin is not None:
-                self._twin.change((name, view.find(name)) for name in touched)
+            for twin in self._twins:
+                twin.change((name, view.find(name)) for name in touched)
 
 
 def _by_name(plan: Plan) -> dict[bytes, tuple[set[FactKey], list[Record]]]:
