@@ -77,6 +77,7 @@ INDEXES: dict[str, dict[str, Callable[[Any], Iterable[str]]]] = {
     Attachment.KIND: {
         "node": lambda o: (o.spec.node,),
         "pod": lambda o: (f"{o.spec.pod_namespace}/{o.spec.pod_name}",) if o.spec.pod_name else (),
+        "alias": lambda o: [f"{o.spec.network}/{alias}" for alias in o.aliases],
     },
 }
 
