@@ -24,6 +24,7 @@ from .errors import CONFIG, DIFFERS, ENVIRONMENT, UNKNOWN, Refused
 from .host import Host
 from .ipam import Ipam, holder_of
 from .locks import Locks
+from .poddns import pod_dns
 from .podwriter import PodWriter
 from .render import BASE, ROOM, CniConfig
 from .request import Request
@@ -66,7 +67,8 @@ class Verbs:
             self.host.sync([Scope(ROOM, name)])
             attachment = _stored(self.host.put(amend(attachment, phase="Ready"), attachment.revision))
             self._pods.up(attachment, request.config.labels)
-            return add_result(attachment, request.config)
+            dns = pod_dns(attachment, self.host.snapshot(), self.config)
+            return add_result(attachment, request.config, dns)
         except _Claimed:
             self.ipam.release(name)
             raise
