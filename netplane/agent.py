@@ -30,13 +30,14 @@ from .cni.render import CniConfig, CniRoom
 from .cni.server import CniServer
 from .dns import config as dns_config
 from .dns.config import DnsConfig
+from .dns.controls import DnsControls
 from .dns.metrics import DnsMetrics
 from .dns.names import LocalNames
 from .dns.server import DnsServer
 from .dns.setup import Setup
 from .dns.table import NameTable
 from .dns.zone import DnsRoom, ReplaceableRoom
-from .health import HealthServer, split_listen
+from .health import Controls, HealthServer, split_listen
 from .kernel import netns
 from .kernel.linkwatch import LinkMonitor
 from .kernel.nftables import NftDriver
@@ -105,6 +106,7 @@ class Agent:
         self._dns = dns_config.read(config.dns_config) if config.dns_config else dns_config.DnsConfig()
         self._dns_setup: Setup | None = None
         self._edge_failures: dict[str, str] = {}
+        self._controls: Controls = {}  # what operators ask of the edges, on the agent's socket
         self._core: Core | None = None
 
     def run(self, stopping: threading.Event) -> None:
@@ -124,7 +126,9 @@ class Agent:
             core = self._core = self._build(store, machine)
             core.start()
             stack.callback(core.stop)
-            health = HealthServer(self.config.run_dir, self.status, self._registry, self.config.http_listen)
+            health = HealthServer(
+                self.config.run_dir, self.status, self._registry, self.config.http_listen, self._controls
+            )
             health.start()
             stack.callback(health.stop)
             monitor = LinkMonitor(_Calm(core.resync), own=self._links.portids)
@@ -274,6 +278,7 @@ class Agent:
             self._registry.register(server.counters)
             self._registry.register(DnsMetrics(setup))
             self._dns_setup = setup
+            self._controls.update(DnsControls(self._names, names, server.log, core.snapshot).paths())
             return stack.pop_all()
 
     def _dns_applied(self, config: DnsConfig) -> None:
