@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,10 +29,16 @@ from .cluster.config import ClusterConfig
 from .cni.ipam import gateway
 from .cni.render import CniConfig, CniRoom
 from .cni.server import CniServer
+from .dns import config as dns_config
+from .dns.config import DnsConfig
+from .dns.controls import DnsControls
+from .dns.metrics import DnsMetrics
+from .dns.names import LocalNames
 from .dns.server import DnsServer
+from .dns.setup import Setup
 from .dns.table import NameTable
-from .dns.zone import DnsRoom
-from .health import HealthServer, split_listen
+from .dns.zone import DnsRoom, ReplaceableRoom
+from .health import Controls, HealthServer, split_listen
 from .kernel import netns
 from .kernel.flows import FlowDriver
 from .kernel.linkwatch import LinkMonitor
@@ -76,6 +82,7 @@ class AgentConfig:
     rooms: tuple[str, ...] = ROOMS
     domain: str = "cluster.local"
     dns_listen: tuple[str, ...] = ()
+    dns_config: str = ""
     resolv_conf: str = "/etc/resolv.conf"
     http_listen: str = ""
 
@@ -102,7 +109,10 @@ class Agent:
         self._links = LinkDriver()
         self._names = NameTable(config.domain)
         self._checks = HealthChecks(self._proxy_healthy)
+        self._dns = dns_config.read(config.dns_config) if config.dns_config else dns_config.DnsConfig()
+        self._dns_setup: Setup | None = None
         self._edge_failures: dict[str, str] = {}
+        self._controls: Controls = {}  # what operators ask of the edges, on the agent's socket
         self._core: Core | None = None
         self._nft: NftDriver | None = None
 
@@ -123,7 +133,9 @@ class Agent:
             core = self._core = self._build(store, machine)
             core.start()
             stack.callback(core.stop)
-            health = HealthServer(self.config.run_dir, self.status, self._registry, self.config.http_listen)
+            health = HealthServer(
+                self.config.run_dir, self.status, self._registry, self.config.http_listen, self._controls
+            )
             health.start()
             stack.callback(health.stop)
             for monitor in self._monitors(core):
@@ -152,6 +164,8 @@ class Agent:
             room = status["rooms"].setdefault(edge, {"scopes": 0, "failing": {}})
             room["failing"]["server"] = why
             status["synced"] = False
+        if self._dns_setup is not None and self._dns_setup.problem:  # the running one serves on
+            status["dns"] = {"config": self._dns_setup.problem}
         return {"node": self.config.node, **status}
 
     def _proxy_healthy(self) -> bool:
@@ -185,8 +199,18 @@ class Agent:
 
     def _rooms(self, machine: cluster.Machine) -> list[Room]:
         config, ranges = self.config, self.config.cluster
+        dns_servers = self._dns_servers()
         self._cni_config = CniConfig(
-            cluster_cidrs=ranges.cluster_cidrs, pod_mtu=self._pod_mtu(machine), boot_id=self.boot_id
+            cluster_cidrs=ranges.cluster_cidrs,
+            pod_mtu=self._pod_mtu(machine),
+            boot_id=self.boot_id,
+            dns_domain=config.domain if dns_servers is not None else "",
+            dns_servers=dns_servers or (),
+            resolv_conf=config.resolv_conf,
+        )
+        listen = tuple(split_listen(a)[0] for a in config.dns_listen)
+        self._dns_room = ReplaceableRoom(
+            DnsRoom(config.node, config.domain, self._dns.ttl, listen, self._dns.negative_ttl)
         )
         rooms: dict[str, Room] = {
             "cni": CniRoom(config.node, self._cni_config),
@@ -198,11 +222,19 @@ class Agent:
                 ranges.service_cidrs,
                 bridge_netfilter="cni" not in config.rooms and Path("/proc/sys/net/bridge").exists(),
             ),
-            "dns": DnsRoom(
-                config.node, config.domain, addresses=tuple(split_listen(a)[0] for a in config.dns_listen)
-            ),
+            "dns": self._dns_room,
         }
         return [room for name, room in rooms.items() if name in config.rooms]
+
+    def _dns_servers(self) -> tuple[str, ...] | None:
+        """Where pods ask for names; (): at their gateways; None: not here (a resolv.conf has no ports)."""
+        if "dns" not in self.config.rooms:
+            return None
+        listen = [split_listen(text) for text in self.config.dns_listen]
+        usable = tuple(ip for ip, port in listen if port == 53)
+        if listen and not usable:
+            return None
+        return () if {"0.0.0.0", "::"} & set(usable) else usable
 
     def _pod_mtu(self, machine: cluster.Machine) -> int:
         if "overlay" not in self.config.rooms:
@@ -240,11 +272,11 @@ class Agent:
                         log.info("%s: %s", name, exc)
                     self._edge_failures[name] = str(exc)
                     continue
-                stack.callback(server.stop)
+                stack.callback(server.close if isinstance(server, ExitStack) else server.stop)
                 del todo[name]
             stopping.wait(0.02)
 
-    def _open_dns(self, core: Core) -> DnsServer:
+    def _open_dns(self, core: Core) -> ExitStack:
         listen = [split_listen(text) for text in self.config.dns_listen]
         if not listen:
             node = core.snapshot().get(Node, "", self.config.node)
@@ -255,9 +287,26 @@ class Agent:
             raise Unavailable("waiting for the first full pass")
         self._names.mark_synced()
         server = DnsServer(self._names, listen, self.config.resolv_conf)
-        server.start()
-        self._registry.register(server.counters)
-        return server
+        names = LocalNames(core.snapshot, self.config.domain)
+        setup = Setup(server, names, self.config.dns_config, self.config.resolv_conf, self._dns_applied)
+        with ExitStack() as stack:
+            server.start()
+            stack.callback(server.stop)
+            setup.start()
+            stack.callback(setup.stop)
+            self._registry.register(server.counters)
+            self._registry.register(DnsMetrics(setup))
+            self._dns_setup = setup
+            self._controls.update(DnsControls(self._names, names, server.log, core.snapshot).paths())
+            return stack.pop_all()
+
+    def _dns_applied(self, config: DnsConfig) -> None:
+        """The TTLs are in the room's records: others mean that all are rendered again."""
+        room = self._dns_room.current
+        if (room.ttl, room.negative_ttl) != (config.ttl, config.negative_ttl):
+            self._dns_room.current = replace(room, ttl=config.ttl, negative_ttl=config.negative_ttl)
+            assert self._core is not None
+            self._core.resync()
 
     def _open_cni(self, core: Core) -> CniServer:
         if not core.wait_synced(0):

@@ -27,6 +27,7 @@ from .errors import CONFIG, DIFFERS, ENVIRONMENT, UNKNOWN, Refused
 from .host import Host
 from .ipam import Ipam, holder_of
 from .locks import Locks
+from .poddns import pod_dns
 from .podwriter import PodWriter
 from .render import BASE, ROOM, CniConfig
 from .request import Request
@@ -76,7 +77,8 @@ class Verbs:
             if record is None:
                 raise Conflict(f"the record of {name} was deleted while its ADD was at work")
             self._pods.up(ready, request.config.labels, [Put(ready, record.revision)])
-            return add_result(attachment, request.config)
+            dns = pod_dns(ready, self.host.snapshot(), self.config)
+            return add_result(ready, request.config, dns)
         except _Claimed:
             self.ipam.release(name)
             raise
