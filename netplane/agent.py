@@ -33,6 +33,7 @@ from .dns.table import NameTable
 from .dns.zone import DnsRoom
 from .health import HealthServer, split_listen
 from .kernel import netns
+from .kernel.flowtable import FlowTable
 from .kernel.linkwatch import LinkMonitor
 from .kernel.nftables import NftDriver
 from .kernel.rtnetlink import LinkDriver
@@ -44,6 +45,10 @@ from .model.facts import Driver, Scope
 from .model.nodes import Node
 from .model.snapshot import Snapshot
 from .overlay.room import OverlayRoom, pod_mtu
+from .policy.birth import Birth
+from .policy.counters import DropCounters
+from .policy.flows import FlowDriver
+from .policy.room import PolicyRoom
 from .reconcile.base import Room
 from .reconcile.core import Core
 from .services.room import ServicesRoom
@@ -96,6 +101,8 @@ class Agent:
         self._registry = CollectorRegistry()
         self._links = LinkDriver()
         self._names = NameTable(config.domain)
+        self._flows: FlowDriver | None = None
+        self._policy: PolicyRoom | None = None
         self._edge_failures: dict[str, str] = {}
         self._core: Core | None = None
 
@@ -114,6 +121,10 @@ class Agent:
                 _patiently(registrar.register, stopping)
                 stack.callback(_quietly, registrar.release)
             core = self._core = self._build(store, machine)
+            if self._policy is not None and self._flows is not None:
+                self._flows.judge = self._policy.judge(core.snapshot)
+                self._flows.start()
+                stack.callback(self._flows.stop)
             core.start()
             stack.callback(core.stop)
             health = HealthServer(self.config.run_dir, self.status, self._registry, self.config.http_listen)
@@ -160,9 +171,15 @@ class Agent:
             "services": (nft, self._links),
             "dns": (self._names,),
         }
+        if "policy" in self.config.rooms:
+            self._flows = FlowDriver(FlowTable())
+            drivers["policy"] = (nft, self._flows)
         rooms = [(room, drivers[room.name]) for room in self._rooms(machine)]
         controllers = [] if store.allocates else cluster.controllers(self.config.cluster)
-        return Core(store, rooms, controllers, self._rank)
+        core = Core(store, rooms, controllers, self._rank)
+        if self._policy is not None and self._flows is not None:
+            self._registry.register(DropCounters(self._policy, core.snapshot, nft.counters, self._flows))
+        return core
 
     def _rooms(self, machine: cluster.Machine) -> list[Room]:
         config, ranges = self.config, self.config.cluster
@@ -183,6 +200,8 @@ class Agent:
                 config.node, config.domain, addresses=tuple(split_listen(a)[0] for a in config.dns_listen)
             ),
         }
+        if "policy" in config.rooms:
+            rooms["policy"] = self._policy = PolicyRoom(config.node)
         return [room for name, room in rooms.items() if name in config.rooms]
 
     def _pod_mtu(self, machine: cluster.Machine) -> int:
@@ -243,7 +262,8 @@ class Agent:
     def _open_cni(self, core: Core) -> CniServer:
         if not core.wait_synced(0):
             raise Unavailable("waiting for the first full pass")
-        host = _Host(self.config.node, self.boot_id, core, self._links)
+        birth = Birth(self._policy) if self._policy else None
+        host = _Host(self.config.node, self.boot_id, core, self._links, birth)
         server = CniServer(str(self.config.run_dir / CNI_SOCKET), host, self._cni_config)
         server.start()
         return server
@@ -252,20 +272,27 @@ class Agent:
 class _Host:
     """What the CNI server sees of the agent (cni.host.Host)."""
 
-    def __init__(self, node: str, boot_id: str, core: Core, links: LinkDriver) -> None:
+    def __init__(self, node: str, boot_id: str, core: Core, links: LinkDriver, birth: Birth | None) -> None:
         self.node, self.boot_id = node, boot_id
-        self._core, self._links = core, links
+        self._core, self._links, self._birth = core, links, birth
 
     def snapshot(self) -> Snapshot:
         return self._core.snapshot()
 
     def put(self, obj: Object, expect: int | None = None) -> Object:
-        return self._core.put(obj, expect)
+        before = self._core.snapshot().find(obj.key) if self._birth else None
+        stored = self._core.put(obj, expect)
+        if self._birth:  # a pod's address is known: the peers of others' policies, before ADD returns
+            self._core.sync(self._birth.after_put(before, stored, self._core.snapshot()))
+        return stored
 
     def delete(self, key: Key, expect: int | None = None) -> Object:
         return self._core.delete(key, expect)
 
     def sync(self, scopes: Iterable[Scope]) -> None:
+        scopes = list(scopes)
+        if self._birth:  # isolation stands before the interface is there
+            self._core.sync(self._birth.before_links(scopes, self._core.snapshot()))
         self._core.sync(scopes)
 
     def verify(self, scopes: Iterable[Scope]) -> list[str]:
