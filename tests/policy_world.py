@@ -6,6 +6,7 @@ x/a  x/c  y/b  z/a  z/c     x/b  y/a  y/c  z/b        ports 80 and 81, TCP, UDP 
 
 from __future__ import annotations
 
+# ruff: noqa: E501 (manifests in a line)
 import copy
 import json
 import socket

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from ..model.facts import Chain, Element, Fact, Set, digest
-from .rules import ACCEPT, DENY, EGRESS, INGRESS, PROTOCOLS, Network, Port, Rule, group_of
+from .rules import ACCEPT, DENY, EGRESS, INGRESS, PROTOCOLS, Network, Port, Rule, group_of, named, numbered
 
 GROUP = 78  # nflog group, as our route protocol number
 LOGGED = "limit rate 10/second burst 50 packets"
@@ -133,7 +133,7 @@ def _matches(direction: str, family: int, rule: Rule) -> Iterator[str]:
     """What a rule asks of a packet: one match for each set that its peers need."""
     ip = WORDS[family][1]
     peer = f"{ip} {SIDE[direction][0]}"
-    numbers, names = _split(rule.ports)
+    numbers, names = numbered(rule.ports), named(rule.ports)
     if rule.ports is None or numbers:
         port = "" if rule.ports is None else f"meta l4proto . th dport {{ {', '.join(ranges(numbers))} }}"
         if rule.peers is None:
@@ -143,20 +143,16 @@ def _matches(direction: str, family: int, rule: Rule) -> Iterator[str]:
                 yield f"{peer} @{group_set(rule.peers.key, family)} {port}".rstrip()
             if _of(family, rule.peers.blocks):
                 yield f"{peer} @{block_set(rule.peers.blocks, family)} {port}".rstrip()
-    if names and (rule.peers is None or rule.peers.members):
+    if names:
         group = group_of(rule.peers, names)
         yield f"{peer} . meta l4proto . th dport @{group_set(group.key, family, True)}"
-
-
-def _split(ports: tuple[Port, ...] | None) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
-    return tuple(p for p in ports or () if not p.name), tuple(p for p in ports or () if p.name)
 
 
 def _sets(family: int, rules: Iterable[Rule]) -> Iterator[Fact]:
     """The sets that these rules name, and the elements that come from the policy itself."""
     for rule in rules:
-        numbers, names = _split(rule.ports)
-        if names and (rule.peers is None or rule.peers.members):
+        numbers, names = numbered(rule.ports), named(rule.ports)
+        if names:
             yield declared(group_of(rule.peers, names).key, family, True)
         if rule.peers is None or not (rule.ports is None or numbers):
             continue
@@ -169,15 +165,15 @@ def _sets(family: int, rules: Iterable[Rule]) -> Iterator[Fact]:
             yield from (Element(name, (text,)) for block in blocks for text in _written(block))
 
 
-def declared(key: str, family: int, named: bool = False) -> Set:
+def declared(key: str, family: int, ports: bool = False) -> Set:
     """The set of a group, without its elements."""
     kind = WORDS[family][2]
-    spec = f"type {kind} . inet_proto . inet_service" if named else f"type {kind}"
-    return Set(group_set(key, family, named), (spec,))
+    spec = f"type {kind} . inet_proto . inet_service" if ports else f"type {kind}"
+    return Set(group_set(key, family, ports), (spec,))
 
 
-def group_set(key: str, family: int, named: bool = False) -> str:
-    return f"pol-{'ports' if named else 'peers'}{family}-{key}"
+def group_set(key: str, family: int, ports: bool = False) -> str:
+    return f"pol-{'ports' if ports else 'peers'}{family}-{key}"
 
 
 def block_set(blocks: tuple[Network, ...], family: int) -> str:

@@ -8,6 +8,7 @@ Rule 3: a pod that has ended, or that lives in its node's own network, is neithe
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Generic, NamedTuple, TypeVar
 
@@ -17,7 +18,19 @@ from ..model.own import Attachment
 from ..model.pods import Pod
 from ..model.policies import NetworkPolicy
 from ..model.snapshot import Snapshot
-from .rules import EVERYTHING, METADATA_NAME, NAMESPACED, Group, Nodes, Peers, Pods, Policy, compiled, groups
+from .rules import (
+    EVERYTHING,
+    METADATA_NAME,
+    NAMESPACED,
+    Group,
+    Network,
+    Nodes,
+    Peers,
+    Pods,
+    Policy,
+    compiled,
+    groups,
+)
 
 T = TypeVar("T")
 TIERS = ("Admin", NAMESPACED, "Baseline")
@@ -81,7 +94,9 @@ class Index:
             entry[1].append(policy)
 
     def _file_group(self, group: Group) -> None:
-        members = group.peers.members if group.peers else (Pods(EVERYTHING),)
+        members: tuple[Pods | Nodes, ...] = group.peers.members if group.peers else (Pods(EVERYTHING),)
+        if group.names and group.peers and group.peers.blocks:  # any pod may have an address there
+            members = (*members, Pods(EVERYTHING))
         for member in members:
             if isinstance(member, Pods):
                 self._by_member.add(member, (member, group))
@@ -133,6 +148,11 @@ def members(peers: Peers | None, snapshot: Snapshot) -> Iterator[Pod | Node]:
             for pod in _candidates(member, snapshot):
                 if is_peer(pod) and selects(member, pod, snapshot):
                     yield pod
+
+
+def within(blocks: Iterable[Network], address: str) -> bool:
+    ip = ipaddress.ip_address(address)
+    return any(ip.version == block.version and ip in block for block in blocks)
 
 
 def _candidates(pods: Pods, snapshot: Snapshot) -> Iterable[Pod]:

@@ -26,7 +26,7 @@ from ..model.policies import NetworkPolicy
 from ..model.snapshot import Snapshot
 from . import chains
 from .flows import Flow, Flows
-from .index import Holder, Index, addresses, holder, local, members, named_ports, pod_at, selects
+from .index import Holder, Index, addresses, holder, local, members, named_ports, pod_at, selects, within
 from .rules import ADMIN, BASELINE, EGRESS, INGRESS, NAMESPACED, Group, Policy, Port, Rule, compiled, groups
 from .verdict import Packet, Ruling, judge
 
@@ -262,9 +262,18 @@ def _items(group: Group, snapshot: Snapshot) -> Iterator[tuple[str | int, ...]]:
         if not group.names:
             yield from ((address,) for address in addresses(one))
         elif isinstance(one, Pod):
-            for port in group.names:
-                for protocol, number in named_ports(one, port.name, port.protocol):
-                    yield from ((address, protocol, number) for address in one.ips)
+            yield from _doors(one, group, one.ips)
+    if group.names and group.peers is not None and group.peers.blocks:
+        for pod in members(None, snapshot):
+            if isinstance(pod, Pod):
+                yield from _doors(pod, group, [ip for ip in pod.ips if within(group.peers.blocks, ip)])
+
+
+def _doors(pod: Pod, group: Group, ips: Iterable[str]) -> Iterator[tuple[str | int, ...]]:
+    """(address, protocol, number) of the ports that the group names, at these addresses of a pod."""
+    for port in group.names:
+        for protocol, number in named_ports(pod, port.name, port.protocol):
+            yield from ((ip, protocol, number) for ip in ips)
 
 
 def _ports(pod: Pod) -> list[tuple[str, str, int]]:

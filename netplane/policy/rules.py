@@ -101,9 +101,8 @@ def group_of(peers: Peers | None, names: tuple[Port, ...] = ()) -> Group:
     if not names:
         assert peers is not None
         return Group(peers.key, peers)
-    return Group(
-        digest(peers.key if peers else "any", *(f"{p.protocol}:{p.name}" for p in names)), peers, names
-    )
+    who = (peers.key, *map(str, peers.blocks)) if peers else ("any",)
+    return Group(digest(*who, *(f"{p.protocol}:{p.name}" for p in names)), peers, names)
 
 
 def groups(policy: Policy) -> Iterator[Group]:
@@ -112,15 +111,19 @@ def groups(policy: Policy) -> Iterator[Group]:
         if rule.peers is not None and rule.peers.members:
             yield group_of(rule.peers)
     for rule in policy.egress or ():
-        if (
-            rule.peers is not None
-            and rule.peers.members
-            and any(not p.name for p in rule.ports or (Port(""),))
-        ):
+        numbers, names = numbered(rule.ports), named(rule.ports)
+        if rule.peers is not None and rule.peers.members and (numbers or rule.ports is None):
             yield group_of(rule.peers)
-        names = tuple(p for p in rule.ports or () if p.name)
-        if names and (rule.peers is None or rule.peers.members):
+        if names:
             yield group_of(rule.peers, names)
+
+
+def numbered(ports: tuple[Port, ...] | None) -> tuple[Port, ...]:
+    return tuple(p for p in ports or () if not p.name)
+
+
+def named(ports: tuple[Port, ...] | None) -> tuple[Port, ...]:
+    return tuple(p for p in ports or () if p.name)
 
 
 def compiled(policy: NetworkPolicy | ClusterNetworkPolicy) -> Policy:

@@ -5,7 +5,6 @@ Two rulings make an answer: egress, at the node of the source, and ingress, at t
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -13,7 +12,7 @@ from ..model.base import Key
 from ..model.nodes import Node
 from ..model.pods import Pod
 from ..model.snapshot import Snapshot
-from .index import addresses, named_ports, pod_at, selects
+from .index import addresses, named_ports, pod_at, selects, within
 from .rules import (
     ACCEPT,
     ADMIN,
@@ -92,8 +91,7 @@ def _peer(peers: Peers | None, address: str, snapshot: Snapshot) -> bool:
                 return True
         elif pod is not None and selects(member, pod, snapshot):
             return True
-    ip = ipaddress.ip_address(address)
-    return any(ip.version == block.version and ip in block for block in peers.blocks)
+    return within(peers.blocks, address)
 
 
 def _port(ports: tuple[Port, ...] | None, packet: Packet, snapshot: Snapshot) -> bool:
