@@ -98,6 +98,16 @@ class NftDriver:
         """Remove our table and all it holds; gone already is fine."""
         self._run(f"add table {nft_text.TABLE}\ndelete table {nft_text.TABLE}\n")
 
+    def counters(self, name: str) -> dict[str, int]:
+        """Packets counted by each element (an address) of a set; {} when the set is not there."""
+        try:
+            listing = self._run(f"list set {nft_text.TABLE} {name}", json=True)
+        except KernelError as exc:
+            if exc.errno == errno.ENOENT:
+                return {}
+            raise
+        return nft_read.counters(listing)
+
     def ruleset(self) -> str:
         """Our table as nft prints it, for people; "" without one."""
         try:
