@@ -14,11 +14,11 @@ import errno
 import os
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from ..model.errors import Invalid, KernelError, Unavailable
 from ..model.facts import Chain, Element, Fact, FactKey, Mark, Plan, Set
-from . import nft_read, nft_text
+from . import nft_read, nft_text, nft_verify
 
 _ERRNO = {os.strerror(number): number for number in errno.errorcode}
 _REASON = re.compile(rb"Error: (.*)$", re.MULTILINE)
@@ -64,6 +64,18 @@ class NftDriver:
                 raise
             if fitted:
                 self._run(nft_text.transaction(fitted))
+
+    def verify(self, facts: Iterable[Fact]) -> list[str]:
+        """In words, what differs from these facts; [] when nothing does. Asks for these alone."""
+        return list(nft_verify.faults(list(facts), self._list))
+
+    def _list(self, statement: str) -> dict[FactKey, Mark] | None:
+        try:
+            return nft_read.marks(self._run(statement, json=True))
+        except KernelError as exc:
+            if exc.errno == errno.ENOENT:
+                return None
+            raise
 
     def clean(self) -> None:
         """Remove our table and all it holds; gone already is fine."""
