@@ -44,4 +44,4 @@ $(VENV)/.peers: $(VENV)/.system
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info netplane/_bin netplane/_bpf netplane/kernel/_rtnl*.so
+	rm -rf $(VENV) build *.egg-info netplane/_bin netplane/_bpf netplane/kernel/_*.so netplane/dns/_*.so
