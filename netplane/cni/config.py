@@ -145,9 +145,10 @@ def parse_config(raw: bytes, only_identity: bool = False) -> NetConf:
 
 
 def _go_names(value: Any) -> Any:
-    """containerd's structures have no JSON names: HostPort for hostPort. Go reads both, so do we."""
+    """containerd's structures have no JSON names: HostPort for hostPort, null for an empty list."""
     if isinstance(value, dict):
-        return {key[:1].lower() + key[1:]: inner for key, inner in value.items()}
+        named = {key[:1].lower() + key[1:]: inner for key, inner in value.items()}
+        return {key: inner for key, inner in named.items() if inner is not None}
     return [_go_names(one) for one in value] if isinstance(value, list) else value
 
 
