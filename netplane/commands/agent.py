@@ -24,11 +24,11 @@ def _split(_context: click.Context, _parameter: click.Parameter, value: str) -> 
     return tuple(part.strip() for part in (value or "").split(",") if part.strip())
 
 
-def _masks(_context: click.Context, _parameter: click.Parameter, value: str) -> dict[str, int]:
+def _masks(_context: click.Context, _parameter: click.Parameter, value: str) -> tuple[int, int]:
     words = value.split(",")
     if len(words) > 2 or not all(word.isdigit() for word in words):
         raise click.BadParameter(f"{value!r} is not V4 or V4,V6 in bits, such as 24,64")
-    return dict(zip(("node_mask_v4", "node_mask_v6"), map(int, words), strict=False))
+    return int(words[0]), int(words[1]) if len(words) == 2 else ClusterConfig.node_mask_v6
 
 
 @click.command()
@@ -53,7 +53,7 @@ def _masks(_context: click.Context, _parameter: click.Parameter, value: str) -> 
 def agent(
     cluster_cidr: tuple[str, ...],
     service_cidr: tuple[str, ...],
-    node_mask: dict[str, int],
+    node_mask: tuple[int, int],
     verbose: bool,
     **options: Any,
 ) -> None:
@@ -62,7 +62,12 @@ def agent(
         level=logging.DEBUG if verbose else logging.INFO,
         format="%(asctime)s %(levelname).1s %(name)s: %(message)s",
     )
-    cluster = ClusterConfig(cluster_cidrs=cluster_cidr, service_cidrs=service_cidr, **node_mask)
+    cluster = ClusterConfig(
+        cluster_cidrs=cluster_cidr,
+        service_cidrs=service_cidr,
+        node_mask_v4=node_mask[0],
+        node_mask_v6=node_mask[1],
+    )
     running = Agent(AgentConfig(cluster=cluster, **options))
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
