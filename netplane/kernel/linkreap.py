@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import socket
 import threading
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from ..model.errors import NetplaneError
 from . import linkmsg, netns
 from . import nlmsg as nl
 from .nlsocket import Pool, Socket
+from .ready import readable
 from .session import GONE
 
 _OVERLAP = 8  # deletions whose memory is still being let go
@@ -118,7 +118,7 @@ class _Departures:
         try:
             request.add_done_callback(_signal(wake))
             while left and not request.done():
-                ready, _, _ = select.select([self._sock.fileno(), wake], [], [])
+                ready = readable(self._sock.fileno(), wake)
                 if self._sock.fileno() in ready:
                     left -= self._gone()
             if request.done():
