@@ -12,6 +12,7 @@ import logging
 import os
 import threading
 from contextlib import AbstractContextManager, nullcontext
+from errno import EEXIST
 from typing import Any
 
 from ..model.base import Object, ObjectMeta, amend
@@ -79,8 +80,10 @@ class Verbs:
         except _Claimed:
             self.ipam.release(name)
             raise
-        except BaseException:
+        except BaseException as exc:
             self._undo(attachment)
+            if isinstance(exc, KernelError) and exc.errno == EEXIST:
+                self._check_name(request)
             raise
 
     def _planned(self, name: str, request: Request) -> Attachment:
@@ -95,18 +98,24 @@ class Verbs:
         return planned
 
     def _check_free(self, request: Request, record: Attachment | None) -> None:
-        """The netns is there and the interface is not. A record without its interface is released."""
+        """The netns is there. A record without its interface is released; one with it is an answer.
+
+        Without a record the kernel itself refuses the second of a name, at no cost to all others.
+        """
         if not self.host.netns_exists(request.netns):
             raise Refused(ENVIRONMENT, f"CNI_NETNS: {request.netns} holds no network namespace")
+        if record is not None:
+            self._check_name(request)
+            log.info("ADD meets the record of %s, whose interface is gone: released", record.name)
+            self._release(record)
+
+    def _check_name(self, request: Request) -> None:
         if self.host.link_exists(request.netns, request.ifname):
             raise Refused(
                 ENVIRONMENT,
                 f"CNI_IFNAME: {request.ifname} exists already in {request.netns};"
                 " call DEL first, or use another name",
             )
-        if record is not None:
-            log.info("ADD meets the record of %s, whose interface is gone: released", record.name)
-            self._release(record)
 
     def _claim(self, attachment: Attachment) -> None:
         """Write the record; creating it *is* the claim."""
