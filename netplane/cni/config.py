@@ -1,7 +1,7 @@
 """The network configuration on stdin: JSON into a NetConf, strictly.
 
-Ours: socket, mtu, ipMasq, hairpinMode, standalone, ipam. The specification's: cniVersion, name, type,
-capabilities, runtimeConfig, args, prevResult, dns and ``cni.dev/…``. Of runtimeConfig we take ips,
+Ours: socket, mtu, ipMasq, hairpinMode, standalone, stateDir, ipam. The specification's: cniVersion, name,
+type, capabilities, runtimeConfig, args, prevResult, dns and ``cni.dev/…``. Of runtimeConfig we take ips,
 mac and dns (`CAPABILITIES`); what a runtime may add unasked passes, what would have an effect that
 we do not give yet is refused.
 """
@@ -68,6 +68,7 @@ class NetConf(msgspec.Struct, frozen=True, rename="camel"):
     ip_masq: bool | None = None  # None: the agent's
     hairpin_mode: bool = True
     standalone: bool = False
+    state_dir: str = ""  # of work without an agent
     capabilities: dict[str, bool] = {}
     ipam: dict[str, Any] = {}  # for work without an agent; with one, the node's pod CIDRs rule
     dns: DNS = field(default_factory=DNS)

@@ -1,6 +1,7 @@
 """The agent's end of the CNI binary: a unix socket, a thread per request in hand, one answer each.
 
-Rule 1: only root (and the agent's own user) may speak: the socket has mode 0600.
+Rule 1: only root (and the agent's own user) may speak: the socket has mode 0600, and the kernel is asked
+        who connected.
 Rule 2: whatever happens, the runtime gets CNI's JSON, never a traceback and never silence.
 """
 
@@ -11,6 +12,7 @@ import logging
 import os
 import socket
 import stat
+import struct
 import threading
 from pathlib import Path
 
@@ -71,6 +73,8 @@ class CniServer:
     def _serve(self, connection: socket.socket) -> None:
         with connection:
             connection.settimeout(PATIENCE)
+            if not _allowed(connection):
+                return
             try:
                 raw = _receive(connection)
             except (OSError, Invalid) as exc:
@@ -110,6 +114,17 @@ def _check_own_namespace(path: str) -> None:
     with contextlib.suppress(OSError):
         if path and os.path.samefile(path, "/proc/self/ns/net"):
             raise Refused(ENVIRONMENT, f"CNI_NETNS: {path} is the node's own network namespace")
+
+
+def _allowed(connection: socket.socket) -> bool:
+    """Whether root or our own user speaks, whatever became of the socket's mode; else it is told."""
+    _, user, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    if user in (0, os.geteuid()):
+        return True
+    refused = Refused(ENVIRONMENT, f"this agent answers root and user {os.geteuid()}, not user {user}")
+    with contextlib.suppress(OSError):
+        connection.sendall(_failure(refused, "", ""))
+    return False
 
 
 def _receive(connection: socket.socket) -> bytes:
