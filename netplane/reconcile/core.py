@@ -18,6 +18,8 @@ from .controlloop import ControlLoop
 from .mirror import Mirror
 from .roomloop import RoomLoop
 
+OVERDUE = 60.0  # seconds that a change may wait; kube-proxy's two sync periods
+
 
 class Core:
     """``rooms`` pairs each Room with the Drivers of its facts; a driver may serve several rooms.
@@ -124,15 +126,18 @@ class Core:
 
     def status(self) -> dict[str, Any]:
         """What `netplane status` shows: in sync or not, the store, and per room what fails and why."""
+        heard = self._mirror.heard  # first: what is heard is queued, what is queued fails or goes well
+        queues = (self._rooms.queue, self._controls.queue)
+        pending = max(len(self._rooms.held), queues[0].taken) + queues[1].taken
+        pending += sum(queue.pending() for queue in queues)
         failures = {**self._rooms.failures, **self._controls.failures}
-        pending = self._rooms.queue.due() + self._controls.queue.due() + len(self._rooms.held)
         snapshot, problem = self._mirror.snapshot, self._mirror.problem
         claimed = [s for settler in self._rooms.settlers for s in settler.ledger.scopes()]
         names = dict.fromkeys((*self._rooms.rooms, *self._controls.controllers))
         names.update(dict.fromkeys(s.room for s in failures))
         return {
             "synced": self._rooms.passed.is_set() and not (pending or failures or problem),
-            "revision": snapshot.revision,
+            "revision": heard,
             "store": problem or ("ok" if snapshot.synced else "listing"),
             "pending": pending,
             "rooms": {
@@ -143,6 +148,15 @@ class Core:
                 for room in names
             },
         }
+
+    def overdue(self) -> float:
+        """How long the oldest change waits that is due, in seconds; 0 with none (kube-proxy's health)."""
+        return self._rooms.overdue()
+
+    def healthy(self) -> bool:
+        """Changes reach the kernel in time, and the kernel tells what it holds."""
+        observed = not any(s.room == "kernel" for s in self._rooms.failures)
+        return observed and self.overdue() < OVERDUE
 
     def _on_events(self, events: list[Event], snapshot: Snapshot) -> None:
         if not snapshot.synced:
