@@ -151,7 +151,7 @@ def _of_ours(path: str, state: Path, raw: bytes) -> bytes:
         core.load()
         journal = Journal(state / "standalone.journal")
         core.sweep(journal.read().__contains__)
-        host = Host(node, boot, core, links)
+        host = Host(node, boot, core, links, None)
         host.journal = journal
         server = CniServer(path, host, config)
         server.verbs.recover()
