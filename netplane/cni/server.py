@@ -73,8 +73,6 @@ class CniServer:
     def _serve(self, connection: socket.socket) -> None:
         with connection:
             connection.settimeout(PATIENCE)
-            if not _allowed(connection):
-                return
             try:
                 raw = _receive(connection)
             except (OSError, Invalid) as exc:
@@ -83,7 +81,7 @@ class CniServer:
             if not raw:
                 return
             try:
-                connection.sendall(self.answer(raw))
+                connection.sendall(_stranger(connection) or self.answer(raw))
             except OSError as exc:
                 log.warning("the answer to a CNI request was not taken (%s); the runtime will DEL", exc)
 
@@ -116,15 +114,13 @@ def _check_own_namespace(path: str) -> None:
             raise Refused(ENVIRONMENT, f"CNI_NETNS: {path} is the node's own network namespace")
 
 
-def _allowed(connection: socket.socket) -> bool:
-    """Whether root or our own user speaks, whatever became of the socket's mode; else it is told."""
+def _stranger(connection: socket.socket) -> bytes:
+    """What another user is told, whatever became of the socket's mode; b"" for root and our own."""
     _, user, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
     if user in (0, os.geteuid()):
-        return True
+        return b""
     refused = Refused(ENVIRONMENT, f"this agent answers root and user {os.geteuid()}, not user {user}")
-    with contextlib.suppress(OSError):
-        connection.sendall(_failure(refused, "", ""))
-    return False
+    return _failure(refused, "", "")
 
 
 def _receive(connection: socket.socket) -> bytes:

@@ -24,6 +24,7 @@ from ..model.nodes import Node
 from ..model.own import Attachment, AttachmentIP, AttachmentSpec
 from ..model.snapshot import Snapshot
 from . import names
+from .config import VERSIONS
 from .errors import CONFIG, DIFFERS, ENVIRONMENT, UNKNOWN, Refused
 from .host import Host
 from .ipam import Ipam, holder_of
@@ -57,7 +58,7 @@ class Verbs:
         if verb is not None:
             with self._locks.hold((request.container_id, request.ifname)), self._lane(request.command):
                 return verb(request)
-        return {"STATUS": self.status, "GC": self.collect}[request.command](request)
+        return {"STATUS": self.status, "GC": self.collect, "VERSION": _versions}[request.command](request)
 
     def _lane(self, command: str) -> AbstractContextManager[Any]:
         """ADDs are work for the processor: more at once than it has cores would only be in each other's
@@ -273,6 +274,11 @@ class Verbs:
         return names.attachment_name(
             self.host.node, request.container_id, request.ifname, request.config.name
         )
+
+
+def _versions(request: Request) -> dict[str, Any]:
+    """The binary answers this by itself; others that speak to the socket may ask too."""
+    return {"cniVersion": request.config.version, "supportedVersions": list(VERSIONS)}
 
 
 class _Claimed(Conflict):
