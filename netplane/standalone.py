@@ -28,7 +28,7 @@ import msgspec
 from .agent import _Host
 from .cni import frame as wire
 from .cni.errors import NEWEST, error_json
-from .cni.render import ROOM, CniConfig, CniRoom
+from .cni.render import BASE, CniConfig, CniRoom
 from .cni.server import CniServer
 from .kernel.nftables import NftDriver
 from .kernel.rtnetlink import LinkDriver
@@ -198,7 +198,7 @@ class Host(_Host):
     def write(self, writes: Sequence[Write]) -> list[Object]:
         for one in writes:
             if isinstance(one, Delete) and one.key.kind == Attachment.KIND:
-                self.journal.add(fact.key for fact in self._core.wanted(Scope(ROOM, one.key.name)))
+                self.journal.add(fact.key for fact in self._core.wanted(Scope(BASE.room, one.key.name)))
         return super().write(writes)
 
 

@@ -1,7 +1,7 @@
 """The network configuration on stdin: JSON into a NetConf, strictly.
 
-Ours: socket, mtu, ipMasq, hairpinMode, standalone, stateDir, ipam. The specification's: cniVersion, name,
-type, capabilities, runtimeConfig, args, prevResult, dns and ``cni.dev/…``. Of runtimeConfig we take ips,
+Ours: socket, mtu, ipMasq, hairpinMode, standalone, ipam. The specification's: cniVersion, name, type,
+capabilities, runtimeConfig, args, prevResult, dns and ``cni.dev/…``. Of runtimeConfig we take ips,
 mac and dns (`CAPABILITIES`); what a runtime may add unasked passes, what would have an effect that
 we do not give yet is refused.
 """

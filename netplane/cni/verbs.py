@@ -24,7 +24,6 @@ from ..model.nodes import Node
 from ..model.own import Attachment, AttachmentIP, AttachmentSpec
 from ..model.snapshot import Snapshot
 from . import names
-from .config import VERSIONS
 from .errors import CONFIG, DIFFERS, ENVIRONMENT, UNKNOWN, Refused
 from .host import Host
 from .ipam import Ipam, holder_of
@@ -278,6 +277,8 @@ class Verbs:
 
 def _versions(request: Request) -> dict[str, Any]:
     """The binary answers this by itself; others that speak to the socket may ask too."""
+    from .config import VERSIONS
+
     return {"cniVersion": request.config.version, "supportedVersions": list(VERSIONS)}
 
 
