@@ -68,6 +68,7 @@ class NetConf(msgspec.Struct, frozen=True, rename="camel"):
     ip_masq: bool | None = None  # None: the agent's
     hairpin_mode: bool = True
     standalone: bool = False
+    state_dir: str = ""  # of work without an agent
     capabilities: dict[str, bool] = {}
     ipam: dict[str, Any] = {}  # for work without an agent; with one, the node's pod CIDRs rule
     dns: DNS = field(default_factory=DNS)
