@@ -22,7 +22,7 @@
 #define REGISTERS 64
 #define CHAIN_NAME_MAX 127
 
-static int reserve(struct np_nft_batch *b, size_t more)
+int np_nft_reserve(struct np_nft_batch *b, size_t more)
 {
 	size_t size = b->size ? b->size : 65536;
 	char *data;
@@ -175,10 +175,26 @@ static int element_put(struct np_nft_batch *b, const char *layout, const char *a
 	return err;
 }
 
+/* The question for all elements of a set, alone in the buffer. */
+int np_nft_ask(struct np_nft_batch *b, const char *table, const char *set)
+{
+	size_t start;
+	int err = np_nft_reserve(b, 2 * ELEMENT_MAX + strlen(table) + strlen(set));
+
+	if (err)
+		return err;
+	b->used = 0;
+	start = message_open(b, NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETSETELEM, NLM_F_DUMP, NFPROTO_INET, 0);
+	attr_put(b, NFTA_SET_ELEM_LIST_TABLE, table, strlen(table) + 1);
+	attr_put(b, NFTA_SET_ELEM_LIST_SET, set, strlen(set) + 1);
+	message_close(b, start);
+	return 0;
+}
+
 /* Start a batch, in one transaction of nftables. Returns 0 or -errno. */
 int np_nft_begin(struct np_nft_batch *b)
 {
-	int err = reserve(b, ELEMENT_MAX);
+	int err = np_nft_reserve(b, ELEMENT_MAX);
 
 	b->used = 0;
 	if (!err)
@@ -192,7 +208,7 @@ static int message_put(struct np_nft_batch *b, int remove, const char *table, co
 {
 	int type = NFNL_SUBSYS_NFTABLES << 8 | (remove ? NFT_MSG_DELSETELEM : NFT_MSG_NEWSETELEM);
 	size_t start, list;
-	int err = reserve(b, LIST_MAX + 2 * ELEMENT_MAX + strlen(table) + strlen(set));
+	int err = np_nft_reserve(b, LIST_MAX + 2 * ELEMENT_MAX + strlen(table) + strlen(set));
 
 	if (err)
 		return err;
@@ -255,7 +271,7 @@ static int first_refusal(int fd)
 int np_nft_commit(struct np_nft_batch *b, int fd)
 {
 	struct sockaddr_nl kernel = { .nl_family = AF_NETLINK };
-	int room, err = reserve(b, ELEMENT_MAX);
+	int room, err = np_nft_reserve(b, ELEMENT_MAX);
 	ssize_t sent;
 
 	if (err)
