@@ -36,6 +36,7 @@ from .health import HealthServer, split_listen
 from .kernel import netns
 from .kernel.flows import FlowDriver
 from .kernel.linkwatch import LinkMonitor
+from .kernel.nft_text import joined
 from .kernel.nftables import NftDriver
 from .kernel.nftwatch import NftMonitor
 from .kernel.rtnetlink import LinkDriver
@@ -50,7 +51,9 @@ from .model.snapshot import Snapshot
 from .overlay.room import OverlayRoom, pod_mtu
 from .reconcile.base import Room
 from .reconcile.core import Core
+from .services.explain import explain
 from .services.health import HealthChecks
+from .services.metrics import ServiceCounts, ServiceMetrics
 from .services.room import ServicesRoom
 from .store import Store, open_store
 
@@ -58,6 +61,7 @@ log = logging.getLogger(__name__)
 
 ROOMS = ("cni", "overlay", "services", "policy", "dns")
 DATAPATHS = ("auto", "kernel", "fast")
+TO_BE_DELETED = "ToBeDeletedByClusterAutoscaler"  # the taint that kube-proxy looks for too
 CNI_SOCKET = "cni.sock"
 CALM = 0.2  # seconds that link events are gathered before everything is compared again
 
@@ -101,7 +105,8 @@ class Agent:
         self._registry = CollectorRegistry()
         self._links = LinkDriver()
         self._names = NameTable(config.domain)
-        self._checks = HealthChecks(self._proxy_healthy)
+        self._metrics = ServiceMetrics(self._registry)
+        self._checks = HealthChecks(self.proxy_healthy)
         self._edge_failures: dict[str, str] = {}
         self._core: Core | None = None
         self._nft: NftDriver | None = None
@@ -123,7 +128,9 @@ class Agent:
             core = self._core = self._build(store, machine)
             core.start()
             stack.callback(core.stop)
-            health = HealthServer(self.config.run_dir, self.status, self._registry, self.config.http_listen)
+            health = HealthServer(
+                self.config.run_dir, self.status, self._registry, self.config.http_listen, proxy=self
+            )
             health.start()
             stack.callback(health.stop)
             for monitor in self._monitors(core):
@@ -154,9 +161,36 @@ class Agent:
             status["synced"] = False
         return {"node": self.config.node, **status}
 
-    def _proxy_healthy(self) -> bool:
+    def proxy_healthy(self) -> bool:
         """As load balancers are told of it: the kernel takes what it is given."""
         return self._core is None or self._core.healthy()
+
+    def node_eligible(self) -> bool:
+        """Whether load balancers may go on using this node: neither it nor its taints say it leaves."""
+        assert self._core is not None
+        node = self._core.snapshot().get(Node, "", self.config.node)
+        return node is None or not (node.deleting or any(t.key == TO_BE_DELETED for t in node.spec.taints))
+
+    def probed(self, path: str, code: int) -> None:
+        self._metrics.probed(path.removeprefix("/"), code)
+
+    def explain(self, source: str, destination: str) -> dict[str, Any]:
+        """What applies to a connection, and how the kernel differs. Raises Invalid, NotFound."""
+        assert self._core is not None
+        room = self._core.room(ServicesRoom.name)
+        if not isinstance(room, ServicesRoom) or self._nft is None:
+            raise Invalid("this agent serves no services; start it with --rooms services")
+        found = explain(room, self._core.snapshot(), source, destination)
+        return {
+            **{
+                name: getattr(found, name)
+                for name in ("source", "destination", "verdict", "reason", "service")
+            },
+            "endpoints": found.endpoints,
+            "notes": found.notes,
+            "elements": [f"{f.of}: {joined(f.item)} → {joined(f.value or ())}" for f in found.facts],
+            "differs": self._nft.differing(found.facts),
+        }
 
     def _machine(self, instance: str) -> cluster.Machine:
         addresses = self.config.node_ips or tuple(node_addresses())
@@ -176,12 +210,20 @@ class Agent:
         drivers: dict[str, tuple[Driver, ...]] = {
             "cni": (self._links, nft),
             "overlay": (self._links,),
-            "services": (nft, self._links, FlowDriver(), self._checks),  # flows go after the rules
+            "services": (
+                nft,
+                self._links,
+                FlowDriver(self._metrics.swept),
+                self._checks,
+            ),  # flows go after the rules
             "dns": (self._names,),
         }
         rooms = [(room, drivers[room.name]) for room in self._rooms(machine)]
         controllers = [] if store.allocates else cluster.controllers(self.config.cluster)
-        return Core(store, rooms, controllers, self._rank)
+        core = Core(store, rooms, controllers, self._rank, self._metrics)
+        if "services" in self.config.rooms:
+            self._registry.register(ServiceCounts(core.snapshot, nft.counted, machine.node_ips))
+        return core
 
     def _rooms(self, machine: cluster.Machine) -> list[Room]:
         config, ranges = self.config, self.config.cluster

@@ -222,3 +222,37 @@ int np_nft_list(struct np_nft_batch *b, int fd, const char *table, const char *s
 	b->used = 0;
 	return answers_text(b, fd, layout);
 }
+
+/* One element, by the key parts in text (blanks between), as np_nft_list has it. The layout is the
+ * whole one. Returns 0 or -errno: -ENOENT when the set does not hold it. */
+int np_nft_get(struct np_nft_batch *b, int fd, const char *table, const char *set, const char *layout,
+	       const char *text, size_t len)
+{
+	static __thread char buf[ANSWER] __attribute__((aligned(NLMSG_ALIGNTO)));
+	struct sockaddr_nl kernel = { .nl_family = AF_NETLINK };
+	size_t key_len = strcspn(layout, ":");
+	const struct nlmsghdr *h = (void *)buf;
+	char key[64] = "";
+	ssize_t got;
+	int err;
+
+	if (key_len >= sizeof(key))
+		return -EINVAL;
+	memcpy(key, layout, key_len);
+	err = np_nft_ask_for(b, table, set, key, text, len);
+	if (err)
+		return err;
+	if (sendto(fd, b->data, b->used, 0, (void *)&kernel, sizeof(kernel)) < 0)
+		return -errno;
+	b->used = 0;
+	do
+		got = recv(fd, buf, sizeof(buf), 0);
+	while (got < 0 && errno == EINTR);
+	if (got < 0)
+		return -errno;
+	if (!NLMSG_OK(h, (size_t)got))
+		return -EBADMSG;
+	if (h->nlmsg_type == NLMSG_ERROR)
+		return ((struct nlmsgerr *)NLMSG_DATA(h))->error;
+	return message_text(b, h, layout);
+}

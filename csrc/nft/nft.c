@@ -203,16 +203,16 @@ int np_nft_begin(struct np_nft_batch *b)
 }
 
 /* As many elements as one message takes; *at moves on. */
-static int message_put(struct np_nft_batch *b, int remove, const char *table, const char *set,
+static int message_put(struct np_nft_batch *b, int type, const char *table, const char *set,
 		       const char *layout, const char **at, const char *end)
 {
-	int type = NFNL_SUBSYS_NFTABLES << 8 | (remove ? NFT_MSG_DELSETELEM : NFT_MSG_NEWSETELEM);
 	size_t start, list;
 	int err = np_nft_reserve(b, LIST_MAX + 2 * ELEMENT_MAX + strlen(table) + strlen(set));
 
 	if (err)
 		return err;
-	start = message_open(b, type, remove ? 0 : NLM_F_CREATE, NFPROTO_INET, 0);
+	start = message_open(b, NFNL_SUBSYS_NFTABLES << 8 | type, type == NFT_MSG_NEWSETELEM ? NLM_F_CREATE : 0,
+			     NFPROTO_INET, 0);
 	attr_put(b, NFTA_SET_ELEM_LIST_TABLE, table, strlen(table) + 1);
 	attr_put(b, NFTA_SET_ELEM_LIST_SET, set, strlen(set) + 1);
 	list = nest_open(b, NFTA_SET_ELEM_LIST_ELEMENTS);
@@ -230,16 +230,26 @@ static int message_put(struct np_nft_batch *b, int remove, const char *table, co
 	return 0;
 }
 
+/* The question for one element, alone in the buffer; the layout names a key. */
+int np_nft_ask_for(struct np_nft_batch *b, const char *table, const char *set, const char *layout,
+		   const char *text, size_t len)
+{
+	const char *at = text;
+
+	b->used = 0;
+	return message_put(b, NFT_MSG_GETSETELEM, table, set, layout, &at, text + len);
+}
+
 /* Add the elements of text to the batch, or their removal (then the layout names a key alone).
  * Returns 0 or -errno: -EINVAL for words that are not of the layout's types. */
 int np_nft_elements(struct np_nft_batch *b, int remove, const char *table, const char *set,
 		    const char *layout, const char *text, size_t len)
 {
 	const char *at = text, *end = text + len;
-	int err = 0;
+	int err = 0, type = remove ? NFT_MSG_DELSETELEM : NFT_MSG_NEWSETELEM;
 
 	while (at < end && !err)
-		err = message_put(b, remove, table, set, layout, &at, end);
+		err = message_put(b, type, table, set, layout, &at, end);
 	return err;
 }
 

@@ -18,12 +18,16 @@ int np_nft_elements(struct np_nft_batch *b, int remove, const char *table, const
 		    const char *layout, const char *text, size_t len);
 int np_nft_commit(struct np_nft_batch *b, int fd);
 int np_nft_list(struct np_nft_batch *b, int fd, const char *table, const char *set, const char *layout);
+int np_nft_get(struct np_nft_batch *b, int fd, const char *table, const char *set, const char *layout,
+	       const char *text, size_t len);
 void np_nft_free(struct np_nft_batch *b);
 /* cdef */
 
 /* Room for so many bytes more. Returns 0 or -ENOMEM. */
 int np_nft_reserve(struct np_nft_batch *b, size_t more);
 int np_nft_ask(struct np_nft_batch *b, const char *table, const char *set);
+int np_nft_ask_for(struct np_nft_batch *b, const char *table, const char *set, const char *layout,
+		   const char *text, size_t len);
 
 struct np_field {
 	const char *at;

@@ -99,6 +99,24 @@ class Batches:
         finally:
             lib.np_nft_free(batch)
 
+    def held(self, name: str, item: Parts) -> tuple[Parts | None] | None:
+        """(value,) of one element; None when the set does not hold it. Raises KernelError."""
+        layout, text = self._layout(name), " ".join(map(str, item)).encode()
+        batch = ffi.new("struct np_nft_batch *")
+        try:
+            fd, words = self._sock.fileno(), (TABLE.encode(), name.encode(), layout.encode())
+            done = (
+                lib.np_nft_get(batch, fd, *words, ffi.from_buffer(text), len(text))
+                if layout
+                else -errno.ENOENT
+            )
+            if done == -errno.ENOENT:
+                return None
+            _must(done, f"element {text.decode()} of {name}")
+            return (read(ffi.buffer(batch.data, batch.used)[:].decode(), layout)[0][2],)
+        finally:
+            lib.np_nft_free(batch)
+
     def encodable(self, plan: Plan) -> bool:
         """Whether all of the plan are elements of sets that this can say. Raises KernelError."""
         if any(key[0] != "element" for key in plan.remove):

@@ -16,7 +16,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ..model.errors import Invalid, KernelError, Unavailable
@@ -76,6 +76,18 @@ class NftDriver:
         if found is None:
             return nft_read.elements(self._run(f"list {kind} {nft_text.TABLE} {name}", json=True))
         return {("element", name, item): value for _, item, value in found}
+
+    def differing(self, facts: Iterable[Element]) -> list[str]:
+        """In words, each of these elements that the kernel does not hold as wanted. Raises KernelError."""
+        found = []
+        with self._lock:
+            self._batches.forget()
+            for fact in facts:
+                held = self._batches.held(fact.of, fact.item)
+                if held != (fact.mark,):
+                    shown = nft_text.joined(held[0]) if held and held[0] else "nothing"
+                    found.append(f"{fact.of} holds {shown} for {nft_text.joined(fact.item)}")
+        return found
 
     def counted(self, name: str) -> dict[tuple[str | int, ...], tuple[int, Any]]:
         """{item: (packets, value)} of a map whose elements count. Raises KernelError."""
