@@ -36,7 +36,7 @@ from .kernel import netns
 from .kernel.linkwatch import LinkMonitor
 from .kernel.nftables import NftDriver
 from .kernel.rtnetlink import LinkDriver
-from .kernel.underlay import node_addresses, underlay_of
+from .kernel.underlay import addresses_within, node_addresses, underlay_of
 from .model import checks
 from .model.base import Key, Object
 from .model.errors import Invalid, NetplaneError, Unavailable
@@ -73,6 +73,7 @@ class AgentConfig:
     dns_listen: tuple[str, ...] = ()
     resolv_conf: str = "/etc/resolv.conf"
     http_listen: str = ""
+    node_port_addresses: tuple[str, ...] = ()  # CIDRs; none: the node's own addresses
 
     def __post_init__(self) -> None:
         faults = list(checks.dns_subdomain("--node", self.node))
@@ -80,6 +81,8 @@ class AgentConfig:
             faults += checks.one_of("--rooms", room, ROOMS)
         for address in self.node_ips:
             faults += checks.ip("--node-ip", address)
+        for cidr in self.node_port_addresses:
+            faults += checks.cidr("--node-port-addresses", cidr)
         faults += checks.unique("--node-ip", (":" in a for a in self.node_ips), "family, IPv6: ")
         if faults:
             raise Invalid("; ".join(f"{path}: {reason}" for path, reason in faults))
@@ -178,6 +181,7 @@ class Agent:
                 ranges.cluster_cidrs,
                 ranges.service_cidrs,
                 bridge_netfilter="cni" not in config.rooms and Path("/proc/sys/net/bridge").exists(),
+                node_port_ips=addresses_within(within) if (within := config.node_port_addresses) else None,
             ),
             "dns": DnsRoom(
                 config.node, config.domain, addresses=tuple(split_listen(a)[0] for a in config.dns_listen)

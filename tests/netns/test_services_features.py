@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from scapy.layers.sctp import SCTP, SCTPChunkInit
 
 from netplane.kernel import netns
 from netplane.model.base import Object, amend
@@ -23,6 +24,7 @@ from netplane.model.nodes import Node
 from netplane.model.services import (
     ENDPOINT_MODE,
     LOAD_BALANCING,
+    MAGLEV_SLOTS,
     PUBLISH_MODE,
     ClientIPConfig,
     EndpointHints,
@@ -38,6 +40,7 @@ from netplane.model.services import (
 from netplane.services import ServicesRoom
 from netplane.services.topology import ZONE
 from tests.netns.test_services import CLIENT, FAMILIES, NODE, PODS, VIP, Net, pod_ip
+from tests.netns.test_services import Node as TheNode
 from tests.services_kit import endpoint, endpoints, service
 
 pytestmark = pytest.mark.root
@@ -353,3 +356,104 @@ def from_address(net: Net, source: str, address: str, port: int) -> str:
     with netns.call(net.ns["client"], socket.create_connection, (address, port), 3, (source, 0)) as sock:
         found: str = sock.recv(64).decode()
         return found
+
+
+# --- SCTP, which this kernel has no sockets for -------------------------------------------------
+
+
+@FAMILIES
+def test_sctp_is_translated_to_an_endpoint(net: Net, family: int) -> None:
+    ports = (ServicePort(port=80, target_port=8080, protocol="SCTP"),)
+    offered = (EndpointPort(port=9090, protocol="SCTP"),)
+    for affinity in ("None", "ClientIP"):
+        web = service("web", VIP.values(), ports=ports, session_affinity=affinity)
+        net.node.sync(web, endpoints(endpoint(pod_ip("b", family), "n1"), ports=offered))
+        with heard(net, "b", family) as sock:
+            netns.call(net.ns["a"], send_init, VIP[family], 5000 + len(affinity))
+            packet, peer = sock.recvfrom(256)
+        sctp = packet[20:] if family == 4 else packet
+        assert peer[0] == pod_ip("a", family)
+        assert int.from_bytes(sctp[2:4], "big") == 9090
+        assert sctp == bytes(SCTP(sctp)), "the checksum is right after the translation"
+
+
+def send_init(address: str, sport: int) -> None:
+    """An SCTP INIT from a raw socket of this thread's namespace."""
+    chunk = SCTPChunkInit(init_tag=7, a_rwnd=65536, n_out_streams=1, n_in_streams=1)
+    kind = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(kind, socket.SOCK_RAW, socket.IPPROTO_SCTP) as sock:
+        sock.sendto(bytes(SCTP(sport=sport, dport=80) / chunk), (address, 0))
+
+
+def heard(net: Net, pod: str, family: int) -> socket.socket:
+    """A raw socket in the pod that hears SCTP."""
+    kind = {4: socket.AF_INET, 6: socket.AF_INET6}[family]
+    sock = netns.call(net.ns[pod], socket.socket, kind, socket.SOCK_RAW, socket.IPPROTO_SCTP)
+    sock.settimeout(3)
+    return sock
+
+
+# --- layout -----------------------------------------------------------------------------------
+
+
+def crowd(count: int) -> list[Object]:
+    """Services of every kind in turn, two endpoints each."""
+    objects: list[Object] = []
+    for n in range(count):
+        name, ip = f"s{n}", f"10.96.{n // 250 + 1}.{n % 250 + 1}"
+        spec: dict[str, Any] = {"ports": (ServicePort(port=80, node_port=30000 + n % 2768),)}
+        if n % 5 == 0:
+            spec |= {"session_affinity": "ClientIP"}
+        if n % 5 == 1:
+            spec |= {"external_traffic_policy": "Local"}
+        if n % 5 == 2:
+            spec |= {"annotations": {LOAD_BALANCING: "maglev", MAGLEV_SLOTS: "5"}}
+        if n % 5 == 3:
+            spec |= {"load_balancer_source_ranges": ("192.0.2.0/24",)}
+        made = service(name, (ip,), type="LoadBalancer" if n < 2768 else "ClusterIP", **spec)
+        ingress = (LoadBalancerIngress(ip=f"198.18.{n // 250}.{n % 250 + 1}"),)
+        objects.append(amend(made, status=ServiceStatus(load_balancer=LoadBalancerStatus(ingress=ingress))))
+        one, other = f"10.200.{n // 250}.{n % 250 + 1}", f"10.201.{n // 250}.{n % 250 + 1}"
+        objects.append(endpoints(endpoint(one, "n1"), endpoint(other, "n2"), of=name))
+    return objects
+
+
+def test_the_number_of_chains_and_rules_is_the_same_with_10_and_3000_services(
+    make_netns: Callable[[str], str],
+) -> None:
+    node = TheNode(make_netns("layout"), (NODE[4],))
+    shape: dict[int, tuple[int, int]] = {}
+    for count in (10, 3000):
+        node.sync(*crowd(count))
+        listed = netns.run(node.path, "nft", "-t", "list", "ruleset")  # -t: without elements
+        shape[count] = listed.count("chain svc-"), listed.count("\n")
+    assert shape[10] == shape[3000]
+    assert node.sync(*crowd(3000)) == Plan()
+
+
+def test_hundreds_of_ports_and_thousands_of_endpoints(net: Net) -> None:
+    ports = tuple(ServicePort(port=1000 + n, name=f"p{n}", target_port=8080) for n in range(300))
+    offered = tuple(EndpointPort(name=p.name, port=8080) for p in ports)
+    wide = service("wide", ("10.96.0.9",), ports=ports)
+    many = [f"10.{200 + n // 62500}.{n // 250 % 250}.{n % 250 + 1}" for n in range(3000)]
+    deep = service("deep", ("10.96.0.10",), session_affinity="ClientIP")
+    net.node.sync(
+        wide,
+        endpoints(endpoint(pod_ip("b", 4), "n1"), of="wide", ports=offered),
+        deep,
+        endpoints(*many, of="deep"),
+    )
+    assert {who(net.tcp("a", "10.96.0.9", port)) for port in (1000, 1150, 1299)} == {"b"}
+    chosen = endpoint(pod_ip("c", 4), "n1")
+    net.node.sync(deep, endpoints(*many, of="deep", name="many"), endpoints(chosen, of="deep", name="one"))
+    counted = netns.run(net.ns["node"], "nft", "list", "map", "inet", "netplane", "svc-tokens4-tcp").count(
+        " . "
+    )
+    assert counted > 3000
+
+
+def test_names_of_any_kind(net: Net) -> None:
+    """Names are never part of a rule, so that none can break one."""
+    for name in ("drop", "fwd", "a" * 63, "0-9", "svc-lb4-tcp-1"):
+        net.node.sync(service(name, (VIP[4],)), endpoints(pod_ip("b", 4), of=name, name="x." + "y" * 200))
+        assert who(net.tcp("a", VIP[4])) == "b"
