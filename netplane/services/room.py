@@ -19,6 +19,7 @@ from .endpoints import choose
 from .frontends import Frontend, cluster_ips, family, frontends, served
 from .publish import Port
 from .topology import ZONE
+from .upkeep import upkeep
 
 ROOM = "services"
 BASE = Scope(ROOM)
@@ -90,16 +91,17 @@ class ServicesRoom:
         zone = own.labels.get(ZONE, "") if own else ""
         for address in cluster_ips(service):
             yield Element(f"svc-cluster-ips{'6' if ':' in address else '4'}", (address,))
-        seen: set[tuple[str, str, int]] = set()
+        seen: dict[tuple[str, str, int], tuple[str, Frontend]] = {}
         for port in service.spec.ports:
             reached: dict[str, list[Frontend]] = {}
             for frontend in frontends(service, port, self.node_port_ips):
                 if frontend.key not in seen:
-                    seen.add(frontend.key)
+                    seen[frontend.key] = port.name, frontend
                     reached.setdefault(family(frontend.address), []).append(frontend)
             for which, mine in reached.items():
                 choice = choose(slices, port, which, self.node, zone)
                 yield from Port(service, choice, mine, self.node_ips).facts()
+        yield from upkeep(service, slices, seen.values(), self.node)
 
 
 def bridge_netfilter() -> Iterator[Sysctl]:
