@@ -17,14 +17,18 @@ from typing import Any
 import pytest
 from scapy.layers.sctp import SCTP, SCTPChunkInit
 
+from netplane.cluster.config import ClusterConfig
+from netplane.cluster.endpoints import Endpoints
 from netplane.kernel import netns
-from netplane.model.base import Object, amend
-from netplane.model.facts import Plan
-from netplane.model.nodes import Node
+from netplane.model.base import Object, ObjectMeta, amend
+from netplane.model.changes import Put
+from netplane.model.facts import Plan, Scope
+from netplane.model.nodes import Condition, Node
+from netplane.model.pods import Pod, PodIP, PodSpec, PodStatus
 from netplane.model.services import (
     ENDPOINT_MODE,
     LOAD_BALANCING,
-    MAGLEV_SLOTS,
+    PROXY_NAME,
     PUBLISH_MODE,
     ClientIPConfig,
     EndpointHints,
@@ -37,10 +41,10 @@ from netplane.model.services import (
     ServiceStatus,
     SessionAffinityConfig,
 )
+from netplane.model.snapshot import Snapshot
 from netplane.services import ServicesRoom
 from netplane.services.topology import ZONE
 from tests.netns.test_services import CLIENT, FAMILIES, NODE, PODS, VIP, Net, pod_ip
-from tests.netns.test_services import Node as TheNode
 from tests.services_kit import endpoint, endpoints, service
 
 pytestmark = pytest.mark.root
@@ -223,6 +227,62 @@ def test_topology_hints_keep_traffic_near_unless_that_leaves_nobody(net: Net, fa
     assert {who(net.tcp("c", VIP[family])) for _ in range(30)} == {"a", "b"}
 
 
+UNSERVED = {
+    "headless": {"ips": ("None",)},
+    "another proxy's": {"labels": {PROXY_NAME: "mesh"}},
+    "external name": {"ips": (), "type": "ExternalName", "external_name": "example.org"},
+}
+
+
+@pytest.mark.parametrize("case", UNSERVED)
+def test_what_is_not_ours_to_serve_leaves_no_trace(net: Net, case: str) -> None:
+    net.node.sync()
+    before = net.node.driver.observe()
+    net.node.sync(service("web", **({"ips": (VIP[4],)} | UNSERVED[case])), *placed("b"))
+    assert net.node.driver.observe() == before
+    silent(net, "a", VIP[4])
+
+
+@FAMILIES
+def test_endpoints_that_are_not_ready_serve_a_service_that_publishes_them(net: Net, family: int) -> None:
+    ready = Condition(type="Ready", status="False")
+    ip = pod_ip("b", family)
+    pod = Pod(
+        metadata=ObjectMeta(name="b", namespace="default", labels={"app": "web"}),
+        spec=PodSpec(node_name="n1"),
+        status=PodStatus(phase="Running", pod_ips=(PodIP(ip=ip),), conditions=(ready,)),
+    )
+    for publish in (False, True):
+        web = service("web", (VIP[family],), selector={"app": "web"}, publish_not_ready_addresses=publish)
+        web = amend(web, spec=amend(web.spec, ip_families=({4: "IPv4", 6: "IPv6"}[family],)))
+        made = Endpoints(ClusterConfig()).decide(Scope("endpoints", "default/web"), Snapshot.of([web, pod]))
+        net.node.sync(web, *(write.object for write in made if isinstance(write, Put)))
+        if publish:
+            assert who(net.tcp("a", VIP[family])) == "b"
+        else:
+            with pytest.raises(ConnectionRefusedError):
+                net.tcp("a", VIP[family])
+
+
+HAIRPINS: dict[str, dict[str, Any]] = {
+    "affinity": {"session_affinity": "ClientIP"},
+    "policy Local": {"external_traffic_policy": "Local", "internal_traffic_policy": "Local"},
+    "affinity and policy Local": {"session_affinity": "ClientIP", "external_traffic_policy": "Local"},
+    "maglev": {"annotations": {LOAD_BALANCING: "maglev"}},
+    "published": {"annotations": {PUBLISH_MODE: "ingress"}},
+    "on the host": {"annotations": {PUBLISH_MODE: "host"}},
+}
+
+
+@FAMILIES
+@pytest.mark.parametrize("case", HAIRPINS)
+def test_a_pod_reaches_itself_by_every_way(net: Net, family: int, case: str) -> None:
+    net.node.sync(balanced(**HAIRPINS[case]), *placed("a"))
+    for address, port in ((VIP[family], 80), (LB[family], 80), (NODE[family], 30080)):
+        name, seen = net.tcp("a", address, port).split()
+        assert name == "a" and seen == GATEWAY[family], "masked, or the pod would answer itself directly"
+
+
 # --- session affinity -------------------------------------------------------------------------
 
 
@@ -391,69 +451,3 @@ def heard(net: Net, pod: str, family: int) -> socket.socket:
     sock = netns.call(net.ns[pod], socket.socket, kind, socket.SOCK_RAW, socket.IPPROTO_SCTP)
     sock.settimeout(3)
     return sock
-
-
-# --- layout -----------------------------------------------------------------------------------
-
-
-def crowd(count: int) -> list[Object]:
-    """Services of every kind in turn, two endpoints each."""
-    objects: list[Object] = []
-    for n in range(count):
-        name, ip = f"s{n}", f"10.96.{n // 250 + 1}.{n % 250 + 1}"
-        spec: dict[str, Any] = {"ports": (ServicePort(port=80, node_port=30000 + n % 2768),)}
-        if n % 5 == 0:
-            spec |= {"session_affinity": "ClientIP"}
-        if n % 5 == 1:
-            spec |= {"external_traffic_policy": "Local"}
-        if n % 5 == 2:
-            spec |= {"annotations": {LOAD_BALANCING: "maglev", MAGLEV_SLOTS: "5"}}
-        if n % 5 == 3:
-            spec |= {"load_balancer_source_ranges": ("192.0.2.0/24",)}
-        made = service(name, (ip,), type="LoadBalancer" if n < 2768 else "ClusterIP", **spec)
-        ingress = (LoadBalancerIngress(ip=f"198.18.{n // 250}.{n % 250 + 1}"),)
-        objects.append(amend(made, status=ServiceStatus(load_balancer=LoadBalancerStatus(ingress=ingress))))
-        one, other = f"10.200.{n // 250}.{n % 250 + 1}", f"10.201.{n // 250}.{n % 250 + 1}"
-        objects.append(endpoints(endpoint(one, "n1"), endpoint(other, "n2"), of=name))
-    return objects
-
-
-def test_the_number_of_chains_and_rules_is_the_same_with_10_and_3000_services(
-    make_netns: Callable[[str], str],
-) -> None:
-    node = TheNode(make_netns("layout"), (NODE[4],))
-    shape: dict[int, tuple[int, int]] = {}
-    for count in (10, 3000):
-        node.sync(*crowd(count))
-        listed = netns.run(node.path, "nft", "-t", "list", "ruleset")  # -t: without elements
-        shape[count] = listed.count("chain svc-"), listed.count("\n")
-    assert shape[10] == shape[3000]
-    assert node.sync(*crowd(3000)) == Plan()
-
-
-def test_hundreds_of_ports_and_thousands_of_endpoints(net: Net) -> None:
-    ports = tuple(ServicePort(port=1000 + n, name=f"p{n}", target_port=8080) for n in range(300))
-    offered = tuple(EndpointPort(name=p.name, port=8080) for p in ports)
-    wide = service("wide", ("10.96.0.9",), ports=ports)
-    many = [f"10.{200 + n // 62500}.{n // 250 % 250}.{n % 250 + 1}" for n in range(3000)]
-    deep = service("deep", ("10.96.0.10",), session_affinity="ClientIP")
-    net.node.sync(
-        wide,
-        endpoints(endpoint(pod_ip("b", 4), "n1"), of="wide", ports=offered),
-        deep,
-        endpoints(*many, of="deep"),
-    )
-    assert {who(net.tcp("a", "10.96.0.9", port)) for port in (1000, 1150, 1299)} == {"b"}
-    chosen = endpoint(pod_ip("c", 4), "n1")
-    net.node.sync(deep, endpoints(*many, of="deep", name="many"), endpoints(chosen, of="deep", name="one"))
-    counted = netns.run(net.ns["node"], "nft", "list", "map", "inet", "netplane", "svc-tokens4-tcp").count(
-        " . "
-    )
-    assert counted > 3000
-
-
-def test_names_of_any_kind(net: Net) -> None:
-    """Names are never part of a rule, so that none can break one."""
-    for name in ("drop", "fwd", "a" * 63, "0-9", "svc-lb4-tcp-1"):
-        net.node.sync(service(name, (VIP[4],)), endpoints(pod_ip("b", 4), of=name, name="x." + "y" * 200))
-        assert who(net.tcp("a", VIP[4])) == "b"
