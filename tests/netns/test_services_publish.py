@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from netplane.lab import Lab
+from netplane.lab import Lab, Settings
 from netplane.lab.place import Place
 from netplane.lab.runner import until
 
@@ -69,3 +69,16 @@ def test_a_name_answers_its_virtual_ip_or_its_pods(shop: Lab, family: str) -> No
         found = ask(client, "resolve", client.resolvers[0], f"{name}.default.svc.cluster.local", kind)
         assert found["answers"][0] and set(found["answers"][0]) <= set(want)
         assert ask(client, "connect", found["answers"][0][0], {"shop": 80, "shop-rr": 8080}[name], 1)["names"]
+
+
+def test_node_ports_answer_in_the_networks_that_the_agent_was_told(make_lab: Callable[..., Lab]) -> None:
+    named, own = "192.168.77.99", NODES["IPv4"][0]
+    lab = make_lab(nodes=1, settings=Settings(agent_args=("--node-port-addresses", f"{named}/32")))
+    lab.nodes[0].run("ip", "addr", "add", f"{named}/24", "dev", "eth0")
+    lab.start_agents()
+    lab.apply(EXAMPLE)
+    pod = lab.nodes[0].add_pod("shop-1", labels={"app": "shop"})
+    server = pod.probe("serve", "shop-1", "--tcp", 8080)
+    assert server.stdout and server.stdout.readline() == "ready\n"
+    until(lambda: not ask(lab.outside, "connect", named, 30080, 1)["errors"], "node ports", 20)
+    assert "refused" in ask(lab.outside, "connect", own, 30080, 1)["errors"][0]
