@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from scapy.layers.inet import IP, TCP, UDP
+from scapy.layers.inet6 import IPv6
 from scapy.layers.sctp import SCTP, SCTPChunkInit
 
 from netplane.cluster.config import ClusterConfig
@@ -347,6 +349,40 @@ def test_affinity_of_udp(net: Net, family: int) -> None:
     assert len(names) == 1
 
 
+@FAMILIES
+@pytest.mark.parametrize("layer", [TCP, UDP])
+def test_a_rewritten_first_packet_has_the_right_checksum(net: Net, family: int, layer: Any) -> None:
+    """From a wire it comes with one that is whole; sockets on a veth leave theirs to be filled in."""
+    name = layer.__name__.upper()
+    ports = (ServicePort(port=80, target_port=8080, protocol=name, node_port=30080),)
+    offered = (EndpointPort(port=9999, protocol=name),)
+    net.node.sync(
+        amend(sticky(), spec=amend(sticky().spec, ports=ports)),
+        endpoints(endpoint(pod_ip("b", family), "n1"), ports=offered),
+    )
+    number = {"TCP": socket.IPPROTO_TCP, "UDP": socket.IPPROTO_UDP}[name]
+    ip = {4: IP, 6: IPv6}[family]
+    with heard(net, "b", family, number) as sock:
+        packet = ip(src=CLIENT[family], dst=NODE[family]) / layer(sport=4000, dport=30080)
+        netns.call(net.ns["client"], send_raw, bytes(packet), NODE[family], family)
+        while True:
+            found, peer = sock.recvfrom(256)
+            segment = layer(found[20:] if family == 4 else found)
+            if segment.dport == 9999:
+                break
+    whole = ip(src=peer[0], dst=pod_ip("b", family)) / segment
+    assert peer[0] == GATEWAY[family]
+    right = segment.chksum
+    del whole[layer].chksum
+    assert ip(bytes(whole))[layer].chksum == right
+
+
+def send_raw(packet: bytes, address: str, family: int) -> None:
+    kind = {4: socket.AF_INET, 6: socket.AF_INET6}[family]
+    with socket.socket(kind, socket.SOCK_RAW, socket.IPPROTO_RAW) as sock:
+        sock.sendto(packet, (address, 0))
+
+
 def test_a_restart_adopts_affinity_source_ranges_and_hashed_slots(net: Net) -> None:
     objects = [
         amend(sticky(), spec=amend(sticky().spec, load_balancer_source_ranges=("0.0.0.0/0", "10.0.0.1/32"))),
@@ -445,9 +481,9 @@ def send_init(address: str, sport: int) -> None:
         sock.sendto(bytes(SCTP(sport=sport, dport=80) / chunk), (address, 0))
 
 
-def heard(net: Net, pod: str, family: int) -> socket.socket:
-    """A raw socket in the pod that hears SCTP."""
+def heard(net: Net, pod: str, family: int, protocol: int = socket.IPPROTO_SCTP) -> socket.socket:
+    """A raw socket in the pod that hears a protocol."""
     kind = {4: socket.AF_INET, 6: socket.AF_INET6}[family]
-    sock = netns.call(net.ns[pod], socket.socket, kind, socket.SOCK_RAW, socket.IPPROTO_SCTP)
+    sock = netns.call(net.ns[pod], socket.socket, kind, socket.SOCK_RAW, protocol)
     sock.settimeout(3)
     return sock
