@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,26 +29,37 @@ from .cluster.config import ClusterConfig
 from .cni.ipam import gateway
 from .cni.render import CniConfig, CniRoom
 from .cni.server import CniServer
+from .dns import config as dns_config
+from .dns.config import DnsConfig
+from .dns.controls import DnsControls
+from .dns.metrics import DnsMetrics
+from .dns.names import LocalNames
 from .dns.server import DnsServer
+from .dns.setup import Setup
 from .dns.table import NameTable
-from .dns.zone import DnsRoom
-from .health import HealthServer, split_listen
+from .dns.zone import DnsRoom, ReplaceableRoom
+from .health import Controls, HealthServer, split_listen
 from .kernel import netns
 from .kernel.flows import FlowDriver
+from .kernel.flowtable import FlowTable
 from .kernel.linkwatch import LinkMonitor
 from .kernel.nft_text import joined
 from .kernel.nftables import NftDriver
 from .kernel.nftwatch import NftMonitor
 from .kernel.rtnetlink import LinkDriver
-from .kernel.underlay import node_addresses, underlay_of
+from .kernel.underlay import addresses_within, node_addresses, underlay_of
 from .model import checks
 from .model.base import Key, Object
-from .model.changes import Write
+from .model.changes import Put, Write
 from .model.errors import Invalid, NetplaneError, Unavailable
 from .model.facts import Driver, Scope
 from .model.nodes import Node
 from .model.snapshot import Snapshot
 from .overlay.room import OverlayRoom, pod_mtu
+from .policy.birth import Birth
+from .policy.counters import DropCounters
+from .policy.flows import FlowDriver as PolicyFlows
+from .policy.room import PolicyRoom
 from .reconcile.base import Room
 from .reconcile.core import Core
 from .services.explain import explain
@@ -80,8 +91,10 @@ class AgentConfig:
     rooms: tuple[str, ...] = ROOMS
     domain: str = "cluster.local"
     dns_listen: tuple[str, ...] = ()
+    dns_config: str = ""
     resolv_conf: str = "/etc/resolv.conf"
     http_listen: str = ""
+    node_port_addresses: tuple[str, ...] = ()  # CIDRs; none: the node's own addresses
 
     def __post_init__(self) -> None:
         faults = list(checks.dns_subdomain("--node", self.node))
@@ -89,6 +102,8 @@ class AgentConfig:
             faults += checks.one_of("--rooms", room, ROOMS)
         for address in self.node_ips:
             faults += checks.ip("--node-ip", address)
+        for cidr in self.node_port_addresses:
+            faults += checks.cidr("--node-port-addresses", cidr)
         faults += checks.unique("--node-ip", (":" in a for a in self.node_ips), "family, IPv6: ")
         if faults:
             raise Invalid("; ".join(f"{path}: {reason}" for path, reason in faults))
@@ -107,7 +122,14 @@ class Agent:
         self._names = NameTable(config.domain)
         self._metrics = ServiceMetrics(self._registry)
         self._checks = HealthChecks(self.proxy_healthy)
+        self._dns = dns_config.read(config.dns_config) if config.dns_config else dns_config.DnsConfig()
+        self._dns_setup: Setup | None = None
+        self._flows: PolicyFlows | None = None
+        self._policy: PolicyRoom | None = None
         self._edge_failures: dict[str, str] = {}
+        self._controls: Controls = {
+            "/explain": self._explain
+        }  # what operators ask of the edges, on the agent's socket
         self._core: Core | None = None
         self._nft: NftDriver | None = None
 
@@ -126,10 +148,19 @@ class Agent:
                 _patiently(registrar.register, stopping)
                 stack.callback(_quietly, registrar.release)
             core = self._core = self._build(store, machine)
+            if self._policy is not None and self._flows is not None:
+                self._flows.judge = self._policy.judge(core.snapshot)
+                self._flows.start()
+                stack.callback(self._flows.stop)
             core.start()
             stack.callback(core.stop)
             health = HealthServer(
-                self.config.run_dir, self.status, self._registry, self.config.http_listen, proxy=self
+                self.config.run_dir,
+                self.status,
+                self._registry,
+                self.config.http_listen,
+                self._controls,
+                self,
             )
             health.start()
             stack.callback(health.stop)
@@ -159,6 +190,8 @@ class Agent:
             room = status["rooms"].setdefault(edge, {"scopes": 0, "failing": {}})
             room["failing"]["server"] = why
             status["synced"] = False
+        if self._dns_setup is not None and self._dns_setup.problem:  # the running one serves on
+            status["dns"] = {"config": self._dns_setup.problem}
         return {"node": self.config.node, **status}
 
     def proxy_healthy(self) -> bool:
@@ -172,15 +205,15 @@ class Agent:
         return node is None or not (node.deleting or any(t.key == TO_BE_DELETED for t in node.spec.taints))
 
     def probed(self, path: str, code: int) -> None:
-        self._metrics.probed(path.removeprefix("/"), code)
+        self._metrics.probed(path, code)
 
-    def explain(self, source: str, destination: str) -> dict[str, Any]:
+    def _explain(self, words: dict[str, str]) -> dict[str, Any]:
         """What applies to a connection, and how the kernel differs. Raises Invalid, NotFound."""
         assert self._core is not None
         room = self._core.room(ServicesRoom.name)
         if not isinstance(room, ServicesRoom) or self._nft is None:
             raise Invalid("this agent serves no services; start it with --rooms services")
-        found = explain(room, self._core.snapshot(), source, destination)
+        found = explain(room, self._core.snapshot(), words.get("source", ""), words.get("destination", ""))
         return {
             **{
                 name: getattr(found, name)
@@ -218,17 +251,32 @@ class Agent:
             ),  # flows go after the rules
             "dns": (self._names,),
         }
+        if "policy" in self.config.rooms:
+            self._flows = PolicyFlows(FlowTable())
+            drivers["policy"] = (nft, self._flows)
         rooms = [(room, drivers[room.name]) for room in self._rooms(machine)]
         controllers = [] if store.allocates else cluster.controllers(self.config.cluster)
         core = Core(store, rooms, controllers, self._rank, self._metrics)
         if "services" in self.config.rooms:
             self._registry.register(ServiceCounts(core.snapshot, nft.counted, machine.node_ips))
+        if self._policy is not None and self._flows is not None:
+            self._registry.register(DropCounters(self._policy, core.snapshot, nft.counters, self._flows))
         return core
 
     def _rooms(self, machine: cluster.Machine) -> list[Room]:
         config, ranges = self.config, self.config.cluster
+        dns_servers = self._dns_servers()
         self._cni_config = CniConfig(
-            cluster_cidrs=ranges.cluster_cidrs, pod_mtu=self._pod_mtu(machine), boot_id=self.boot_id
+            cluster_cidrs=ranges.cluster_cidrs,
+            pod_mtu=self._pod_mtu(machine),
+            boot_id=self.boot_id,
+            dns_domain=config.domain if dns_servers is not None else "",
+            dns_servers=dns_servers or (),
+            resolv_conf=config.resolv_conf,
+        )
+        listen = tuple(split_listen(a)[0] for a in config.dns_listen)
+        self._dns_room = ReplaceableRoom(
+            DnsRoom(config.node, config.domain, self._dns.ttl, listen, self._dns.negative_ttl)
         )
         rooms: dict[str, Room] = {
             "cni": CniRoom(config.node, self._cni_config),
@@ -239,12 +287,23 @@ class Agent:
                 ranges.cluster_cidrs,
                 ranges.service_cidrs,
                 bridge_netfilter="cni" not in config.rooms and Path("/proc/sys/net/bridge").exists(),
+                node_port_ips=addresses_within(within) if (within := config.node_port_addresses) else None,
             ),
-            "dns": DnsRoom(
-                config.node, config.domain, addresses=tuple(split_listen(a)[0] for a in config.dns_listen)
-            ),
+            "dns": self._dns_room,
         }
+        if "policy" in config.rooms:
+            rooms["policy"] = self._policy = PolicyRoom(config.node)
         return [room for name, room in rooms.items() if name in config.rooms]
+
+    def _dns_servers(self) -> tuple[str, ...] | None:
+        """Where pods ask for names; (): at their gateways; None: not here (a resolv.conf has no ports)."""
+        if "dns" not in self.config.rooms:
+            return None
+        listen = [split_listen(text) for text in self.config.dns_listen]
+        usable = tuple(ip for ip, port in listen if port == 53)
+        if listen and not usable:
+            return None
+        return () if {"0.0.0.0", "::"} & set(usable) else usable
 
     def _pod_mtu(self, machine: cluster.Machine) -> int:
         if "overlay" not in self.config.rooms:
@@ -282,11 +341,11 @@ class Agent:
                         log.info("%s: %s", name, exc)
                     self._edge_failures[name] = str(exc)
                     continue
-                stack.callback(server.stop)
+                stack.callback(server.close if isinstance(server, ExitStack) else server.stop)
                 del todo[name]
             stopping.wait(0.02)
 
-    def _open_dns(self, core: Core) -> DnsServer:
+    def _open_dns(self, core: Core) -> ExitStack:
         listen = [split_listen(text) for text in self.config.dns_listen]
         if not listen:
             node = core.snapshot().get(Node, "", self.config.node)
@@ -297,14 +356,32 @@ class Agent:
             raise Unavailable("waiting for the first full pass")
         self._names.mark_synced()
         server = DnsServer(self._names, listen, self.config.resolv_conf)
-        server.start()
-        self._registry.register(server.counters)
-        return server
+        names = LocalNames(core.snapshot, self.config.domain)
+        setup = Setup(server, names, self.config.dns_config, self.config.resolv_conf, self._dns_applied)
+        with ExitStack() as stack:
+            server.start()
+            stack.callback(server.stop)
+            setup.start()
+            stack.callback(setup.stop)
+            self._registry.register(server.counters)
+            self._registry.register(DnsMetrics(setup))
+            self._dns_setup = setup
+            self._controls.update(DnsControls(self._names, names, server.log, core.snapshot).paths())
+            return stack.pop_all()
+
+    def _dns_applied(self, config: DnsConfig) -> None:
+        """The TTLs are in the room's records: others mean that all are rendered again."""
+        room = self._dns_room.current
+        if (room.ttl, room.negative_ttl) != (config.ttl, config.negative_ttl):
+            self._dns_room.current = replace(room, ttl=config.ttl, negative_ttl=config.negative_ttl)
+            assert self._core is not None
+            self._core.resync()
 
     def _open_cni(self, core: Core) -> CniServer:
         if not core.wait_synced(0):
             raise Unavailable("waiting for the first full pass")
-        host = _Host(self.config.node, self.boot_id, core, self._links)
+        birth = Birth(self._policy) if self._policy else None
+        host = _Host(self.config.node, self.boot_id, core, self._links, birth)
         server = CniServer(str(self.config.run_dir / CNI_SOCKET), host, self._cni_config)
         server.start()
         return server
@@ -313,24 +390,42 @@ class Agent:
 class _Host:
     """What the CNI server sees of the agent (cni.host.Host)."""
 
-    def __init__(self, node: str, boot_id: str, core: Core, links: LinkDriver) -> None:
+    def __init__(self, node: str, boot_id: str, core: Core, links: LinkDriver, birth: Birth | None) -> None:
         self.node, self.boot_id = node, boot_id
-        self._core, self._links = core, links
+        self._core, self._links, self._birth = core, links, birth
 
     def snapshot(self) -> Snapshot:
         return self._core.snapshot()
 
     def put(self, obj: Object, expect: int | None = None) -> Object:
-        return self._core.put(obj, expect)
+        before = self._core.snapshot().find(obj.key) if self._birth else None
+        stored = self._core.put(obj, expect)
+        if self._birth:  # a pod's address is known: the peers of others' policies, before ADD returns
+            self._core.sync(self._birth.after_put(before, stored, self._core.snapshot()))
+        return stored
 
     def delete(self, key: Key, expect: int | None = None) -> Object:
         return self._core.delete(key, expect)
 
     def write(self, writes: Sequence[Write]) -> list[Object]:
-        return self._core.write(writes)
+        before = [self._core.snapshot().find(w.object.key) if isinstance(w, Put) else None for w in writes]
+        stored = self._core.write(writes)
+        if self._birth:  # a pod's address is known: the peers of others' policies, before ADD returns
+            snapshot = self._core.snapshot()
+            touched = [self._birth.after_put(b, s, snapshot) for b, s in zip(before, stored, strict=True)]
+            self._core.sync(dict.fromkeys(scope for scopes in touched for scope in scopes))
+        return stored
 
     def sync(self, scopes: Iterable[Scope], before: Callable[[], object] | None = None) -> None:
-        self._core.sync(scopes, before)
+        scopes = list(scopes)
+
+        def first() -> None:
+            if before is not None:
+                before()
+            if self._birth:  # isolation stands before the interface is there
+                self._core.sync(self._birth.before_links(scopes, self._core.snapshot()))
+
+        self._core.sync(scopes, first)
 
     def verify(self, scopes: Iterable[Scope]) -> list[str]:
         return self._core.verify(scopes)

@@ -45,13 +45,17 @@ class CniConfig(msgspec.Struct, frozen=True):
     """What the agent's command line and the overlay decide. ``pod_mtu`` 0: the kernel's choice.
 
     ``boot_id``: this boot's (/proc/sys/kernel/random/boot_id); what another boot recorded is not
-    rendered, since its namespaces are gone. "" renders everything.
+    rendered, since its namespaces are gone. "" renders everything. ``dns_domain``: the cluster's, when
+    the node answers its names at ``dns_servers`` ((): the pod's gateways); ``resolv_conf``: its own file.
     """
 
     cluster_cidrs: tuple[str, ...] = ()
     pod_mtu: int = 0
     ip_masq: bool = True
     boot_id: str = ""
+    dns_domain: str = ""
+    dns_servers: tuple[str, ...] = ()
+    resolv_conf: str = ""
 
 
 class CniRoom:

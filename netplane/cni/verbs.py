@@ -9,7 +9,10 @@ Rule 3: one container interface, one operation at a time; different ones run in 
 from __future__ import annotations
 
 import logging
+import os
 import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from ..model.base import Object, ObjectMeta, amend
@@ -24,6 +27,7 @@ from .errors import CONFIG, DIFFERS, ENVIRONMENT, UNKNOWN, Refused
 from .host import Host
 from .ipam import Ipam, holder_of
 from .locks import Locks
+from .poddns import pod_dns
 from .podwriter import PodWriter
 from .render import BASE, ROOM, CniConfig
 from .request import Request
@@ -43,15 +47,21 @@ class Verbs:
         self._locks = Locks()
         self._owed: dict[str, Attachment] = {}  # record gone, kernel not yet clean
         self._begin = threading.Lock()
+        self._adding = threading.BoundedSemaphore((os.cpu_count() or 1) + 1)
         self._cidrs: tuple[str, ...] = ()  # what the index and the base were last made for
 
     def run(self, request: Request) -> dict[str, Any] | None:
         """Carry one request out; the result for stdout, None for nothing. Raises NetplaneError."""
         verb = {"ADD": self.add, "DEL": self.remove, "CHECK": self.check}.get(request.command)
         if verb is not None:
-            with self._locks.hold((request.container_id, request.ifname)):
+            with self._locks.hold((request.container_id, request.ifname)), self._lane(request.command):
                 return verb(request)
         return {"STATUS": self.status, "GC": self.collect}[request.command](request)
+
+    def _lane(self, command: str) -> AbstractContextManager[Any]:
+        """ADDs are work for the processor: more at once than it has cores would only be in each other's
+        way. The others wait for the kernel, together."""
+        return self._adding if command == "ADD" else nullcontext()
 
     # --- ADD ---------------------------------------------------------------------------------
 
@@ -67,7 +77,8 @@ class Verbs:
             if record is None:
                 raise Conflict(f"the record of {name} was deleted while its ADD was at work")
             self._pods.up(ready, request.config.labels, [Put(ready, record.revision)])
-            return add_result(attachment, request.config)
+            dns = pod_dns(ready, self.host.snapshot(), self.config)
+            return add_result(ready, request.config, dns)
         except _Claimed:
             self.ipam.release(name)
             raise
@@ -172,24 +183,27 @@ class Verbs:
 
     def collect(self, request: Request) -> None:
         """GC: release what the runtime does not list; go on after an error, report them all."""
-        snapshot = self._synced()
-        listed = request.config.valid_attachments
-        if listed is None:
-            raise Refused(CONFIG, "cni.dev/valid-attachments: required for GC; [] means none is valid")
-        valid = {(one.get("containerID"), one.get("ifname")) for one in listed}
+        snapshot, valid = self._synced(), self._is_valid(request)
         faults = []
         for record in snapshot.by(Attachment, "node", self.host.node):
             spec = record.spec
-            key = (spec.container_id, spec.ifname)
-            if spec.network != request.config.name or key in valid:
+            if spec.network != request.config.name or valid(record):
                 continue
-            with self._locks.hold(key):
+            with self._locks.hold((spec.container_id, spec.ifname)):
                 try:
                     self._release(record)
                 except NetplaneError as exc:
                     faults.append(f"{record.name}: {exc}")
         if faults:
             raise KernelError(5, f"GC of network {request.config.name}", "; ".join(faults))
+
+    def _is_valid(self, request: Request) -> Callable[[Attachment], bool]:
+        """Listed by the runtime; without any list (`cnitool gc`), while its namespace is there."""
+        listed = request.config.valid_attachments
+        if listed is None:
+            return lambda record: self.host.netns_exists(record.spec.netns)
+        keys = {(one.get("containerID"), one.get("ifname")) for one in listed}
+        return lambda record: (record.spec.container_id, record.spec.ifname) in keys
 
     # --- start -------------------------------------------------------------------------------
 

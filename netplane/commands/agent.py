@@ -34,10 +34,19 @@ def _split(_context: click.Context, _parameter: click.Parameter, value: str) -> 
 @click.option("--node-ip", "node_ips", callback=_split, default="", metavar="IP[,IP]")
 @click.option("--cluster-cidr", callback=_split, default="10.244.0.0/16", metavar="CIDR[,CIDR]")
 @click.option("--service-cidr", callback=_split, default="10.96.0.0/16", metavar="CIDR[,CIDR]")
+@click.option(
+    "--node-port-addresses",
+    callback=_split,
+    default="",
+    metavar="CIDR[,CIDR]",
+    help="Node ports answer at the node's addresses in these networks.  [default: the node IPs]",
+)
 @click.option("--datapath", type=click.Choice(DATAPATHS), default="auto", show_default=True)
 @click.option("--rooms", callback=_split, default=",".join(ROOMS), show_default=True)
 @click.option("--domain", default="cluster.local", show_default=True, help="The cluster's DNS domain.")
 @click.option("--dns-listen", callback=_split, default="", metavar="IP:PORT[,IP:PORT]")
+@click.option("--dns-config", default="", metavar="FILE", help="The DNS server's YAML file (docs/dns.md).")
+@click.option("--resolv-conf", default="/etc/resolv.conf", show_default=True, help="The node's own.")
 @click.option("--http-listen", default="", metavar="IP:PORT", help="/metrics, /healthz, /livez, /readyz.")
 @click.option("-v", "--verbose", is_flag=True, help="Log decisions too.")
 def agent(

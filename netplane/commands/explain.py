@@ -8,11 +8,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode
 
 import click
 
-from ..health import ask
+from ..health import ask_agent
 
 
 def register(group: click.Group) -> None:
@@ -26,8 +25,7 @@ def register(group: click.Group) -> None:
 @click.option("-o", "output", type=click.Choice(["text", "json"]), default="text")
 def explain(source: str, destination: str, run_dir: Path, output: str) -> None:
     """Say what applies to a connection and why; exit status 1 if the kernel differs."""
-    query = urlencode({"source": source, "destination": destination})
-    found = ask(run_dir, f"/explain?{query}")
+    found = ask_agent(run_dir, "/explain", source=source, destination=destination)
     click.echo(json.dumps(found, indent=2) if output == "json" else "\n".join(describe(found)))
     if found["differs"]:
         raise SystemExit(1)

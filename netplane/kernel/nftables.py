@@ -21,7 +21,7 @@ from typing import Any
 
 from ..model.errors import Invalid, KernelError, Unavailable
 from ..model.facts import Chain, Element, Fact, FactKey, Mark, Plan, Set
-from . import nft_batch, nft_read, nft_text
+from . import nft_batch, nft_read, nft_text, nft_verify
 
 _ERRNO = {os.strerror(number): number for number in errno.errorcode}
 _REASON = re.compile(rb"Error: (.*)$", re.MULTILINE)
@@ -123,9 +123,31 @@ class NftDriver:
         self._batches.apply(plan)
         return True
 
+    def verify(self, facts: Iterable[Fact]) -> list[str]:
+        """In words, what differs from these facts; [] when nothing does. Asks for these alone."""
+        return list(nft_verify.faults(list(facts), self._list))
+
+    def _list(self, statement: str) -> dict[FactKey, Mark] | None:
+        try:
+            return nft_read.marks(self._run(statement, json=True))
+        except KernelError as exc:
+            if exc.errno == errno.ENOENT:
+                return None
+            raise
+
     def clean(self) -> None:
         """Remove our table and all it holds; gone already is fine."""
         self._run(f"add table {nft_text.TABLE}\ndelete table {nft_text.TABLE}\n")
+
+    def counters(self, name: str) -> dict[str, int]:
+        """Packets counted by each element (an address) of a set; {} when the set is not there."""
+        try:
+            listing = self._run(f"list set {nft_text.TABLE} {name}", json=True)
+        except KernelError as exc:
+            if exc.errno == errno.ENOENT:
+                return {}
+            raise
+        return nft_read.counters(listing)
 
     def ruleset(self) -> str:
         """Our table as nft prints it, for people; "" without one."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import threading
 import time
+from collections.abc import Collection
 
 from ..model.facts import Scope
 
@@ -33,6 +34,17 @@ class Queue:
                 self._due[scope] = due
                 heapq.heappush(self._heap, (due, scope))
                 self._changed.notify()
+
+    def add_all(self, scopes: Collection[Scope], delay: float) -> None:
+        """Add scopes that one change touches: they come due together, and `take` does not part them."""
+        due = time.monotonic() + delay
+        with self._changed:
+            due = min([due, *(self._due[s] for s in scopes if s in self._due)])
+            for scope in scopes:
+                if due < self._due.get(scope, float("inf")):
+                    self._due[scope] = due
+                    heapq.heappush(self._heap, (due, scope))
+            self._changed.notify()
 
     def retry(self, scope: Scope) -> float:
         """Add a scope that failed, later each time; the delay in seconds."""
@@ -64,8 +76,10 @@ class Queue:
 
     def _pop_due(self, now: float, limit: int) -> list[Scope]:
         taken: list[Scope] = []
-        while self._heap and self._heap[0][0] <= now and len(taken) < limit:
+        last = 0.0
+        while self._heap and self._heap[0][0] <= now and (len(taken) < limit or self._heap[0][0] == last):
             due, scope = heapq.heappop(self._heap)
+            last = due
             if self._due.get(scope) == due:  # else it was moved to an earlier time, and done
                 del self._due[scope]
                 taken.append(scope)

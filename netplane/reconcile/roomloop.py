@@ -66,13 +66,11 @@ class RoomLoop:
         self._thread.join(timeout=10)
 
     def notice(self, events: Sequence[Event], snapshot: Snapshot) -> None:
+        """What came together goes to the kernel together: a rule and the sets that it names."""
         if self._observer is not None:
             self._observer.noticed(events)
-        for event in events:
-            for room in self.rooms.values():
-                for scope in room.scopes(event, snapshot):
-                    if scope not in self._promised:
-                        self.queue.add(scope, GATHER)
+        touched = {s: None for e in events for room in self.rooms.values() for s in room.scopes(e, snapshot)}
+        self.queue.add_all([s for s in touched if s not in self._promised], GATHER)
 
     def full_pass(self) -> None:
         """Everything again: observe the drivers, render every scope, sweep."""

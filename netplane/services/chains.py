@@ -25,6 +25,7 @@ Rule 4: endpoints have a map for each protocol, because nft 1.0.6 reads a stored
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 
 from ..model.errors import Invalid
 from ..model.facts import Chain, Element, Fact, Set
@@ -72,14 +73,14 @@ def ways(family: str, protocol: str, count: int, outside: bool) -> Iterator[Fact
         yield from way(family, protocol, EXT, count)
 
 
-def way(family: str, protocol: str, kind: int, count: int) -> Iterator[Fact]:
+@lru_cache(maxsize=4096)
+def way(family: str, protocol: str, kind: int, count: int) -> tuple[Fact, ...]:
     """The chain of one class, and the element that leads there. Raises Invalid for too many endpoints."""
     if count > MOST:
         raise Invalid(f"{count} endpoints of one service port; it can be {MOST} at most")
     chain = external(family, protocol, count) if kind == EXT else spread(family, protocol, kind, count)
-    yield chain
     item = (protocol, klass(kind, count))
-    yield Element(f"svc-chains{WORDS[family][0]}", item, (f"goto {chain.name}",))
+    return chain, Element(f"svc-chains{WORDS[family][0]}", item, (f"goto {chain.name}",))
 
 
 def klass(kind: int, count: int) -> str:

@@ -45,14 +45,16 @@ def choose(
     for number, endpoint in _candidates(slices, port, family):
         backend = Backend(endpoint.addresses[0], number)  # they are interchangeable: kube-proxy's choice
         states[backend] = max(states.get(backend, 0), _state(endpoint))
-        if endpoint.ready:
-            hinted[backend] = hints(endpoint)
+        if endpoint.hints is not None and endpoint.ready:
+            hinted[backend] = hints(endpoint.hints)
         if endpoint.node_name == node:
             here.add(backend)
         if endpoint.node_name in (node, ""):
             nearby.add(backend.address)
     ours = {backend: states[backend] for backend in here}
-    cluster = tuple(sorted(nearest(hinted, node, zone))) if hinted else _best(states)
+    cluster = _best(states)
+    if len(hinted) == len(cluster):  # every ready one has hints, or nobody is ready
+        cluster = tuple(sorted(nearest(hinted, node, zone))) if hinted else cluster
     return Choice(cluster, _best(ours), tuple(sorted(nearby)), tuple(sorted({b.address for b in here})))
 
 

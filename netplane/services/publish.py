@@ -10,10 +10,9 @@ Rule 3: an empty list is an answer too: refused when nobody is anywhere, dropped
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 
 from ..model.facts import Element, Fact
-from ..model.services import LOAD_BALANCING, Service
+from ..model.services import LOAD_BALANCING, Service, ServiceSpec
 from . import affinity, chains, maglev, sources, steps
 from .endpoints import Backend, Choice
 from .frontends import Frontend, family
@@ -22,48 +21,35 @@ from .words import WORDS
 DEFAULT_TIMEOUT = 10800  # seconds, Kubernetes'
 
 
-@dataclass
 class Port:
     """One port of a service in one family: ``reached`` by these frontends, the first is its home."""
 
-    service: Service
-    choice: Choice
-    reached: Sequence[Frontend]
-    node_ips: tuple[str, ...]
-    _listed: set[bool] = field(default_factory=set)  # the lists of the home that were asked for
+    def __init__(
+        self, service: Service, choice: Choice, reached: Sequence[Frontend], node_ips: tuple[str, ...]
+    ) -> None:
+        self.service, self.choice, self.reached, self.node_ips = service, choice, reached, node_ips
+        self.family = family(reached[0].address)
+        self.digit = WORDS[self.family][0]
+        self.timeout = _timeout(service.spec)
+        self.slots = 0  # of consistent hashing
+        if service.metadata.annotations.get(LOAD_BALANCING) == "maglev":
+            self.slots = maglev.slots(service)
+        self._listed: set[bool] = set()  # the lists of the home that are asked for
 
     def facts(self) -> Iterator[Fact]:
         for frontend in self.reached:
             if not frontend.host or self.choice.local:
                 yield from self._frontend(frontend)
-        timeout = self.timeout
         if self._listed:
             names = affinity.tokens({*self.choice.cluster, *self.choice.local})
             for local in sorted(self._listed):
-                backends = self.choice.local if local else self.choice.cluster
-                yield from affinity.endpoints(self.reached[0], backends, names, timeout, local)
+                backends = self._backends(local)
+                yield from affinity.endpoints(self.reached[0], backends, names, self.timeout, local)
         for address in self.choice.nearby:
             # only a pod of this node can reach itself: its own flows to itself are masked
             yield Element(f"svc-hairpin{self.digit}", (address, address))
         if any(f.mesh for f in self.reached):
             yield from (Element(f"svc-here{self.digit}", (a,)) for a in self.choice.here)
-
-    @property
-    def digit(self) -> str:
-        return WORDS[family(self.reached[0].address)][0]
-
-    @property
-    def timeout(self) -> int:
-        """Seconds of ClientIP affinity; 0 without."""
-        spec = self.service.spec
-        if spec.session_affinity != "ClientIP":
-            return 0
-        config = spec.session_affinity_config
-        return config.client_ip.timeout_seconds if config and config.client_ip else DEFAULT_TIMEOUT
-
-    @property
-    def hashed(self) -> bool:
-        return self.service.metadata.annotations.get(LOAD_BALANCING) == "maglev"
 
     def _frontend(self, frontend: Frontend) -> Iterator[Fact]:
         before: list[str] = []
@@ -80,18 +66,22 @@ class Port:
             yield from self._list(frontend, True)
             yield from self._list(frontend, False, inside=True)
         else:
-            local = frontend.local or frontend.host
-            plain = not (self.timeout or self.hashed)
-            outside = frontend.external and not local
-            if outside and plain and not frontend.mesh and self.choice.cluster:
+            yield from self._single(frontend, before)
+
+    def _single(self, frontend: Frontend, before: list[str]) -> Iterator[Fact]:
+        """A frontend with one list, whoever asks."""
+        local = frontend.local or frontend.host
+        final = self._final(frontend, local)
+        if frontend.external and not local:
+            plain = not (self.timeout or self.slots or frontend.mesh)
+            if plain:  # the common case has a chain that marks and draws
                 count = len(self.choice.cluster)
-                yield from steps.route(frontend, *before, chains.klass(chains.EXT, count))
-                yield from chains.way(family(frontend.address), frontend.protocol, chains.EXT, count)
+                final = chains.klass(chains.EXT, count)
+                yield from chains.way(self.family, frontend.protocol, chains.EXT, count)
             else:
-                if outside:
-                    before.append(steps.MESHED if frontend.mesh else steps.MARKED)
-                yield from steps.route(frontend, *before, self._final(frontend, local))
-            yield from self._list(frontend, local)
+                before.append(steps.MESHED if frontend.mesh else steps.MARKED)
+        yield from steps.route(frontend, *before, final)
+        yield from self._list(frontend, local)
 
     def _backends(self, local: bool) -> tuple[Backend, ...]:
         return self.choice.local if local else self.choice.cluster
@@ -108,24 +98,31 @@ class Port:
         return chains.klass(*self._kind(backends, inside))
 
     def _kind(self, backends: tuple[Backend, ...], inside: bool) -> tuple[int, int]:
-        if self.hashed:
-            return chains.IN_HASH if inside else chains.HASH, maglev.slots(self.service)
+        if self.slots:
+            return chains.IN_HASH if inside else chains.HASH, self.slots
         return chains.IN if inside else chains.LB, len(backends)
 
-    def _list(self, frontend: Frontend, local: bool, inside: bool = False) -> Iterator[Fact]:
+    def _list(self, frontend: Frontend, local: bool, inside: bool = False) -> list[Fact]:
         """The chain and the slots of a list that this frontend draws from."""
         backends = self._backends(local)
         if not backends:
-            return
+            return []
         if self.timeout:
             self._listed.add(local)
-            if frontend is not self.reached[0]:
-                yield from affinity.home(frontend, self.reached[0])
-            return
+            at_home = frontend is self.reached[0]
+            return [] if at_home else list(affinity.home(frontend, self.reached[0]))
         kind, count = self._kind(backends, inside)
-        yield from chains.way(family(frontend.address), frontend.protocol, kind, count)
-        slots = maglev.table(backends, count) if self.hashed else backends
-        table = chains.endpoints(family(frontend.address), frontend.protocol)
-        for slot, backend in enumerate(slots, inside * chains.INSIDE_SLOTS):
-            place = (frontend.address, frontend.port, slot)
-            yield Element(table, place, (backend.address, backend.port))
+        slots = maglev.table(backends, count) if self.slots else backends
+        table, place = chains.endpoints(self.family, frontend.protocol), (frontend.address, frontend.port)
+        first = chains.INSIDE_SLOTS if inside else 0
+        found: list[Fact] = [*chains.way(self.family, frontend.protocol, kind, count)]
+        found += [Element(table, (*place, slot), backend) for slot, backend in enumerate(slots, first)]
+        return found
+
+
+def _timeout(spec: ServiceSpec) -> int:
+    """Seconds of ClientIP affinity; 0 without."""
+    if spec.session_affinity != "ClientIP":
+        return 0
+    config = spec.session_affinity_config
+    return config.client_ip.timeout_seconds if config and config.client_ip else DEFAULT_TIMEOUT

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import NamedTuple, TypeVar
 
-from ..model.services import Endpoint
+from ..model.services import EndpointHints
 
 ZONE = "topology.kubernetes.io/zone"  # label of a Node
 
@@ -21,10 +21,7 @@ class Hints(NamedTuple):
     zones: frozenset[str] = frozenset()
 
 
-def hints(endpoint: Endpoint) -> Hints:
-    found = endpoint.hints
-    if found is None:
-        return Hints()
+def hints(found: EndpointHints) -> Hints:
     return Hints(frozenset(n.name for n in found.for_nodes), frozenset(z.name for z in found.for_zones))
 
 

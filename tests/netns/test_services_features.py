@@ -15,14 +15,22 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from scapy.layers.inet import IP, TCP, UDP
+from scapy.layers.inet6 import IPv6
+from scapy.layers.sctp import SCTP, SCTPChunkInit
 
+from netplane.cluster.config import ClusterConfig
+from netplane.cluster.endpoints import Endpoints
 from netplane.kernel import netns
-from netplane.model.base import Object, amend
-from netplane.model.facts import Plan
-from netplane.model.nodes import Node
+from netplane.model.base import Object, ObjectMeta, amend
+from netplane.model.changes import Put
+from netplane.model.facts import Plan, Scope
+from netplane.model.nodes import Condition, Node
+from netplane.model.pods import Pod, PodIP, PodSpec, PodStatus
 from netplane.model.services import (
     ENDPOINT_MODE,
     LOAD_BALANCING,
+    PROXY_NAME,
     PUBLISH_MODE,
     ClientIPConfig,
     EndpointHints,
@@ -35,6 +43,7 @@ from netplane.model.services import (
     ServiceStatus,
     SessionAffinityConfig,
 )
+from netplane.model.snapshot import Snapshot
 from netplane.services import ServicesRoom
 from netplane.services.topology import ZONE
 from tests.netns.test_services import CLIENT, FAMILIES, NODE, PODS, VIP, Net, pod_ip
@@ -220,6 +229,62 @@ def test_topology_hints_keep_traffic_near_unless_that_leaves_nobody(net: Net, fa
     assert {who(net.tcp("c", VIP[family])) for _ in range(30)} == {"a", "b"}
 
 
+UNSERVED = {
+    "headless": {"ips": ("None",)},
+    "another proxy's": {"labels": {PROXY_NAME: "mesh"}},
+    "external name": {"ips": (), "type": "ExternalName", "external_name": "example.org"},
+}
+
+
+@pytest.mark.parametrize("case", UNSERVED)
+def test_what_is_not_ours_to_serve_leaves_no_trace(net: Net, case: str) -> None:
+    net.node.sync()
+    before = net.node.driver.observe()
+    net.node.sync(service("web", **({"ips": (VIP[4],)} | UNSERVED[case])), *placed("b"))
+    assert net.node.driver.observe() == before
+    silent(net, "a", VIP[4])
+
+
+@FAMILIES
+def test_endpoints_that_are_not_ready_serve_a_service_that_publishes_them(net: Net, family: int) -> None:
+    ready = Condition(type="Ready", status="False")
+    ip = pod_ip("b", family)
+    pod = Pod(
+        metadata=ObjectMeta(name="b", namespace="default", labels={"app": "web"}),
+        spec=PodSpec(node_name="n1"),
+        status=PodStatus(phase="Running", pod_ips=(PodIP(ip=ip),), conditions=(ready,)),
+    )
+    for publish in (False, True):
+        web = service("web", (VIP[family],), selector={"app": "web"}, publish_not_ready_addresses=publish)
+        web = amend(web, spec=amend(web.spec, ip_families=({4: "IPv4", 6: "IPv6"}[family],)))
+        made = Endpoints(ClusterConfig()).decide(Scope("endpoints", "default/web"), Snapshot.of([web, pod]))
+        net.node.sync(web, *(write.object for write in made if isinstance(write, Put)))
+        if publish:
+            assert who(net.tcp("a", VIP[family])) == "b"
+        else:
+            with pytest.raises(ConnectionRefusedError):
+                net.tcp("a", VIP[family])
+
+
+HAIRPINS: dict[str, dict[str, Any]] = {
+    "affinity": {"session_affinity": "ClientIP"},
+    "policy Local": {"external_traffic_policy": "Local", "internal_traffic_policy": "Local"},
+    "affinity and policy Local": {"session_affinity": "ClientIP", "external_traffic_policy": "Local"},
+    "maglev": {"annotations": {LOAD_BALANCING: "maglev"}},
+    "published": {"annotations": {PUBLISH_MODE: "ingress"}},
+    "on the host": {"annotations": {PUBLISH_MODE: "host"}},
+}
+
+
+@FAMILIES
+@pytest.mark.parametrize("case", HAIRPINS)
+def test_a_pod_reaches_itself_by_every_way(net: Net, family: int, case: str) -> None:
+    net.node.sync(balanced(**HAIRPINS[case]), *placed("a"))
+    for address, port in ((VIP[family], 80), (LB[family], 80), (NODE[family], 30080)):
+        name, seen = net.tcp("a", address, port).split()
+        assert name == "a" and seen == GATEWAY[family], "masked, or the pod would answer itself directly"
+
+
 # --- session affinity -------------------------------------------------------------------------
 
 
@@ -282,6 +347,40 @@ def test_affinity_of_udp(net: Net, family: int) -> None:
         who(net.udp("client", *way)) for way in ((VIP[family], 80), (NODE[family], 30080)) for _ in range(6)
     }
     assert len(names) == 1
+
+
+@FAMILIES
+@pytest.mark.parametrize("layer", [TCP, UDP])
+def test_a_rewritten_first_packet_has_the_right_checksum(net: Net, family: int, layer: Any) -> None:
+    """From a wire it comes with one that is whole; sockets on a veth leave theirs to be filled in."""
+    name = layer.__name__.upper()
+    ports = (ServicePort(port=80, target_port=8080, protocol=name, node_port=30080),)
+    offered = (EndpointPort(port=9999, protocol=name),)
+    net.node.sync(
+        amend(sticky(), spec=amend(sticky().spec, ports=ports)),
+        endpoints(endpoint(pod_ip("b", family), "n1"), ports=offered),
+    )
+    number = {"TCP": socket.IPPROTO_TCP, "UDP": socket.IPPROTO_UDP}[name]
+    ip = {4: IP, 6: IPv6}[family]
+    with heard(net, "b", family, number) as sock:
+        packet = ip(src=CLIENT[family], dst=NODE[family]) / layer(sport=4000, dport=30080)
+        netns.call(net.ns["client"], send_raw, bytes(packet), NODE[family], family)
+        while True:
+            found, peer = sock.recvfrom(256)
+            segment = layer(found[20:] if family == 4 else found)
+            if segment.dport == 9999:
+                break
+    whole = ip(src=peer[0], dst=pod_ip("b", family)) / segment
+    assert peer[0] == GATEWAY[family]
+    right = segment.chksum
+    del whole[layer].chksum
+    assert ip(bytes(whole))[layer].chksum == right
+
+
+def send_raw(packet: bytes, address: str, family: int) -> None:
+    kind = {4: socket.AF_INET, 6: socket.AF_INET6}[family]
+    with socket.socket(kind, socket.SOCK_RAW, socket.IPPROTO_RAW) as sock:
+        sock.sendto(packet, (address, 0))
 
 
 def test_a_restart_adopts_affinity_source_ranges_and_hashed_slots(net: Net) -> None:
@@ -353,3 +452,38 @@ def from_address(net: Net, source: str, address: str, port: int) -> str:
     with netns.call(net.ns["client"], socket.create_connection, (address, port), 3, (source, 0)) as sock:
         found: str = sock.recv(64).decode()
         return found
+
+
+# --- SCTP, which this kernel has no sockets for -------------------------------------------------
+
+
+@FAMILIES
+def test_sctp_is_translated_to_an_endpoint(net: Net, family: int) -> None:
+    ports = (ServicePort(port=80, target_port=8080, protocol="SCTP"),)
+    offered = (EndpointPort(port=9090, protocol="SCTP"),)
+    for affinity in ("None", "ClientIP"):
+        web = service("web", VIP.values(), ports=ports, session_affinity=affinity)
+        net.node.sync(web, endpoints(endpoint(pod_ip("b", family), "n1"), ports=offered))
+        with heard(net, "b", family) as sock:
+            netns.call(net.ns["a"], send_init, VIP[family], 5000 + len(affinity))
+            packet, peer = sock.recvfrom(256)
+        sctp = packet[20:] if family == 4 else packet
+        assert peer[0] == pod_ip("a", family)
+        assert int.from_bytes(sctp[2:4], "big") == 9090
+        assert sctp == bytes(SCTP(sctp)), "the checksum is right after the translation"
+
+
+def send_init(address: str, sport: int) -> None:
+    """An SCTP INIT from a raw socket of this thread's namespace."""
+    chunk = SCTPChunkInit(init_tag=7, a_rwnd=65536, n_out_streams=1, n_in_streams=1)
+    kind = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(kind, socket.SOCK_RAW, socket.IPPROTO_SCTP) as sock:
+        sock.sendto(bytes(SCTP(sport=sport, dport=80) / chunk), (address, 0))
+
+
+def heard(net: Net, pod: str, family: int, protocol: int = socket.IPPROTO_SCTP) -> socket.socket:
+    """A raw socket in the pod that hears a protocol."""
+    kind = {4: socket.AF_INET, 6: socket.AF_INET6}[family]
+    sock = netns.call(net.ns[pod], socket.socket, kind, socket.SOCK_RAW, protocol)
+    sock.settimeout(3)
+    return sock
