@@ -43,10 +43,11 @@ from .kernel import netns
 from .kernel.flows import FlowDriver
 from .kernel.flowtable import FlowTable
 from .kernel.linkwatch import LinkMonitor
+from .kernel.nft_text import joined
 from .kernel.nftables import NftDriver
 from .kernel.nftwatch import NftMonitor
 from .kernel.rtnetlink import LinkDriver
-from .kernel.underlay import node_addresses, underlay_of
+from .kernel.underlay import addresses_within, node_addresses, underlay_of
 from .model import checks
 from .model.base import Key, Object
 from .model.changes import Put, Write
@@ -61,7 +62,9 @@ from .policy.flows import FlowDriver as PolicyFlows
 from .policy.room import PolicyRoom
 from .reconcile.base import Room
 from .reconcile.core import Core
+from .services.explain import explain
 from .services.health import HealthChecks
+from .services.metrics import ServiceCounts, ServiceMetrics
 from .services.room import ServicesRoom
 from .store import Store, open_store
 
@@ -69,6 +72,7 @@ log = logging.getLogger(__name__)
 
 ROOMS = ("cni", "overlay", "services", "policy", "dns")
 DATAPATHS = ("auto", "kernel", "fast")
+TO_BE_DELETED = "ToBeDeletedByClusterAutoscaler"  # the taint that kube-proxy looks for too
 CNI_SOCKET = "cni.sock"
 CALM = 0.2  # seconds that link events are gathered before everything is compared again
 
@@ -90,6 +94,7 @@ class AgentConfig:
     dns_config: str = ""
     resolv_conf: str = "/etc/resolv.conf"
     http_listen: str = ""
+    node_port_addresses: tuple[str, ...] = ()  # CIDRs; none: the node's own addresses
 
     def __post_init__(self) -> None:
         faults = list(checks.dns_subdomain("--node", self.node))
@@ -97,6 +102,8 @@ class AgentConfig:
             faults += checks.one_of("--rooms", room, ROOMS)
         for address in self.node_ips:
             faults += checks.ip("--node-ip", address)
+        for cidr in self.node_port_addresses:
+            faults += checks.cidr("--node-port-addresses", cidr)
         faults += checks.unique("--node-ip", (":" in a for a in self.node_ips), "family, IPv6: ")
         if faults:
             raise Invalid("; ".join(f"{path}: {reason}" for path, reason in faults))
@@ -113,13 +120,16 @@ class Agent:
         self._registry = CollectorRegistry()
         self._links = LinkDriver()
         self._names = NameTable(config.domain)
-        self._checks = HealthChecks(self._proxy_healthy)
+        self._metrics = ServiceMetrics(self._registry)
+        self._checks = HealthChecks(self.proxy_healthy)
         self._dns = dns_config.read(config.dns_config) if config.dns_config else dns_config.DnsConfig()
         self._dns_setup: Setup | None = None
         self._flows: PolicyFlows | None = None
         self._policy: PolicyRoom | None = None
         self._edge_failures: dict[str, str] = {}
-        self._controls: Controls = {}  # what operators ask of the edges, on the agent's socket
+        self._controls: Controls = {
+            "/explain": self._explain
+        }  # what operators ask of the edges, on the agent's socket
         self._core: Core | None = None
         self._nft: NftDriver | None = None
 
@@ -145,7 +155,12 @@ class Agent:
             core.start()
             stack.callback(core.stop)
             health = HealthServer(
-                self.config.run_dir, self.status, self._registry, self.config.http_listen, self._controls
+                self.config.run_dir,
+                self.status,
+                self._registry,
+                self.config.http_listen,
+                self._controls,
+                self,
             )
             health.start()
             stack.callback(health.stop)
@@ -179,9 +194,36 @@ class Agent:
             status["dns"] = {"config": self._dns_setup.problem}
         return {"node": self.config.node, **status}
 
-    def _proxy_healthy(self) -> bool:
+    def proxy_healthy(self) -> bool:
         """As load balancers are told of it: the kernel takes what it is given."""
         return self._core is None or self._core.healthy()
+
+    def node_eligible(self) -> bool:
+        """Whether load balancers may go on using this node: neither it nor its taints say it leaves."""
+        assert self._core is not None
+        node = self._core.snapshot().get(Node, "", self.config.node)
+        return node is None or not (node.deleting or any(t.key == TO_BE_DELETED for t in node.spec.taints))
+
+    def probed(self, path: str, code: int) -> None:
+        self._metrics.probed(path, code)
+
+    def _explain(self, words: dict[str, str]) -> dict[str, Any]:
+        """What applies to a connection, and how the kernel differs. Raises Invalid, NotFound."""
+        assert self._core is not None
+        room = self._core.room(ServicesRoom.name)
+        if not isinstance(room, ServicesRoom) or self._nft is None:
+            raise Invalid("this agent serves no services; start it with --rooms services")
+        found = explain(room, self._core.snapshot(), words.get("source", ""), words.get("destination", ""))
+        return {
+            **{
+                name: getattr(found, name)
+                for name in ("source", "destination", "verdict", "reason", "service")
+            },
+            "endpoints": found.endpoints,
+            "notes": found.notes,
+            "elements": [f"{f.of}: {joined(f.item)} → {joined(f.value or ())}" for f in found.facts],
+            "differs": self._nft.differing(found.facts),
+        }
 
     def _machine(self, instance: str) -> cluster.Machine:
         addresses = self.config.node_ips or tuple(node_addresses())
@@ -201,7 +243,12 @@ class Agent:
         drivers: dict[str, tuple[Driver, ...]] = {
             "cni": (self._links, nft),
             "overlay": (self._links,),
-            "services": (nft, self._links, FlowDriver(), self._checks),  # flows go after the rules
+            "services": (
+                nft,
+                self._links,
+                FlowDriver(self._metrics.swept),
+                self._checks,
+            ),  # flows go after the rules
             "dns": (self._names,),
         }
         if "policy" in self.config.rooms:
@@ -209,7 +256,9 @@ class Agent:
             drivers["policy"] = (nft, self._flows)
         rooms = [(room, drivers[room.name]) for room in self._rooms(machine)]
         controllers = [] if store.allocates else cluster.controllers(self.config.cluster)
-        core = Core(store, rooms, controllers, self._rank)
+        core = Core(store, rooms, controllers, self._rank, self._metrics)
+        if "services" in self.config.rooms:
+            self._registry.register(ServiceCounts(core.snapshot, nft.counted, machine.node_ips))
         if self._policy is not None and self._flows is not None:
             self._registry.register(DropCounters(self._policy, core.snapshot, nft.counters, self._flows))
         return core
@@ -238,6 +287,7 @@ class Agent:
                 ranges.cluster_cidrs,
                 ranges.service_cidrs,
                 bridge_netfilter="cni" not in config.rooms and Path("/proc/sys/net/bridge").exists(),
+                node_port_ips=addresses_within(within) if (within := config.node_port_addresses) else None,
             ),
             "dns": self._dns_room,
         }

@@ -42,6 +42,13 @@ def _masks(_context: click.Context, _parameter: click.Parameter, value: str) -> 
 @click.option("--cluster-cidr", callback=_split, default="10.244.0.0/16", metavar="CIDR[,CIDR]")
 @click.option("--node-mask", callback=_masks, default="24,64", show_default=True, metavar="V4[,V6]")
 @click.option("--service-cidr", callback=_split, default="10.96.0.0/16", metavar="CIDR[,CIDR]")
+@click.option(
+    "--node-port-addresses",
+    callback=_split,
+    default="",
+    metavar="CIDR[,CIDR]",
+    help="Node ports answer at the node's addresses in these networks.  [default: the node IPs]",
+)
 @click.option("--datapath", type=click.Choice(DATAPATHS), default="auto", show_default=True)
 @click.option("--rooms", callback=_split, default=",".join(ROOMS), show_default=True)
 @click.option("--domain", default="cluster.local", show_default=True, help="The cluster's DNS domain.")
