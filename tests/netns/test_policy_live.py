@@ -34,13 +34,12 @@ def world(module_lab: Lab) -> Iterator[PolicyWorld]:
 
 
 @pytest.fixture(autouse=True)
-def clean(world: PolicyWorld) -> Iterator[None]:
+def clean(world: PolicyWorld) -> None:
     world.set_policies([])
     for space in NAMESPACES:
         world.label_namespace(space, {"ns": space})
         for name in NAMES:
             world.label_pod(f"{space}/{name}", {"pod": name})
-    yield
 
 
 # --- through services ------------------------------------------------------------------------------
