@@ -84,6 +84,7 @@ INDEXES: dict[str, dict[str, Callable[[Any], Iterable[str]]]] = {
         "node": lambda o: (o.spec.node,),
         "pod": lambda o: (f"{o.spec.pod_namespace}/{o.spec.pod_name}",) if o.spec.pod_name else (),
         "ip": lambda o: tuple(ip.address.partition("/")[0] for ip in o.spec.ips),
+        "alias": lambda o: [f"{o.spec.network}/{alias}" for alias in o.aliases],
     },
 }
 

@@ -83,7 +83,8 @@ def _drop(direction: str) -> Iterator[str]:
 def held(address: str, tiers: dict[str, Tiers | None]) -> Iterator[Fact]:
     """One pod address. ``tiers`` by direction; None: nothing is known of the pod yet, nothing passes."""
     digit = WORDS[version(address)][0]
-    yield Element(f"pol-self{digit}", (address, address))
+    if any(rules is None or rules for rules in tiers.values()):
+        yield Element(f"pol-self{digit}", (address, address))
     for direction, rules in tiers.items():
         if rules is None:
             target = f"pol-drop-{direction}"

@@ -65,7 +65,7 @@ class Tracker(Protocol[F]):
     def forget(self, flows: Iterable[F]) -> int: ...
 
 
-class FlowDriver:
+class PolicyFlows:
     """A Driver of `Flows`. ``allowed`` tells of one flow on the newest snapshot; set before `start`."""
 
     name = "flows"

@@ -173,7 +173,7 @@ class PolicyRoom:
         )
 
     def judge(self, snapshot: Callable[[], Snapshot]) -> Callable[[], Callable[[Flow], bool]]:
-        """What `FlowDriver` asks: a judge of flows on the newest snapshot."""
+        """What `PolicyFlows` asks: a judge of flows on the newest snapshot."""
 
         def at_once() -> Callable[[Flow], bool]:
             now = snapshot()

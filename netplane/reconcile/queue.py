@@ -10,6 +10,7 @@ from collections.abc import Collection
 from ..model.facts import Scope
 
 FIRST_BACKOFF, LAST_BACKOFF = 0.1, 30.0  # seconds
+SOON = 0.01  # seconds: what is gathered, and so to be done at once
 
 
 class Queue:
@@ -20,6 +21,7 @@ class Queue:
         self._due: dict[Scope, float] = {}
         self._heap: list[tuple[float, Scope]] = []
         self._tries: dict[Scope, int] = {}
+        self.taken = 0  # taken, and not done before the next `take`
         self._closed = False
 
     def __len__(self) -> int:
@@ -61,9 +63,11 @@ class Queue:
         """Up to ``limit`` scopes that are due; waits for the first. [] on timeout or when closed."""
         give_up = None if timeout is None else time.monotonic() + timeout
         with self._changed:
+            self.taken = 0
             while not self._closed:
                 now = time.monotonic()
                 taken = self._pop_due(now, limit)
+                self.taken = len(taken)
                 if taken or (give_up is not None and now >= give_up):
                     return taken
                 waits = [t - now for t in (give_up, self._heap[0][0] if self._heap else None) if t]
@@ -86,6 +90,20 @@ class Queue:
         now = time.monotonic()
         with self._changed:
             return sum(1 for t in self._due.values() if t <= now)
+
+    def pending(self) -> int:
+        """How many scopes are due, or nearly so."""
+        soon = time.monotonic() + SOON
+        with self._changed:
+            return sum(1 for t in self._due.values() if t <= soon)
+
+    def overdue(self) -> float:
+        """How many seconds the oldest scope waits that is due; 0 with none."""
+        now = time.monotonic()
+        with self._changed:
+            while self._heap and self._due.get(self._heap[0][1]) != self._heap[0][0]:
+                heapq.heappop(self._heap)  # moved to an earlier time, and done
+            return max(0.0, now - self._heap[0][0]) if self._heap else 0.0
 
     def close(self) -> None:
         with self._changed:
