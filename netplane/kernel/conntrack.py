@@ -15,11 +15,13 @@ import struct
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from errno import ENOENT
-from typing import NamedTuple
 
 from ..model.errors import Invalid, KernelError
+from ..model.flows import Flows
 from . import netns
 from . import nlmsg as nl
+
+__all__ = ["Conntrack", "Flows"]
 
 NETLINK_NETFILTER = 12
 _GET, _DELETE = 1 << 8 | 1, 1 << 8 | 2  # NFNL_SUBSYS_CTNETLINK, IPCTNL_MSG_CT_GET and _DELETE
@@ -29,18 +31,6 @@ _ORIG, _REPLY, _ID, _ZONE, _FILTER = 1, 2, 12, 18, 25  # CTA_TUPLE_ORIG, …
 _NUM, _SRC_PORT, _DST_PORT = 8, 16, 32  # what of a tuple the kernel compares
 _SIZE = 1 << 18
 _PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}
-
-
-class Flows(NamedTuple):
-    """Flows of one protocol and family: to ``dst``:``dport`` as the client sees it, answered from
-    ``backend``:``backend_port`` behind the translation. "" and 0 are any."""
-
-    protocol: str
-    version: int  # 4, 6
-    dst: str = ""
-    dport: int = 0
-    backend: str = ""
-    backend_port: int = 0
 
 
 class Conntrack:

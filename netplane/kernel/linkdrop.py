@@ -14,7 +14,7 @@ from typing import Any
 
 from ..model.errors import KernelError
 from ..model.facts import Address, FactKey
-from . import routemsg, sysctl
+from . import qdiscmsg, routemsg, sysctl
 from .linkreap import Reaper, delete_ours
 from .nlmsg import Request
 from .session import GONE, Session
@@ -77,9 +77,12 @@ def _removal(key: tuple[Any, ...], index: dict[str, int]) -> Request | None:
     if key[0] == "route":
         _, _, table, dst, metric = key
         return routemsg.delete_route(dst, table, metric)
-    kind, _, link, what = key
+    kind, _, link, *rest = key
     if link not in index:
         return None
+    if kind == "shaper":
+        return qdiscmsg.unshape(link, index[link])
+    (what,) = rest
     if kind == "address":
         return routemsg.address(Address(link=link, address=what), index[link], delete=True)
     if kind == "neighbour":

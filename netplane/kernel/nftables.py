@@ -16,11 +16,11 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from ..model.errors import Invalid, KernelError, Unavailable
 from ..model.facts import Chain, Element, Fact, FactKey, Mark, Plan, Set
-from . import nft_batch, nft_read, nft_text
+from . import nft_batch, nft_read, nft_text, nft_verify
 
 _ERRNO = {os.strerror(number): number for number in errno.errorcode}
 _REASON = re.compile(rb"Error: (.*)$", re.MULTILINE)
@@ -93,6 +93,18 @@ class NftDriver:
             return False
         self._batches.apply(plan)
         return True
+
+    def verify(self, facts: Iterable[Fact]) -> list[str]:
+        """In words, what differs from these facts; [] when nothing does. Asks for these alone."""
+        return list(nft_verify.faults(list(facts), self._list))
+
+    def _list(self, statement: str) -> dict[FactKey, Mark] | None:
+        try:
+            return nft_read.marks(self._run(statement, json=True))
+        except KernelError as exc:
+            if exc.errno == errno.ENOENT:
+                return None
+            raise
 
     def clean(self) -> None:
         """Remove our table and all it holds; gone already is fine."""

@@ -1,4 +1,4 @@
-"""The driver of links, addresses, routes, neighbours, forwarding entries and sysctls.
+"""The driver of links, addresses, routes, neighbours, forwarding entries, shapers and sysctls.
 
 Rule 1: no dump on the way of an ADD: links are looked up by name, requests go in batches, each
         batch is one system call with the GIL released, and every request is acknowledged by itself.
@@ -20,7 +20,7 @@ from typing import Any
 import msgspec
 
 from ..model.errors import Invalid, KernelError
-from ..model.facts import Address, Fact, FactKey, Fdb, Link, Mark, Neighbour, Plan, Route, Sysctl
+from ..model.facts import Address, Fact, FactKey, Fdb, Link, Mark, Neighbour, Plan, Route, Shaper, Sysctl
 from . import linkmsg, sysctl
 from .factput import put_facts
 from .linkdrop import drop
@@ -28,14 +28,14 @@ from .linkput import put
 from .linkread import View, link_faults, peer_faults
 from .linkreap import Reaper, Remover
 from .nlsocket import Pool, Socket
-from .session import Session
+from .session import GONE, Session
 
 
 class LinkDriver:
     """Works in the namespace of the thread that makes it, whichever threads call it afterwards."""
 
     name = "links"
-    accepts: tuple[type[Fact], ...] = (Link, Address, Route, Neighbour, Fdb, Sysctl)
+    accepts: tuple[type[Fact], ...] = (Link, Address, Route, Neighbour, Fdb, Shaper, Sysctl)
     parallel = True
 
     def __init__(self) -> None:
@@ -120,6 +120,17 @@ class LinkDriver:
             state = session.states(netns, [name]).get(name)
             return state.mac if state else ""
 
+    def peer(self, netns: str, name: str) -> str:
+        """The link of our namespace whose other end is the veth ``name`` in ``netns``; "" without one."""
+        with self._session() as session:
+            inside = session.states(netns, [name]).get(name)
+            if inside is None or inside.kind != "veth":
+                return ""
+            (answer,) = session.socket("").must([linkmsg.get_index(inside.iflink)], fine=GONE)
+            outside = linkmsg.parse(answer.body) if answer.body else None
+            # an index says little of another namespace: both ends must name each other
+            return outside.name if outside and outside.iflink == inside.ifindex else ""
+
     def portids(self) -> frozenset[int]:
         """Whose notifications are echoes of our own requests (for LinkMonitor)."""
         return frozenset(self._pool.portids)
@@ -171,4 +182,5 @@ class _Verifier:
             view = self._view(netns)
             every = (*view.addresses(), *view.routes(), *view.neighbours())
             self._held[netns] = {fact.key: fact.mark for fact, _ in every}
+            self._held[netns] |= {fact.key: fact.mark for fact in view.shapers()}
         return self._held[netns]

@@ -12,8 +12,8 @@ from errno import EADDRNOTAVAIL, ENODEV, ENOENT, ESRCH
 from typing import Any
 
 from ..model.errors import KernelError, NetplaneError
-from ..model.facts import Address, Fdb, Link, Neighbour, Route
-from . import linkmsg, routemsg
+from ..model.facts import Address, Fdb, Link, Neighbour, Route, Shaper
+from . import linkmsg, qdiscmsg, routemsg
 from . import nlmsg as nl
 from .linkmsg import State
 from .nlmsg import Request
@@ -113,4 +113,6 @@ def _deletion(fact: Any, index: int) -> Request:
             return routemsg.delete_neighbour(fact.link, fact.address, index)
         case Fdb():
             return routemsg.delete_fdb(fact.link, fact.mac, index)
+        case Shaper():
+            return qdiscmsg.unshape(fact.link, index)
     raise TypeError(f"{fact!r} has no deletion")
