@@ -187,7 +187,12 @@ class PolicyRoom:
                     self.ruling(now, packet, direction).allowed for direction, end in ends if end in here
                 )
 
-            return lambda flow: ask(flow.source, flow.target, flow.protocol, flow.port)
+            def flow_allowed(flow: Flow) -> bool:
+                forth = ask(flow.source, flow.target, flow.protocol, flow.port)
+                back = not flow.loose or ask(flow.target, flow.source, flow.protocol, flow.source_port)
+                return forth and back
+
+            return flow_allowed
 
         return at_once
 

@@ -226,6 +226,9 @@ def test_updates_in_every_order(world: PolicyWorld, order: tuple[str, ...]) -> N
     world.verify(probes)
 
 
+PATIENCE = 0.05
+
+
 class Talk:
     """A TCP flow between two pods that says a word and hears it again."""
 
@@ -234,7 +237,7 @@ class Talk:
         self.server = target.popen("python3", "-I", "-S", "-c", code, stdout=-1, text=True)
         assert self.server.stdout.readline() == "ready\n"
         self.sock: socket.socket = source.python(lambda: socket.create_connection((target.ip, number), 5))
-        self.sock.settimeout(0.05)
+        self.sock.settimeout(PATIENCE)
 
     def works(self) -> bool:
         try:
@@ -261,11 +264,17 @@ def test_an_established_flow_that_is_no_longer_allowed_is_cut_within_100_ms(
     cut = Talk(world.pods["x/a"][0], world.pods[target][0], 8001)
     kept = Talk(world.pods["y/b"][0], world.pods[target][0], 8002)
     assert cut.works() and kept.works()
-    world.set_policies([np("p", podSelector=labels(pod=target[-1]), ingress=[{"from": [ns(ns="y")]}])])
-    began = time.monotonic()
-    wait(lambda: not cut.works(), 2, "the flow is cut")
-    took = time.monotonic() - began
-    assert took < 0.1 + 0.05 + 0.1, f"{took:.3f} s"  # the talker's own patience, and a shared machine
+    policy = np("p", podSelector=labels(pod=target[-1]), ingress=[{"from": [ns(ns="y")]}])
+    took = []
+    for _ in range(3):
+        world.set_policies([])
+        world.settle()
+        wait(cut.works, 5, "allowed again, the flow goes on where it was")
+        world.set_policies([policy])
+        began = time.monotonic()
+        wait(lambda: not cut.works(), 2, "the flow is cut")
+        took.append(time.monotonic() - began - PATIENCE)  # the talker listens that long in vain
+    assert sorted(took)[1] < 0.1, took
     world.settle()
     assert kept.works(), "an allowed flow goes on"
     assert not cut.works(), "a cut flow does not come back by its replies"
