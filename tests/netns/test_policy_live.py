@@ -420,3 +420,40 @@ def test_a_pod_that_ends_is_no_peer_any_more(world: PolicyWorld) -> None:
     world.settle()
     assert not any(world.probe([("z/a", "TCP", world.pods["x/a"][0].ip, 80)]).values())
     world.store.delete(Key("Pod", "x", "job"))
+
+
+@pytest.mark.parametrize("command", ["delete table inet netplane", "flush chain inet netplane pol-forward"])
+def test_rules_that_somebody_removes_are_back_within_a_second(world: PolicyWorld, command: str) -> None:
+    world.set_policies([DENY_IN])
+    world.settle()
+    node = world.lab.nodes[0]
+    denied = [("y/a", "TCP", ip, 80) for ip in world.pods["x/a"][0].ips]
+    assert not any(world.probe(denied).values())
+    node.run("nft", *command.split())
+    began = time.monotonic()
+
+    def mended() -> bool:
+        """Both the hook and the pod's place in the map."""
+        rules = node.run("nft", "list", "table", "inet", "netplane", check=False)
+        return "ct state established,related accept" in rules and f"{world.pods['x/a'][0].ip} : jump" in rules
+
+    wait(mended, 5, "the table is whole again")
+    assert time.monotonic() - began < 1.0 + 0.5  # a shared machine
+    assert not any(world.probe(denied).values())
+    world.settle()
+
+
+def test_explain_agrees_with_the_kernel(world: PolicyWorld) -> None:
+    """On the pod's node: what the objects ask for is what the kernel holds; without its chain, it says so."""
+    lab, node = world.lab, world.lab.nodes[0]
+    world.set_policies([np("p", podSelector=A, ingress=[{"from": [ns(ns="y")], "ports": [port(80)]}])])
+    world.settle()
+    program = lab.settings.programs.netplane
+    asked = (program, "policy", "explain", "y/b", "x/a:80", "--check", node.name, "--store", lab.store)
+    assert "kernel of node-1: holds these rules" in node.run(*asked)
+    node.agent.kill()
+    ip = world.pods["x/a"][0].ip
+    node.run("nft", "delete", "element", "inet", "netplane", "pol-in4", f"{{ {ip} }}")
+    said = node.run(*asked, check=False)
+    assert f"element pol-in4 ('{ip}',) is missing" in said
+    node.agent.start().wait()
