@@ -22,7 +22,8 @@ GET, DELETE = 1 << 8 | 1, 1 << 8 | 2  # NFNL_SUBSYS_CTNETLINK; IPCTNL_MSG_CT_GET
 _HEAD = struct.Struct(">BBH")  # nfgenmsg
 _U16 = struct.Struct(">H")
 _ORIG, _REPLY, _PROTOINFO, _ID, _ZONE = 1, 2, 4, 12, 18  # CTA_TUPLE_ORIG, …
-_TCP_FLAGS, _LIBERAL = (4, 5), 0x08  # CTA_PROTOINFO_TCP_FLAGS_ORIGINAL, _REPLY; IP_CT_TCP_FLAG_BE_LIBERAL
+_TCP, _TCP_FLAGS = 1, (4, 5)  # CTA_PROTOINFO_TCP; CTA_PROTOINFO_TCP_FLAGS_ORIGINAL, _REPLY
+_LIBERAL = 0x08  # IP_CT_TCP_FLAG_BE_LIBERAL
 _SIZE = 1 << 18
 PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 58: "ipv6-icmp", 132: "sctp"}
 
@@ -95,8 +96,8 @@ def tracked(body: bytes) -> Tracked | None:
 
 def _loose(info: bytes | None) -> bool:
     """nf_conntrack_proto_tcp.c: a flow without its SYN is tracked liberally, in both directions."""
-    tcp = nl.attrs(nl.attrs(info)[1]) if info else {}
-    return all(which in tcp and tcp[which][0] & _LIBERAL for which in _TCP_FLAGS) if tcp else False
+    tcp = nl.attrs(nl.attrs(info or b"").get(_TCP, b""))
+    return all(which in tcp and bool(tcp[which][0] & _LIBERAL) for which in _TCP_FLAGS)
 
 
 def _tuple(data: bytes) -> tuple[str, str, int, int]:

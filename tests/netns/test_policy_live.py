@@ -395,13 +395,13 @@ def test_a_policy_that_came_while_the_agent_was_away_cuts_flows_at_its_start(wor
 
 
 def test_drops_are_counted_by_pod_and_policy(world: PolicyWorld) -> None:
-    world.set_policies([DENY_IN])
+    world.set_policies([np("deny", "z", ingress=[])])
     world.settle()
     before = _metrics(world.lab.nodes[0])
-    world.probe([("y/a", "UDP", world.pods["x/a"][0].ip, 80)] * 1)
+    world.probe([("y/a", "UDP", world.pods["z/c"][0].ip, 80)])
     after = _metrics(world.lab.nodes[0])
-    one = 'netplane_policy_pod_dropped_packets_total{direction="ingress",namespace="x",pod="a"}'
-    two = 'netplane_policy_dropped_packets_total{direction="ingress",kind="NetworkPolicy",namespace="x",policy="deny-ingress"}'
+    one = 'netplane_policy_pod_dropped_packets_total{direction="ingress",namespace="z",pod="c"}'
+    two = 'netplane_policy_dropped_packets_total{direction="ingress",kind="NetworkPolicy",namespace="z",policy="deny"}'
     assert after[one] == before.get(one, 0) + 1
     assert after[two] >= before.get(two, 0) + 1
 
