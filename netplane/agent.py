@@ -58,7 +58,7 @@ from .model.snapshot import Snapshot
 from .overlay.room import OverlayRoom, pod_mtu
 from .policy.birth import Birth
 from .policy.counters import DropCounters
-from .policy.flows import FlowDriver as PolicyFlows
+from .policy.flows import PolicyFlows
 from .policy.room import PolicyRoom
 from .reconcile.base import Room
 from .reconcile.core import Core
@@ -122,10 +122,10 @@ class Agent:
         self._names = NameTable(config.domain)
         self._metrics = ServiceMetrics(self._registry)
         self._checks = HealthChecks(self.proxy_healthy)
-        self._dns = dns_config.read(config.dns_config) if config.dns_config else dns_config.DnsConfig()
-        self._dns_setup: Setup | None = None
         self._flows: PolicyFlows | None = None
         self._policy: PolicyRoom | None = None
+        self._dns = dns_config.read(config.dns_config) if config.dns_config else dns_config.DnsConfig()
+        self._dns_setup: Setup | None = None
         self._edge_failures: dict[str, str] = {}
         self._controls: Controls = {
             "/explain": self._explain
@@ -380,7 +380,7 @@ class Agent:
     def _open_cni(self, core: Core) -> CniServer:
         if not core.wait_synced(0):
             raise Unavailable("waiting for the first full pass")
-        birth = Birth(self._policy) if self._policy else None
+        birth = Birth(self._policy, "cni") if self._policy else None
         host = _Host(self.config.node, self.boot_id, core, self._links, birth)
         server = CniServer(str(self.config.run_dir / CNI_SOCKET), host, self._cni_config)
         server.start()
@@ -398,34 +398,33 @@ class _Host:
         return self._core.snapshot()
 
     def put(self, obj: Object, expect: int | None = None) -> Object:
-        before = self._core.snapshot().find(obj.key) if self._birth else None
-        stored = self._core.put(obj, expect)
-        if self._birth:  # a pod's address is known: the peers of others' policies, before ADD returns
-            self._core.sync(self._birth.after_put(before, stored, self._core.snapshot()))
-        return stored
+        return self._core.put(obj, expect)
 
     def delete(self, key: Key, expect: int | None = None) -> Object:
         return self._core.delete(key, expect)
 
     def write(self, writes: Sequence[Write]) -> list[Object]:
-        before = [self._core.snapshot().find(w.object.key) if isinstance(w, Put) else None for w in writes]
+        pods = [w.object.key for w in writes if isinstance(w, Put)] if self._birth else []
+        before = {key: self._core.snapshot().find(key) for key in pods}
         stored = self._core.write(writes)
-        if self._birth:  # a pod's address is known: the peers of others' policies, before ADD returns
-            snapshot = self._core.snapshot()
-            touched = [self._birth.after_put(b, s, snapshot) for b, s in zip(before, stored, strict=True)]
-            self._core.sync(dict.fromkeys(scope for scopes in touched for scope in scopes))
+        if self._birth:  # a pod's address is known: others' policies name it, before ADD returns
+            self._core.sync(self._birth.after(before, self._core.snapshot()))
         return stored
 
     def sync(self, scopes: Iterable[Scope], before: Callable[[], object] | None = None) -> None:
         scopes = list(scopes)
+        birth = self._birth
+        if birth is None:
+            self._core.sync(scopes, before)
+            return
 
-        def first() -> None:
+        def isolated() -> None:
+            """The record, then what policy says of it, and only then the interface."""
             if before is not None:
                 before()
-            if self._birth:  # isolation stands before the interface is there
-                self._core.sync(self._birth.before_links(scopes, self._core.snapshot()))
+            self._core.sync(birth.before_links(scopes, self._core.snapshot()))
 
-        self._core.sync(scopes, first)
+        self._core.sync(scopes, isolated)
 
     def verify(self, scopes: Iterable[Scope]) -> list[str]:
         return self._core.verify(scopes)
