@@ -70,11 +70,10 @@ class CniRoom:
     def scopes(self, event: object, snapshot: Snapshot) -> Iterable[Scope]:
         if event is None:
             return [BASE, *(Scope(ROOM, a.name) for a in snapshot.by(Attachment, "node", self.node))]
-        found = dict.fromkeys(
-            scope
-            for obj in (getattr(event, "old", None), getattr(event, "new", None))
-            for scope in self._touched(obj)
-        )
+        old, new = getattr(event, "old", None), getattr(event, "new", None)
+        if isinstance(old, Attachment) and isinstance(new, Attachment) and old.spec == new.spec:
+            return []  # its phase is of no matter to the kernel
+        found = dict.fromkeys(scope for obj in (old, new) for scope in self._touched(obj))
         return list(found)
 
     def _touched(self, obj: object) -> Iterator[Scope]:

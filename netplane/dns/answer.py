@@ -14,6 +14,7 @@ from typing import NamedTuple, Protocol
 
 from ..model.errors import Invalid
 from . import wire
+from .loop import Divert
 from .table import RRset, View, pick
 from .wire import Query
 
@@ -47,6 +48,11 @@ class Forward(NamedTuple):
 class Names(Protocol):
     """Names that are computed when they are asked for, and may depend on who asks. Pure."""
 
+    @property
+    def computes(self) -> Divert:
+        """Which denials of the table are not the last word."""
+        ...
+
     def find(self, name: bytes, view: View, client: Client) -> tuple[RRset, ...] | None:
         """The RRsets of a name that the table does not have; None: there is no such name here."""
         ...
@@ -58,6 +64,8 @@ class Names(Protocol):
 
 class NoNames:
     """Nothing but the table."""
+
+    computes = Divert.NOTHING
 
     def find(self, name: bytes, view: View, client: Client) -> None:  # noqa: ARG002
         return None

@@ -15,6 +15,7 @@ from ..model.snapshot import Snapshot
 from . import autopath, pods, swarm, wire
 from .answer import Client
 from .hosts import Hosts
+from .loop import Divert
 from .table import RRset, View
 
 _turn = count()
@@ -43,6 +44,12 @@ class LocalNames:
         self._snapshot = snapshot
         self._domain = domain
         self._depth = len(wire.labels_of(wire.name(domain)))
+
+    @property
+    def computes(self) -> Divert:
+        """What the C threads must not deny by themselves: `find` or `search` may know more."""
+        searches = Divert.DENIALS if self.options.autopath else Divert.NOTHING
+        return Divert.PODS | Divert.ENDPOINTS | searches
 
     def find(self, name: bytes, view: View, client: Client) -> tuple[RRset, ...] | None:
         if wire.within(name, view.apex):

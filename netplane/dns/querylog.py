@@ -6,6 +6,7 @@ Rule: off costs one comparison. The line has what was asked and how it ended, ne
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from . import wire
@@ -17,11 +18,21 @@ _TYPES = {number: name for name, number in wire.TYPES.items()}
 
 
 class QueryLog:
-    """``every`` 0: off; 1: every query; N: one of N."""
+    """``every`` 0: off; 1: every query; N: one of N. ``changed`` is told when that is switched."""
 
-    def __init__(self, every: int = 0) -> None:
-        self.every = every
+    def __init__(self, every: int = 0, changed: Callable[[], None] = lambda: None) -> None:
+        self._every = every
+        self._changed = changed
         self._seen = 0
+
+    @property
+    def every(self) -> int:
+        return self._every
+
+    @every.setter
+    def every(self, every: int) -> None:
+        self._every = every
+        self._changed()
 
     def note(self, peer: Any, protocol: str, reply: bytes, seconds: float) -> None:
         """One query that got this reply, after so long."""

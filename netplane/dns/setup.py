@@ -101,6 +101,7 @@ class Setup:
         if new.log != self.config.log or first:  # what was switched by hand outlives other changes
             self.server.log.every = new.log.every
         self._names.options, self._tls, self._cache = options, listener, cache
+        self.server.divert()  # autopath may have come or gone
         self.config = new
         self._applied(new)
 
