@@ -147,7 +147,7 @@ class DnsRoom:
             yield from self._endpoints(service, name, snapshot)
         elif vips:
             yield from self._addresses(name, vips)
-            ports = ((p.name, p.protocol, p.port, name) for p in service.spec.ports)
+            ports = ((p.name, p.protocol, p.port, name) for p in service.spec.ports for _ in vips)
             yield from self._srv(name, ports)
 
     def _endpoints(self, service: Service, name: str, snapshot: Snapshot) -> Iterator[Record]:
@@ -174,15 +174,15 @@ class DnsRoom:
     ) -> Iterator[Record]:
         """(port name, protocol, port, target) as SRV sets; unnamed ports have none (2.3.2, 2.4.2).
 
-        The weight shares 100 among the targets, as CoreDNS does.
+        The weight shares 100 among the addresses, as CoreDNS does: a target with two counts twice.
         """
-        sets: dict[str, dict[tuple[int, str], None]] = {}
+        sets: dict[str, list[tuple[int, str]]] = {}
         for port_name, protocol, port, target in ports:
             if port_name and len(port_name) <= MAX_PORT_NAME:
-                sets.setdefault(f"_{port_name}._{protocol}".lower(), {})[port, target] = None
+                sets.setdefault(f"_{port_name}._{protocol}".lower(), []).append((port, target))
         for service, targets in sets.items():
             weight = max(1, 100 // len(targets))
-            data = (f"0 {weight} {port} {target}.{self.domain}" for port, target in sorted(targets))
+            data = (f"0 {weight} {port} {target}.{self.domain}" for port, target in sorted(set(targets)))
             yield self._record(f"{service}.{name}", "SRV", data, rotate)
 
     def _reverse(self, service: Service, targets: Iterable[Target]) -> Iterator[Record]:
