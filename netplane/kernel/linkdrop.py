@@ -14,7 +14,7 @@ from typing import Any
 
 from ..model.errors import KernelError
 from ..model.facts import Address, FactKey
-from . import linkmsg, qdiscmsg, routemsg, sysctl
+from . import qdiscmsg, routemsg, sysctl
 from .linkreap import Reaper, delete_ours
 from .nlmsg import Request
 from .session import GONE, Session

@@ -26,8 +26,8 @@ from .peers import PATH, PLUGINS
 NETPLANE = str(Path(sys.executable).parent / "netplane")
 OUTSIDE, MACHINE = ("192.0.2.2", "2001:db8::2"), ("192.0.2.1", "2001:db8::1")
 CONF_DIR, BIN_DIR, SOCKET = "/etc/cni/net.d", "/opt/cni/bin", "/run/netplane/cni.sock"
-FETCH = (sys.executable, "-Ic", "import sys, urllib.request as r; "
-         "print(end=r.build_opener(r.ProxyHandler({})).open(sys.argv[1], timeout=2).read().decode())")  # fmt: skip
+OPEN = "import sys, urllib.request as r; print(end=r.urlopen(sys.argv[1], timeout=2).read().decode())"
+FETCH = (sys.executable, "-Ic", OPEN)
 # $1: a directory of ours. Copies come first: what is hidden may hold the checkout's own programs.
 SETUP = f"""
 set -e
@@ -38,6 +38,7 @@ for dir in run opt; do mount --bind "$1/$dir" /$dir; done
 mount --bind "$1/var-lib" /var/lib
 mount --bind "$1/var-tmp" /var/tmp
 rm -rf {CONF_DIR} && mkdir -p {CONF_DIR} {BIN_DIR}
+umount /sys/fs/cgroup/unified 2>/dev/null || true  # crun refuses cgroup v1 and v2 at once
 ip link set lo up
 echo ready
 sleep infinity & wait  # which reaps the orphans too
@@ -140,7 +141,9 @@ class Machine:
 
     def fetch_outside(self, url: str) -> str:
         """What it answers to `outside`."""
-        return until(lambda: netns.run(self.outside, *FETCH, url, check=False), f"{url} from outside", 20)
+        return until(
+            lambda: netns.run(self.outside, *FETCH, url, check=False, env={}), f"{url} from outside", 20
+        )
 
     def wait_for(self, path: str, name: str) -> None:
         """Until a daemon's socket is there."""

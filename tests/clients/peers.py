@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from netplane.cni.config import CAPABILITIES
+
+PORTS = pytest.mark.skipif("portMappings" not in CAPABILITIES, reason="no portMappings in this plugin")
 PEERS = Path(sys.executable).parent.parent / "peers"  # made by tools/client-peers
 PLUGINS = Path("/usr/lib/cni")
 PATH = ":".join([*(str(PEERS / d) for d in ("bin", "usr/bin", "usr/sbin")), "/usr/sbin:/usr/bin:/sbin:/bin"])

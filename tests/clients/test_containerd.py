@@ -11,17 +11,15 @@ from typing import Any
 
 import pytest
 
-from netplane.cni.config import CAPABILITIES
 from netplane.lab.runner import until
 
 from . import containerd, image
 from .containerd import Ctr
 from .cri import Cri, sandbox
 from .machine import MACHINE, NETPLANE, OUTSIDE, Machine, url
-from .peers import program
+from .peers import PORTS, program
 
 pytestmark = [pytest.mark.root, pytest.mark.peer]
-PORTS = pytest.mark.skipif("portMappings" not in CAPABILITIES, reason="no portMappings in this plugin")
 
 
 @pytest.fixture(scope="module")
