@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from prometheus_client import CollectorRegistry
 from . import cluster
 from .cluster.config import ClusterConfig
 from .cni.ipam import gateway
+from .cni.names import BRIDGE
 from .cni.render import CniConfig, CniRoom
 from .cni.server import CniServer
 from .dns import config as dns_config
@@ -202,7 +204,7 @@ class Agent:
             "cni": (self._links, nft),
             "overlay": (self._links,),
             "services": (nft, self._links, FlowDriver(), self._checks),  # flows go after the rules
-            "dns": (self._names,),
+            "dns": (self._names, self._links),
         }
         if "policy" in self.config.rooms:
             self._flows = PolicyFlows(FlowTable())
@@ -227,7 +229,15 @@ class Agent:
         )
         listen = tuple(split_listen(a)[0] for a in config.dns_listen)
         self._dns_room = ReplaceableRoom(
-            DnsRoom(config.node, config.domain, self._dns.ttl, listen, self._dns.negative_ttl)
+            DnsRoom(
+                config.node,
+                config.domain,
+                self._dns.ttl,
+                listen,
+                self._dns.negative_ttl,
+                held=self._dns_held(listen),
+                link=BRIDGE,
+            )
         )
         rooms: dict[str, Room] = {
             "cni": CniRoom(config.node, self._cni_config),
@@ -254,6 +264,13 @@ class Agent:
         if listen and not usable:
             return None
         return () if {"0.0.0.0", "::"} & set(usable) else usable
+
+    def _dns_held(self, listen: tuple[str, ...]) -> tuple[str, ...]:
+        """Of these, what the node must be given: a link-local address, or one of the service range."""
+        if "cni" not in self.config.rooms:
+            return ()
+        ranges = [ip_network(cidr) for cidr in ("169.254.0.0/16", *self.config.cluster.service_cidrs)]
+        return tuple(a for a in listen if any(ip_address(a) in r for r in ranges))
 
     def _pod_mtu(self, machine: cluster.Machine) -> int:
         if "overlay" not in self.config.rooms:

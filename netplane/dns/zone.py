@@ -18,7 +18,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from ..model import checks
 from ..model.errors import Invalid
-from ..model.facts import Facts, Record, Scope
+from ..model.facts import Address, Fact, Facts, Record, Scope
 from ..model.nodes import Namespace, Node
 from ..model.services import EndpointSlice, Service
 from ..model.snapshot import Snapshot
@@ -44,7 +44,8 @@ class DnsRoom:
     Raises Invalid for a domain or TTL that cannot be.
 
     ``addresses``: where this node's server answers, for the zone's NS record; by default the gateways
-    of the node's pod CIDRs.
+    of the node's pod CIDRs. Those of ``held`` are nobody's but this server's (a link-local address, one
+    of the service range): they are set on ``link``, once the node has pod CIDRs and so the link.
     """
 
     node: str
@@ -52,6 +53,8 @@ class DnsRoom:
     ttl: int = 5
     addresses: tuple[str, ...] = ()
     negative_ttl: int | None = None
+    held: tuple[str, ...] = ()
+    link: str = ""
     name: ClassVar[str] = "dns"
 
     def __post_init__(self) -> None:
@@ -73,9 +76,9 @@ class DnsRoom:
     def render(self, scope: Scope, snapshot: Snapshot) -> Facts:
         return tuple(self._render(scope, snapshot))  # so that Invalid is raised here and now
 
-    def _render(self, scope: Scope, snapshot: Snapshot) -> Iterable[Record]:
+    def _render(self, scope: Scope, snapshot: Snapshot) -> Iterable[Fact]:
         if not scope.name:
-            return self._zone(snapshot)
+            return (*self._zone(snapshot), *self._held(snapshot))
         namespace, _, name = scope.name.partition("/")
         if not name:
             known = snapshot.get(Namespace, "", namespace)
@@ -128,6 +131,11 @@ class DnsRoom:
         yield self._record("dns-version", "TXT", (VERSION,))
         yield self._record("svc", "A", ())
         yield from self._addresses("ns.dns", self.addresses or self._gateways(snapshot))
+
+    def _held(self, snapshot: Snapshot) -> Iterator[Fact]:
+        node = snapshot.get(Node, "", self.node)
+        for address in self.held if node and node.pod_cidrs else ():
+            yield Address(link=self.link, address=f"{address}/{128 if ':' in address else 32}")
 
     def _gateways(self, snapshot: Snapshot) -> Iterator[str]:
         node = snapshot.get(Node, "", self.node)
