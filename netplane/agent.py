@@ -177,8 +177,12 @@ class Agent:
             room = status["rooms"].setdefault(edge, {"scopes": 0, "failing": {}})
             room["failing"]["server"] = why
             status["synced"] = False
-        if self._dns_setup is not None and self._dns_setup.problem:  # the running one serves on
-            status["dns"] = {"config": self._dns_setup.problem}
+        if self._dns_setup is not None:
+            if self._dns_setup.problem:  # no reason to be unready: the running one serves on
+                status["dns"] = {"config": self._dns_setup.problem}
+            if not self._dns_setup.server.ready:
+                status["rooms"]["dns"]["failing"]["server"] = "the DNS server's thread has ended"
+                status["synced"] = False
         return {"node": self.config.node, **status}
 
     def _proxy_healthy(self) -> bool:

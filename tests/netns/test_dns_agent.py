@@ -128,6 +128,18 @@ def test_a_change_in_the_store_is_in_the_answers_at_once(lab: Lab, client: Any) 
     assert statistics.median(took) < 0.05, took
 
 
+def test_health_says_that_it_serves(lab: Lab) -> None:
+    def get(path: str) -> tuple[int, bytes]:
+        with urllib.request.urlopen(f"http://127.0.0.1:9153{path}") as response:
+            return response.status, response.read()
+
+    for path in ("/readyz", "/healthz", "/livez"):
+        assert lab.nodes[0].python(lambda: get(path))[0] == 200  # noqa: B023
+    text = lab.nodes[0].python(lambda: get("/metrics"))[1].decode()
+    for family in ("requests_total{", "responses_total{", "duration_seconds_bucket{", "waiting"):
+        assert f"netplane_dns_{family}" in text
+
+
 def test_query_says_why(lab: Lab, client: Any) -> None:
     said = command(lab, "query", "db.team.svc.cluster.local")
     assert "Service team/db, headless" in said and "EndpointSlice team/db-1: ready" in said
