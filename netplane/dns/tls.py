@@ -49,11 +49,6 @@ class Certificate:
         _log.info("DNS over TLS: new certificate from %s", self._files[0])
         return True
 
-    def replace(self, other: Certificate) -> None:
-        """Show what ``other`` has, which was loaded without a fault."""
-        self._files, self._stamp, self.problem = other._files, other._stamp, ""
-        self._current = other._current
-
     def _show(self, handshake: Any, _name: str | None, _context: ssl.SSLContext) -> None:
         """Called by each client hello, with a server name in it or without."""
         handshake.context = self._current
@@ -77,23 +72,31 @@ class Certificate:
 
 
 class TlsListener:
-    """Sockets that wait for TLS, and the certificate that they show. Raises Invalid, KernelError."""
+    """Sockets that wait for TLS, and the certificate that they show. Raises Invalid, KernelError.
 
-    def __init__(self, addresses: Sequence[Address], certificate: Certificate) -> None:
+    What ``before`` listens on already is shared with it, so that no connection is lost when it closes.
+    """
+
+    def __init__(
+        self, addresses: Sequence[Address], certificate: Certificate, before: TlsListener | None = None
+    ) -> None:
         self.certificate = certificate
         self._addresses = tuple(addresses)
         self._socks: list[socket.socket] = []
         self._servers: list[asyncio.Server] = []
         try:
             for address in self._addresses:
-                self._socks.append(listen(address, socket.SOCK_STREAM))
+                shared = before.share(address) if before is not None else None
+                self._socks.append(shared or listen(address, socket.SOCK_STREAM))
         except BaseException:
             self.close()
             raise
 
-    @property
-    def addresses(self) -> tuple[Address, ...]:
-        return self._addresses
+    def share(self, address: Address) -> socket.socket | None:
+        """Another descriptor of the socket on this address."""
+        if address not in self._addresses:
+            return None
+        return self._socks[self._addresses.index(address)].dup()
 
     async def serve(self, connection: Connection, patience: float) -> None:
         """``patience``: seconds for the handshake."""

@@ -513,6 +513,14 @@ def over_tls(served: Served, name: str) -> tuple[str, str]:
     return subject.stdout.split()[-1].removeprefix("CN="), str(reply.rr[0].rdata)
 
 
+def refuses_tls(served: Served) -> bool:
+    try:
+        netns.call(served.ns, socket.create_connection, ("127.0.0.1", 853), 5).close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
 def test_dns_over_tls_and_its_certificate_changes_under_it(
     served: Served, certificate: Callable[[str], tuple[str, str]], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -527,8 +535,13 @@ def test_dns_over_tls_and_its_certificate_changes_under_it(
     assert over_tls(served, f"web.{D}") == ("one", "10.96.0.10")
     shutil.copyfile(other[1], one[1])
     until(lambda: over_tls(served, f"web.{D}")[0] == "other")
+    three = certificate("three")
+    served.write(f"tls: {{listen: [127.0.0.1, 127.0.0.2], cert: {three[0]}, key: {three[1]}}}")
+    until(lambda: over_tls(served, f"web.{D}")[0] == "three")
     text = served.metrics()
     assert 'proto="tls",type="A"' in text
+    served.write("ttl: 5")
+    until(lambda: refuses_tls(served))
 
 
 def test_clients_that_stall_on_tls_are_cut_off(
