@@ -140,6 +140,16 @@ def test_health_says_that_it_serves(lab: Lab) -> None:
         assert f"netplane_dns_{family}" in text
 
 
+def test_names_that_are_computed_are_answered_to_pods(client: Any) -> None:
+    """Over UDP, where C threads answer what is in the table, and leave these."""
+    dashed = client.ip_of("IPv4").replace(".", "-")
+    for name in ("tasks.db", "tasks.db.team.svc.cluster.local", "one.db"):
+        assert "10.0.0." in client.run("getent", "ahostsv4", name)
+    assert client.ip_of("IPv4") in client.run("getent", "ahostsv4", f"{dashed}.team.pod.cluster.local")
+    own = client.ip_of("IPv6").replace(":", "-")
+    assert client.ip_of("IPv6") in client.run("getent", "ahostsv6", f"{own}.team.pod.cluster.local")
+
+
 def test_query_says_why(lab: Lab, client: Any) -> None:
     said = command(lab, "query", "db.team.svc.cluster.local")
     assert "Service team/db, headless" in said and "EndpointSlice team/db-1: ready" in said
