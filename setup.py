@@ -57,5 +57,9 @@ class BuildPrograms(build_py):
 
 setup(
     cmdclass={"build_py": BuildPrograms},
-    cffi_modules=["csrc/rtnl/build_ffi.py:ffi", "csrc/dns/build_ffi.py:ffi"],
+    cffi_modules=[
+        "csrc/rtnl/build_ffi.py:ffi",
+        "csrc/nft/build_ffi.py:ffi",
+        "csrc/dns/build_ffi.py:ffi",
+    ],
 )

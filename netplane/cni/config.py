@@ -123,6 +123,8 @@ def parse_config(raw: bytes, only_identity: bool = False) -> NetConf:
         raise Refused(DECODE, f"the network configuration is not JSON: {exc}") from None
     if not isinstance(doc, dict):
         raise Refused(DECODE, f"the network configuration is a JSON object, not {doc!r:.40}")
+    if _GC_KEYS[0] in doc and doc[_GC_KEYS[0]] is None:
+        doc[_GC_KEYS[0]] = []  # what libcni sends for a runtime that has no attachment: Go's nil slice
     doc = {key: value for key, value in doc.items() if value is not None}
     if only_identity:
         doc = {key: doc[key] for key in ("cniVersion", "name") if key in doc}

@@ -15,7 +15,8 @@ from .config import NetConf
 from .names import BRIDGE, bridge_mac, host_mac
 
 
-def add_result(attachment: Attachment, config: NetConf) -> dict[str, Any]:
+def add_result(attachment: Attachment, config: NetConf, dns: dict[str, Any] | None = None) -> dict[str, Any]:
+    """``dns``: the node's own, where neither the network nor a plugin before us names any."""
     spec = attachment.spec
     newest = config.version == "1.1.0"
     before = config.prev_result or {}
@@ -31,7 +32,7 @@ def add_result(attachment: Attachment, config: NetConf) -> dict[str, Any]:
         "interfaces": interfaces,
         "ips": [*before.get("ips", ()), *_ips(attachment, config.version, mine)],
         "routes": [*before.get("routes", ()), *_routes(attachment)],
-        "dns": msgspec.to_builtins(config.result_dns) or before.get("dns", {}),
+        "dns": msgspec.to_builtins(config.result_dns) or before.get("dns") or dns or {},
     }
 
 

@@ -9,12 +9,15 @@ Rule 3: one container interface, one operation at a time; different ones run in 
 from __future__ import annotations
 
 import logging
+import os
 import threading
-from contextlib import suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from ..model.base import Object, ObjectMeta, amend
-from ..model.errors import Conflict, KernelError, NetplaneError, NotFound, Unavailable
+from ..model.changes import Put
+from ..model.errors import Conflict, KernelError, NetplaneError, Unavailable
 from ..model.facts import Scope
 from ..model.nodes import Node
 from ..model.own import Attachment, AttachmentIP, AttachmentSpec
@@ -24,6 +27,7 @@ from .errors import CONFIG, DIFFERS, ENVIRONMENT, UNKNOWN, Refused
 from .host import Host
 from .ipam import Ipam, holder_of
 from .locks import Locks
+from .poddns import pod_dns
 from .podwriter import PodWriter
 from .render import BASE, ROOM, CniConfig
 from .request import Request
@@ -43,15 +47,21 @@ class Verbs:
         self._locks = Locks()
         self._owed: dict[str, Attachment] = {}  # record gone, kernel not yet clean
         self._begin = threading.Lock()
+        self._adding = threading.BoundedSemaphore((os.cpu_count() or 1) + 1)
         self._cidrs: tuple[str, ...] = ()  # what the index and the base were last made for
 
     def run(self, request: Request) -> dict[str, Any] | None:
         """Carry one request out; the result for stdout, None for nothing. Raises NetplaneError."""
         verb = {"ADD": self.add, "DEL": self.remove, "CHECK": self.check}.get(request.command)
         if verb is not None:
-            with self._locks.hold((request.container_id, request.ifname)):
+            with self._locks.hold((request.container_id, request.ifname)), self._lane(request.command):
                 return verb(request)
         return {"STATUS": self.status, "GC": self.collect}[request.command](request)
+
+    def _lane(self, command: str) -> AbstractContextManager[Any]:
+        """ADDs are work for the processor: more at once than it has cores would only be in each other's
+        way. The others wait for the kernel, together."""
+        return self._adding if command == "ADD" else nullcontext()
 
     # --- ADD ---------------------------------------------------------------------------------
 
@@ -61,12 +71,14 @@ class Verbs:
         self._check_free(request, self._record(snapshot, name))
         attachment = self._planned(name, request)
         try:
-            attachment = self._claim(attachment)
-            self.ipam.unpin(name)
-            self.host.sync([Scope(ROOM, name)])
-            attachment = _stored(self.host.put(amend(attachment, phase="Ready"), attachment.revision))
-            self._pods.up(attachment, request.config.labels)
-            return add_result(attachment, request.config)
+            self.host.sync([Scope(ROOM, name)], lambda: self._claim(attachment))
+            ready = amend(attachment, phase="Ready")
+            record = self.host.snapshot().get(Attachment, "", name)
+            if record is None:
+                raise Conflict(f"the record of {name} was deleted while its ADD was at work")
+            self._pods.up(ready, request.config.labels, [Put(ready, record.revision)])
+            dns = pod_dns(ready, self.host.snapshot(), self.config)
+            return add_result(ready, request.config, dns)
         except _Claimed:
             self.ipam.release(name)
             raise
@@ -99,10 +111,11 @@ class Verbs:
             log.info("ADD meets the record of %s, whose interface is gone: released", record.name)
             self._release(record)
 
-    def _claim(self, attachment: Attachment) -> Attachment:
+    def _claim(self, attachment: Attachment) -> None:
         """Write the record; creating it *is* the claim."""
         try:
-            return _stored(self.host.put(attachment, 0))
+            self.host.put(attachment, 0)
+            self.ipam.unpin(attachment.name)
         except Conflict as exc:
             spec = attachment.spec
             raise _Claimed(
@@ -136,11 +149,8 @@ class Verbs:
     def _release(self, record: Attachment) -> None:
         """Pod, record, kernel, address: in this order (rules 1 and 2), each step idempotent."""
         self._owed[record.name] = record
-        self._pods.down(record)
         self.ipam.pin(record)
-        with suppress(NotFound):
-            self.host.delete(record.key)
-        self.host.sync([Scope(ROOM, record.name)])
+        self.host.sync([Scope(ROOM, record.name)], lambda: self._pods.down(record))
         self.ipam.release(record.name)
         del self._owed[record.name]
 
@@ -173,24 +183,27 @@ class Verbs:
 
     def collect(self, request: Request) -> None:
         """GC: release what the runtime does not list; go on after an error, report them all."""
-        snapshot = self._synced()
-        listed = request.config.valid_attachments
-        if listed is None:
-            raise Refused(CONFIG, "cni.dev/valid-attachments: required for GC; [] means none is valid")
-        valid = {(one.get("containerID"), one.get("ifname")) for one in listed}
+        snapshot, valid = self._synced(), self._is_valid(request)
         faults = []
         for record in snapshot.by(Attachment, "node", self.host.node):
             spec = record.spec
-            key = (spec.container_id, spec.ifname)
-            if spec.network != request.config.name or key in valid:
+            if spec.network != request.config.name or valid(record):
                 continue
-            with self._locks.hold(key):
+            with self._locks.hold((spec.container_id, spec.ifname)):
                 try:
                     self._release(record)
                 except NetplaneError as exc:
                     faults.append(f"{record.name}: {exc}")
         if faults:
             raise KernelError(5, f"GC of network {request.config.name}", "; ".join(faults))
+
+    def _is_valid(self, request: Request) -> Callable[[Attachment], bool]:
+        """Listed by the runtime; without any list (`cnitool gc`), while its namespace is there."""
+        listed = request.config.valid_attachments
+        if listed is None:
+            return lambda record: self.host.netns_exists(record.spec.netns)
+        keys = {(one.get("containerID"), one.get("ifname")) for one in listed}
+        return lambda record: (record.spec.container_id, record.spec.ifname) in keys
 
     # --- start -------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import yaml
@@ -213,10 +214,10 @@ def read(path: str) -> DnsConfig:
 
 def parse(text: str, source: str = "-") -> DnsConfig:
     """Raises Invalid: ``source:LINE: field: reason``, all faults of one kind at once."""
+    lines = _Lines(text, source)
     found = documents(text, source)
     if len(found) > 1:
         raise Invalid(f"{source}: {len(found)} documents: the DNS configuration is one")
-    lines = _Lines(text, source)
     try:
         config = msgspec.convert(found[0] if found else {}, DnsConfig)
     except msgspec.ValidationError as exc:
@@ -236,8 +237,14 @@ class _Lines:
     """Where in a YAML text a field such as "stubs[1].upstreams[0]" stands."""
 
     def __init__(self, text: str, source: str) -> None:
-        self._root = yaml.compose(text, Loader=yaml.SafeLoader)
         self._source = source
+        self._root: Any = None
+        try:
+            self._root = next(yaml.compose_all(text, Loader=yaml.SafeLoader), None)
+        except yaml.YAMLError:
+            return  # `documents` says it better
+        if isinstance(self._root, yaml.SequenceNode):
+            raise Invalid(f"{source}:1: the DNS configuration is a mapping such as 'ttl: 5', not a list")
 
     def fault(self, path: str, reason: str) -> str:
         return f"{self._source}:{self._line(path)}: {path}: {reason}" if path else f"{self._source}: {reason}"

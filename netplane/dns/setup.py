@@ -47,7 +47,7 @@ class Setup:
         self.config = DnsConfig()
         self.problem = ""
         self.reloads = 0
-        self._server, self._names = server, names
+        self.server, self._names = server, names
         self._path, self._resolv_conf = path, resolv_conf
         self._applied = applied
         self._tls: tls.TlsListener | None = None
@@ -93,15 +93,15 @@ class Setup:
             cache = Cache(new.cache.options)
         try:
             resolver = self._resolver(new, cache)
-            self._server.use(resolver, listener)
+            self.server.use(resolver, listener)
         except BaseException:
             if listener is not None and listener is not self._tls:
                 listener.close()
             raise
         if new.log != self.config.log or first:  # what was switched by hand outlives other changes
-            self._server.log.every = new.log.every
+            self.server.log.every = new.log.every
         self._names.options, self._tls, self._cache = options, listener, cache
-        self._server.divert()  # autopath may have come or gone
+        self.server.divert()  # autopath may have come or gone
         self.config = new
         self._applied(new)
 
@@ -123,7 +123,7 @@ class Setup:
 
     def _resolver(self, new: DnsConfig, cache: Cache | None) -> Resolver:
         common = new.forward or ForwardConfig(upstreams=(self._resolv_conf,))
-        counters = self._server.counters
+        counters = self.server.counters
         stubs = {wire.name(stub.zone): forwarder(stub, counters) for stub in new.stubs}
         kept = cache if new.cache.size else None
         return Resolver(forwarder(common, counters), stubs, kept, self._names)

@@ -52,8 +52,8 @@ def parse_upstream(text: str) -> Upstream:
     transport = transport or "udp"
     ip, port = rest, str(PORTS.get(transport, 0))
     if rest.startswith("["):
-        ip, _, tail = rest[1:].partition("]")
-        port = tail.removeprefix(":") or port
+        ip, bracket, tail = rest[1:].partition("]")
+        port = tail.removeprefix(":") or port if bracket else ""
     elif rest.count(":") == 1:
         ip, _, port = rest.partition(":")
     good = family(ip) and port.isdigit() and 0 < int(port) < 65536 and transport in PORTS

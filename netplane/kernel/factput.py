@@ -13,13 +13,13 @@ from typing import Any
 import msgspec
 
 from ..model.errors import KernelError
-from ..model.facts import ROUTE_PROTOCOL, Address, Fact, FactKey, Fdb, Neighbour, Route
-from . import routemsg
+from ..model.facts import ROUTE_PROTOCOL, Address, Fact, FactKey, Fdb, Neighbour, Route, Shaper
+from . import qdiscmsg, routemsg
 from .linkread import View
 from .nlmsg import Request
 from .session import Session
 
-ORDER: dict[type[Fact], int] = {Address: 0, Route: 1, Neighbour: 2, Fdb: 3}
+ORDER: dict[type[Fact], int] = {Address: 0, Route: 1, Neighbour: 2, Fdb: 3, Shaper: 4}
 
 
 def put_facts(session: Session, netns: str, facts: Iterable[Any], known: frozenset[FactKey]) -> None:
@@ -54,6 +54,8 @@ def _request(fact: Any, index: int, known: bool) -> Request:
             return routemsg.neighbour(fact, index)
         case Fdb():
             return routemsg.fdb(fact, index)
+        case Shaper():
+            return qdiscmsg.shape(fact, index)
     raise TypeError(f"{fact!r} is not for this driver")
 
 

@@ -19,7 +19,7 @@ from . import ours
 from .nlmsg import Request
 
 CREATE = nl.NLM_F_CREATE | nl.NLM_F_EXCL
-KINDS = ("bridge", "veth", "vxlan")
+KINDS = ("bridge", "veth", "vxlan", "macvlan")
 Options = Mapping[str, tuple[int, str]]  # name -> (attribute, struct format)
 
 BRIDGE: Options = {
@@ -30,6 +30,7 @@ VXLAN: Options = {
     "id": (1, "=I"), "ttl": (5, "=B"), "learning": (7, "=B"), "ageing": (8, "=I"), "port": (15, ">H"),
     "udp_csum": (18, "=B"), "udp_zero_csum6_tx": (19, "=B"), "udp_zero_csum6_rx": (20, "=B"),
 }  # fmt: skip
+MACVLAN: Options = {"mode": (1, "=I")}
 PORT: Options = {
     "hairpin": (4, "=B"), "learning": (8, "=B"), "flood": (9, "=B"), "mcast_flood": (27, "=B"),
     "neigh_suppress": (32, "=B"), "isolated": (33, "=B"),
@@ -37,6 +38,7 @@ PORT: Options = {
 VXLAN_LINK, VXLAN_LOCAL, VXLAN_LOCAL6 = 3, 4, 17
 _VETH_WORDS = {"peer", "peer_netns", "peer_mac", "peer_mtu"}
 _VXLAN_WORDS = {"local", "link"}
+_PROMISC = "promisc"
 _FORMATS = {f: struct.Struct(f) for f in ("=B", "=I", ">H")}
 _NO_LINK_LOCAL = nl.nest(
     nl.IFLA_AF_SPEC, nl.nest(10, nl.attr(nl.IFLA_INET6_ADDR_GEN_MODE, bytes([nl.IN6_ADDR_GEN_MODE_NONE])))
@@ -62,11 +64,12 @@ def check(fact: Link) -> None:
 
 
 def own_options(kind: str) -> Options:
-    return {"bridge": BRIDGE, "vxlan": VXLAN}.get(kind, {})
+    return {"bridge": BRIDGE, "vxlan": VXLAN, "macvlan": MACVLAN}.get(kind, {})
 
 
 def extra_words(kind: str) -> set[str]:
-    return {"veth": _VETH_WORDS, "vxlan": _VXLAN_WORDS}.get(kind, set())
+    words = {"veth": _VETH_WORDS, "vxlan": _VXLAN_WORDS, "bridge": {_PROMISC}, "macvlan": {"link"}}
+    return words.get(kind, set())
 
 
 def port_options(fact: Link) -> dict[str, int]:
@@ -118,7 +121,9 @@ def wish(fact: Link) -> dict[str, str]:
         words["mtu"] = str(fact.mtu)
     if fact.mac:
         words["mac"] = fact.mac.lower()
-    port, own = port_options(fact), own_options(fact.kind).keys() | _VXLAN_WORDS
+    port, own = port_options(fact), {*own_options(fact.kind), *_VXLAN_WORDS, _PROMISC}
+    if fact.kind == "macvlan":
+        own.discard("link")  # an index of another namespace: it does not read back
     words.update((name, str(value)) for name, value in fact.options if name in port or name in own)
     return words
 
@@ -143,6 +148,8 @@ def parse(body: bytes) -> State:
         options = _read(PORT, nl.attrs(info.get(nl.IFLA_INFO_SLAVE_DATA, b"")))
     data = nl.attrs(info.get(nl.IFLA_INFO_DATA, b""))
     options.update(_read(own_options(kind), data))
+    if flags & nl.IFF_PROMISC:
+        options[_PROMISC] = "1"
     if kind == "vxlan":
         local = data.get(VXLAN_LOCAL) or data.get(VXLAN_LOCAL6)
         options["local"] = nl.ip_text(local) if local else ""
@@ -179,12 +186,19 @@ _UP = nl.IFINFOMSG.pack(0, 0, 0, nl.IFF_UP, nl.IFF_UP)
 _TO_DOWN = nl.IFINFOMSG.pack(0, 0, 0, 0, nl.IFF_UP)
 
 
+def get_index(index: int) -> Request:
+    return Request(nl.RTM_GETLINK, 0, nl.IFINFOMSG.pack(0, 0, index, 0, 0), f"look up link #{index}")
+
+
 def get(name: str) -> Request:
     return Request(nl.RTM_GETLINK, 0, _GET + nl.text(nl.IFLA_IFNAME, name), f"look up link {name}")
 
 
 def create(fact: Link, master: int, link: int, peer_fd: int) -> Request:
-    """Make the link, down and marked by its group; master, link: indexes or 0; peer_fd or -1."""
+    """Make the link, down and marked by its group; master, link: indexes or 0.
+
+    ``peer_fd``: the namespace of a veth's other end, or of a macvlan itself; -1 for this one.
+    """
     parts = [_DOWN, nl.text(nl.IFLA_IFNAME, fact.name), nl.attr32(nl.IFLA_GROUP, ours.GROUP_NEW)]
     if fact.mtu:
         parts.append(nl.attr32(nl.IFLA_MTU, fact.mtu ^ (fact.kind == "bridge")))
@@ -192,6 +206,11 @@ def create(fact: Link, master: int, link: int, peer_fd: int) -> Request:
         parts.append(nl.attr(nl.IFLA_ADDRESS, nl.mac_bytes(fact.mac or _bridge_mac(fact.name))))
     if master:
         parts.append(nl.attr32(nl.IFLA_MASTER, master))
+    if fact.kind == "macvlan":
+        parts.append(nl.attr32(nl.IFLA_LINK, link))
+        if peer_fd >= 0:
+            parts.append(nl.attr32(nl.IFLA_NET_NS_FD, peer_fd))
+        link = 0
     kind = nl.attr(nl.IFLA_INFO_KIND, fact.kind.encode())
     data = _peer(fact, peer_fd) if fact.kind == "veth" else _data(fact, link)
     parts.append(nl.nest(nl.IFLA_LINKINFO, kind, nl.nest(nl.IFLA_INFO_DATA, *data)))
@@ -253,7 +272,14 @@ def finish(fact: Link) -> list[Request]:
     if port:
         parts.append(_linkinfo_port(fact, port))
     settle = Request(nl.RTM_NEWLINK, 0, b"".join(parts), f"configure {fact.kind} {fact.name}")
-    return [settle, up(fact.name)] if apart else [settle]
+    promisc = [_promisc(fact)] if dict(fact.options).get(_PROMISC) else []
+    return [settle, up(fact.name)] if apart else [settle, *promisc]
+
+
+def _promisc(fact: Link) -> Request:
+    flag = nl.IFF_PROMISC if dict(fact.options).get(_PROMISC) else 0
+    head = nl.IFINFOMSG.pack(0, 0, 0, flag, nl.IFF_PROMISC)
+    return Request(nl.RTM_NEWLINK, 0, head + nl.text(nl.IFLA_IFNAME, fact.name), f"promiscuous {fact.name}")
 
 
 def _linkinfo_port(fact: Link, port: Mapping[str, int]) -> bytes:
@@ -276,7 +302,9 @@ def modify(fact: Link, differing: set[str], master: int, link: int) -> list[Requ
     requests = (
         [Request(nl.RTM_NEWLINK, 0, b"".join(parts), what)] if len(parts) > 2 or "up" in differing else []
     )
-    own = differing & (own_options(fact.kind).keys() | extra_words(fact.kind))
+    if _PROMISC in differing:
+        requests.append(_promisc(fact))
+    own = (differing - {_PROMISC}) & (own_options(fact.kind).keys() | extra_words(fact.kind))
     if own:
         kind = nl.attr(nl.IFLA_INFO_KIND, fact.kind.encode())
         data = nl.nest(nl.IFLA_INFO_DATA, *_data(fact, link if "link" in own else 0, own))

@@ -25,8 +25,12 @@ _RANK = {
     "bridge": 0,
     "vxlan": 1,
     "veth": 2,
-    "": 3,
+    "macvlan": 3,
+    "": 4,
 }  # masters before ports, what is made before what is configured
+
+
+_ONLY_UP = {"up": "1"}
 
 
 def put(session: Session, facts: Iterable[Link], known: frozenset[FactKey] = frozenset()) -> None:
@@ -35,9 +39,11 @@ def put(session: Session, facts: Iterable[Link], known: frozenset[FactKey] = fro
     for (_, netns), group in groupby(ordered, key=_order):
         members = list(group)
         fresh = [f for f in members if f.kind and f.key not in known]
+        plain = [f for f in members if not f.kind and linkmsg.wish(f) == _ONLY_UP]
         there = _create(session, netns, fresh)
-        for fact in (*there, *(f for f in members if f not in fresh)):
+        for fact in (*there, *(f for f in members if f not in fresh and f not in plain)):
             _adopt(session, fact)
+        session.socket(netns).must([linkmsg.up(f.name) for f in plain])
 
 
 def _order(fact: Link) -> tuple[int, str]:
@@ -49,8 +55,10 @@ def _create(session: Session, netns: str, facts: list[Link]) -> list[Link]:
     if not facts:
         return []
     sock, taken, made, failure = session.socket(netns), [], [], None
+    # what lies on a link of ours is made beside it and born in its own namespace
+    maker = session.socket("") if facts[0].kind == "macvlan" else sock
     requests = [_creation(session, fact) for fact in facts]
-    for fact, request, answer in zip(facts, requests, sock.send(requests), strict=True):
+    for fact, request, answer in zip(facts, requests, maker.send(requests), strict=True):
         if answer.errno == EEXIST:
             taken.append(fact)
         elif answer.errno:
@@ -60,7 +68,7 @@ def _create(session: Session, netns: str, facts: list[Link]) -> list[Link]:
             made.append(fact)
     if failure:
         raise failure
-    _quiet(session, netns, [f.name for f in made if f.kind == "bridge"])
+    _quiet(session, netns, [f.name for f in made if f.kind in ("bridge", "macvlan")])
     sock.must([request for fact in made for request in linkmsg.finish(fact)])
     _raise_peers(session, [f for f in made if f.kind == "veth"])
     return taken
@@ -69,6 +77,9 @@ def _create(session: Session, netns: str, facts: list[Link]) -> list[Link]:
 def _creation(session: Session, fact: Link) -> Any:
     options = dict(fact.options)
     below = str(options.get("link", ""))
+    if fact.kind == "macvlan":
+        peer_fd = session.netns_fd(session.path(fact.netns))
+        return linkmsg.create(fact, 0, session.indexes("", (below,))[below], peer_fd)
     index = session.indexes(fact.netns, (fact.master, below))
     target = str(options.get("peer_netns", ""))
     peer_fd = -1
@@ -95,7 +106,7 @@ def _raise_peers(session: Session, facts: list[Link]) -> None:
     for netns, group in groupby(sorted(pairs), key=lambda pair: pair[0]):
         names = [name for _, name in group]
         _quiet(session, netns, names)
-        session.socket(netns).must([linkmsg.up(name) for name in names])
+        session.look_up(netns, names, first=[linkmsg.up(name) for name in names])
 
 
 def _adopt(session: Session, fact: Link) -> None:
@@ -110,7 +121,7 @@ def _adopt(session: Session, fact: Link) -> None:
     if fact.kind and (state.kind != fact.kind or _parted(session, fact, state)):
         _again(session, fact)
         return
-    below = str(dict(fact.options).get("link", ""))
+    below = "" if fact.kind == "macvlan" else str(dict(fact.options).get("link", ""))
     index = session.indexes(fact.netns, (fact.master, below))
     names = session.name_of(fact.netns)
     differing = set(linkmsg.differences(linkmsg.wish(fact), state.words(lambda i: names.get(i, f"#{i}"))))

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from ..model.facts import ROUTE_PROTOCOL, Address, Fdb, Link, Neighbour, Route
-from . import linkmsg, ours, routemsg
+from ..model.facts import ROUTE_PROTOCOL, Address, Fdb, Link, Neighbour, Route, Shaper
+from . import linkmsg, ours, qdiscmsg, routemsg
 from . import nlmsg as nl
 from .linkmsg import State
 from .nlsocket import Socket
@@ -45,14 +45,24 @@ class View:
                 if fact is not None:
                     yield fact, proto
 
+    def shapers(self) -> Iterator[Shaper]:
+        for _, body in self._sock.dump(qdiscmsg.RTM_GETQDISC, qdiscmsg.TCMSG.pack(0, 0, 0, 0, 0)):
+            fact = qdiscmsg.read(body, self.name_of)
+            if fact is not None:
+                yield fact
+
     def ours(self) -> Iterator[Any]:
         """All facts of ours but the links, by the marks that `ours` documents."""
         yield from (f for f, proto in self.addresses() if proto == ROUTE_PROTOCOL)
         yield from (f for f, proto in self.routes() if proto == ROUTE_PROTOCOL)
         for fact, proto in self.neighbours():
-            link = self.by_name.get(fact.link)
-            if link is not None and link.ours and (isinstance(fact, Fdb) or proto == ROUTE_PROTOCOL):
+            if self._is_ours(fact.link) and (isinstance(fact, Fdb) or proto == ROUTE_PROTOCOL):
                 yield fact
+        yield from (shaper for shaper in self.shapers() if self._is_ours(shaper.link))
+
+    def _is_ours(self, name: str) -> bool:
+        link = self.by_name.get(name)
+        return link is not None and link.ours
 
     def link_mark(self, state: State) -> str:
         """The mark of a link of ours; another word when it is not as its alias says it should be."""

@@ -1,4 +1,4 @@
-"""The driver of links, addresses, routes, neighbours, forwarding entries and sysctls.
+"""The driver of links, addresses, routes, neighbours, forwarding entries, shapers and sysctls.
 
 Rule 1: no dump on the way of an ADD: links are looked up by name, requests go in batches, each
         batch is one system call with the GIL released, and every request is acknowledged by itself.
@@ -20,30 +20,33 @@ from typing import Any
 import msgspec
 
 from ..model.errors import Invalid, KernelError
-from ..model.facts import Address, Fact, FactKey, Fdb, Link, Mark, Neighbour, Plan, Route, Sysctl
+from ..model.facts import Address, Fact, FactKey, Fdb, Link, Mark, Neighbour, Plan, Route, Shaper, Sysctl
 from . import linkmsg, sysctl
 from .factput import put_facts
-from .linkdrop import Reaper, delete_ours, drop
+from .linkdrop import drop
 from .linkput import put
 from .linkread import View, link_faults, peer_faults
+from .linkreap import Reaper, Remover
 from .nlsocket import Pool, Socket
-from .session import Session
+from .session import GONE, Session
 
 
 class LinkDriver:
     """Works in the namespace of the thread that makes it, whichever threads call it afterwards."""
 
     name = "links"
-    accepts: tuple[type[Fact], ...] = (Link, Address, Route, Neighbour, Fdb, Sysctl)
+    accepts: tuple[type[Fact], ...] = (Link, Address, Route, Neighbour, Fdb, Shaper, Sysctl)
     parallel = True
 
     def __init__(self) -> None:
         self._fd = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         self.netns = f"/proc/self/fd/{self._fd}"
         self._pool = Pool(lambda: Socket(self.netns, name=""))
-        self._reaper = Reaper(self._delete_links)
+        self._remover = Remover(self._pool, self.netns)
+        self._reaper = Reaper(self._remover.delete)
 
     def close(self) -> None:
+        self._remover.close()
         self._pool.close()
         os.close(self._fd)
 
@@ -89,10 +92,6 @@ class LinkDriver:
             finally:
                 session.close()
 
-    def _delete_links(self, names: list[str]) -> None:
-        with self._pool.take() as own:
-            delete_ours(own, names)
-
     def observe(self) -> dict[FactKey, Mark]:
         """Everything of ours in our namespace but sysctls and links of kind "", which bear no mark."""
         with self._pool.take() as own:
@@ -120,6 +119,17 @@ class LinkDriver:
         with self._session() as session:
             state = session.states(netns, [name]).get(name)
             return state.mac if state else ""
+
+    def peer(self, netns: str, name: str) -> str:
+        """The link of our namespace whose other end is the veth ``name`` in ``netns``; "" without one."""
+        with self._session() as session:
+            inside = session.states(netns, [name]).get(name)
+            if inside is None or inside.kind != "veth":
+                return ""
+            (answer,) = session.socket("").must([linkmsg.get_index(inside.iflink)], fine=GONE)
+            outside = linkmsg.parse(answer.body) if answer.body else None
+            # an index says little of another namespace: both ends must name each other
+            return outside.name if outside and outside.iflink == inside.ifindex else ""
 
     def portids(self) -> frozenset[int]:
         """Whose notifications are echoes of our own requests (for LinkMonitor)."""
@@ -172,4 +182,5 @@ class _Verifier:
             view = self._view(netns)
             every = (*view.addresses(), *view.routes(), *view.neighbours())
             self._held[netns] = {fact.key: fact.mark for fact, _ in every}
+            self._held[netns] |= {fact.key: fact.mark for fact in view.shapers()}
         return self._held[netns]

@@ -90,9 +90,10 @@ class Driver(Protocol):
 class Link(Fact, frozen=True):
     """One interface. ``netns`` is a path, "" for the namespace the agent runs in.
 
-    ``kind``: bridge, veth, vxlan, or "" for a link that exists anyway (lo, the uplink) and is only
+    ``kind``: bridge, veth, vxlan, macvlan, or "" for a link that exists anyway (lo, the uplink) and is only
     to be configured. ``options`` are the kind's own, as (name, value) pairs sorted by name:
-    bridge: vlan_filtering, …; veth: peer, peer_netns, peer_mac, peer_mtu; vxlan: id, port, local,
+    bridge: vlan_filtering, promisc, …; macvlan: link (in our namespace), mode;
+    veth: peer, peer_netns, peer_mac, peer_mtu; vxlan: id, port, local,
     link, learning, …; bridge port: hairpin, isolated, learning.
     """
 
@@ -197,6 +198,21 @@ class Fdb(Fact, frozen=True):
         return ("fdb", self.netns, self.link, self.mac)
 
 
+class Shaper(Fact, frozen=True):
+    """A token bucket (tbf) at a link's root: what leaves by the link is slowed down, not dropped."""
+
+    TYPE: ClassVar[str] = "shaper"
+
+    link: str
+    rate: int  # bytes per second
+    burst: int  # bytes
+    netns: str = ""
+
+    @property
+    def key(self) -> FactKey:
+        return ("shaper", self.netns, self.link)
+
+
 class Sysctl(Fact, frozen=True):
     """``name`` with slashes below /proc/sys: net/ipv4/ip_forward."""
 
@@ -219,7 +235,10 @@ ALIAS = "netplane:"  # prefix of every link alias of ours
 
 
 class Chain(Fact, frozen=True):
-    """A chain and its rules, in nft's words. ``hook`` empty: a regular chain."""
+    """A chain and its rules, in nft's words. ``hook`` empty: a regular chain.
+
+    ``device``: the link whose packets an ingress hook sees.
+    """
 
     TYPE: ClassVar[str] = "chain"
 
@@ -229,6 +248,7 @@ class Chain(Fact, frozen=True):
     hook: str = ""
     priority: str = ""  # dstnat, srcnat, filter, or a number
     policy: str = ""
+    device: str = ""
 
     @property
     def key(self) -> FactKey:
@@ -237,7 +257,8 @@ class Chain(Fact, frozen=True):
     @property
     def mark(self) -> Mark:
         """Rules do not read back as written, so a chain is compared by this hash, kept in a comment."""
-        return digest(self.name, self.type, self.hook, self.priority, self.policy, *self.rules)
+        head = (self.name, self.type, self.hook + self.device, self.priority, self.policy)
+        return digest(*head, *self.rules)
 
 
 class Set(Fact, frozen=True):
@@ -281,6 +302,47 @@ class Element(Fact, frozen=True):
     @property
     def mark(self) -> Mark:
         return self.value
+
+
+# --- what goes with a service beside its rules -------------------------------------------------
+
+
+class Translation(Fact, frozen=True):
+    """Where flows to an address and port may be answered from (driver: kernel.flows).
+
+    Tracked UDP flows that are answered from elsewhere are forgotten, so that their next packet is
+    decided anew; when the fact goes, all of them are.
+    """
+
+    TYPE: ClassVar[str] = "translation"
+
+    protocol: str  # udp
+    address: str
+    port: int
+    backends: tuple[tuple[str, int], ...]  # sorted (address, port)
+
+    @property
+    def key(self) -> FactKey:
+        return ("translation", self.protocol, self.address, self.port)
+
+    @property
+    def mark(self) -> Mark:
+        return self.backends
+
+
+class HealthCheck(Fact, frozen=True):
+    """An HTTP server that tells load balancers how many endpoints are here (driver: services.health)."""
+
+    TYPE: ClassVar[str] = "healthcheck"
+
+    port: int
+    namespace: str
+    name: str
+    endpoints: int  # ready ones on this node
+
+    @property
+    def key(self) -> FactKey:
+        return ("healthcheck", self.port)
 
 
 # --- names (driver: the DNS server's table) -----------------------------------------------------

@@ -1,0 +1,119 @@
+"""Shapers, macvlans, promiscuous bridges, chains of one device, and what verify says of nft facts.
+
+node (ns)          pod (ns)
+  v0 ─── veth ───── v1
+   └ macvlan ────── eth9
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from netplane.kernel import netns
+from netplane.kernel.nftables import NftDriver
+from netplane.kernel.rtnetlink import LinkDriver
+from netplane.model.facts import Chain, Element, Link, Plan, Set, Shaper
+
+pytestmark = pytest.mark.root
+MakeNetns = Callable[[str], str]
+RATE, BURST = 1_250_000, 40_000
+
+
+def veth(pod: str) -> Link:
+    options = (("peer", "v1"), ("peer_netns", pod))
+    return Link(name="v0", kind="veth", alias="netplane:test", options=options)
+
+
+def test_shapers_on_both_ends_are_put_observed_changed_and_removed(make_netns: MakeNetns) -> None:
+    node, pod = make_netns("node"), make_netns("pod")
+    driver = netns.call(node, LinkDriver)
+    ours, theirs = Shaper("v0", RATE, BURST), Shaper("v1", RATE, BURST, netns=pod)
+    driver.apply(Plan(add=(veth(pod), ours, theirs)))
+    driver.apply(Plan(add=(theirs,)))  # as after a restart
+    assert driver.observe()[ours.key] == ours.mark
+    assert driver.verify([ours, theirs]) == []
+    assert "rate 10Mbit burst 40000b" in netns.run(pod, "tc", "qdisc", "show", "dev", "v1")
+    fast = Shaper("v0", 20_000_000_000, BURST)  # more than 32 bits hold
+    driver.apply(Plan(change=(fast,), remove=(theirs.key,)))
+    assert driver.observe()[fast.key] == fast.mark
+    (words,) = driver.verify([theirs])
+    assert words == f"shaper v1 in {pod} is not there"
+    assert "tbf" not in netns.run(pod, "tc", "qdisc", "show", "dev", "v1")
+    driver.apply(Plan(remove=(veth(pod).key, fast.key)))
+    assert driver.observe() == {}
+    driver.close()
+
+
+def test_a_plan_that_fails_takes_its_shaper_back(make_netns: MakeNetns) -> None:
+    driver = netns.call(make_netns("node"), LinkDriver)
+    with pytest.raises(Exception, match="look up link nowhere"):
+        driver.apply(Plan(add=(Shaper("lo", RATE, BURST), Shaper("nowhere", RATE, BURST))))
+    assert "tbf" not in netns.run(driver.netns, "tc", "qdisc", "show", "dev", "lo")
+    driver.close()
+
+
+def test_a_macvlan_is_born_in_the_pod_adopted_and_removed(make_netns: MakeNetns) -> None:
+    node, pod = make_netns("node"), make_netns("pod")
+    driver = netns.call(node, LinkDriver)
+    driver.apply(Plan(add=(veth(pod),)))
+    mac = "02:00:00:00:00:09"
+    options = (("link", "v0"), ("mode", 4))
+    link = Link(
+        name="eth9", kind="macvlan", netns=pod, alias="netplane:x", mtu=1400, mac=mac, options=options
+    )
+    driver.apply(Plan(add=(link,)))
+    driver.apply(Plan(add=(link,)))
+    shown = netns.run(pod, "ip", "-d", "link", "show", "eth9")
+    assert "macvlan mode bridge" in shown and mac in shown and "mtu 1400" in shown and ",UP" in shown
+    assert driver.verify([link]) == []
+    netns.run(pod, "ip", "link", "set", "eth9", "mtu", "1300")
+    assert driver.verify([link]) == [f"link eth9 in {pod}: mtu is 1300, not 1400"]
+    driver.apply(Plan(remove=(link.key,)))
+    assert "eth9" not in netns.run(pod, "ip", "link")
+    driver.close()
+
+
+def test_the_host_end_of_a_pods_veth_is_found(make_netns: MakeNetns) -> None:
+    node, pod = make_netns("node"), make_netns("pod")
+    driver = netns.call(node, LinkDriver)
+    driver.apply(Plan(add=(veth(pod),)))
+    assert driver.peer(pod, "v1") == "v0"
+    assert driver.peer(pod, "lo") == "" == driver.peer(pod, "none")
+    driver.close()
+
+
+def test_a_bridge_may_be_promiscuous(make_netns: MakeNetns) -> None:
+    driver = netns.call(make_netns("node"), LinkDriver)
+    bridge = Link(name="b0", kind="bridge", alias="netplane:test", options=(("promisc", 1),))
+    driver.apply(Plan(add=(bridge,)))
+    assert driver.observe()[bridge.key] == bridge.mark
+    netns.run(driver.netns, "ip", "link", "set", "b0", "promisc", "off")
+    assert driver.verify([bridge]) == ["link b0: promisc is none, not 1"]
+    driver.apply(Plan(change=(bridge,)))
+    assert driver.verify([bridge]) == []
+    driver.close()
+
+
+def test_a_chain_of_one_device_and_what_verify_says(make_netns: MakeNetns) -> None:
+    node, pod = make_netns("node"), make_netns("pod")
+    links, driver = netns.call(node, LinkDriver), netns.call(node, NftDriver)
+    links.apply(Plan(add=(veth(pod),)))
+    rules = ("ether saddr != 02:00:00:00:00:01 drop", "ip saddr != 10.0.0.1 drop")
+    guard = Chain("cni-guard", rules, type="filter", hook="ingress", priority="-500", device="v0")
+    ports = Set("cni-p", ("type inet_proto . inet_service : ipv4_addr . inet_service",), map=True)
+    one = Element("cni-p", ("tcp", 8080), ("10.0.0.1", 80))
+    facts = (guard, ports, one)
+    driver.apply(Plan(add=facts))
+    assert driver.verify(facts) == []
+    assert driver.observe()[guard.key] == guard.mark
+    links.apply(Plan(remove=(veth(pod).key,)))  # a chain may outlive its device: 6.16
+    driver.apply(Plan(remove=(one.key, guard.key), add=(Element("cni-p", ("tcp", 8081), ("10.0.0.2", 80)),)))
+    other = Element("cni-p", ("tcp", 8081), ("10.0.0.1", 80))
+    assert driver.verify([*facts, other]) == [
+        "nftables chain cni-guard is not there",
+        "nftables element tcp . 8080 of cni-p is not there",
+        "nftables element tcp . 8081 of cni-p is 10.0.0.2 . 80, not 10.0.0.1 . 80",
+    ]
+    links.close()
