@@ -14,15 +14,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
+from itertools import chain
 from typing import Any, ClassVar, NamedTuple
 
 from ..model import checks
 from ..model.errors import Invalid
-from ..model.facts import Facts, Record, Scope
+from ..model.facts import Chain, Fact, Facts, Record, Scope
 from ..model.nodes import Namespace, Node
 from ..model.services import EndpointSlice, Service
 from ..model.snapshot import Snapshot
-from . import wire
+from . import notrack, wire
 
 VERSION = "1.1.0"  # of the specification
 MAX_TTL = 3600  # CoreDNS' bound
@@ -44,7 +45,8 @@ class DnsRoom:
     Raises Invalid for a domain or TTL that cannot be.
 
     ``addresses``: where this node's server answers, for the zone's NS record; by default the gateways
-    of the node's pod CIDRs.
+    of the node's pod CIDRs. ``notrack``: where it listens, so that conntrack is passed by; (): at these
+    gateways, port 53; None: it is not.
     """
 
     node: str
@@ -52,6 +54,7 @@ class DnsRoom:
     ttl: int = 5
     addresses: tuple[str, ...] = ()
     negative_ttl: int | None = None
+    notrack: tuple[tuple[str, int], ...] | None = None
     name: ClassVar[str] = "dns"
 
     def __post_init__(self) -> None:
@@ -73,9 +76,9 @@ class DnsRoom:
     def render(self, scope: Scope, snapshot: Snapshot) -> Facts:
         return tuple(self._render(scope, snapshot))  # so that Invalid is raised here and now
 
-    def _render(self, scope: Scope, snapshot: Snapshot) -> Iterable[Record]:
+    def _render(self, scope: Scope, snapshot: Snapshot) -> Iterable[Fact]:
         if not scope.name:
-            return self._zone(snapshot)
+            return chain(self._zone(snapshot), self._untracked(snapshot))
         namespace, _, name = scope.name.partition("/")
         if not name:
             known = snapshot.get(Namespace, "", namespace)
@@ -128,6 +131,11 @@ class DnsRoom:
         yield self._record("dns-version", "TXT", (VERSION,))
         yield self._record("svc", "A", ())
         yield from self._addresses("ns.dns", self.addresses or self._gateways(snapshot))
+
+    def _untracked(self, snapshot: Snapshot) -> Iterator[Chain]:
+        if self.notrack is not None:
+            listen = self.notrack or tuple((ip, 53) for ip in self._gateways(snapshot))
+            yield from notrack.chains(listen)
 
     def _gateways(self, snapshot: Snapshot) -> Iterator[str]:
         node = snapshot.get(Node, "", self.node)
