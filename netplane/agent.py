@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from prometheus_client import CollectorRegistry
 from . import cluster
 from .cluster.config import ClusterConfig
 from .cni.ipam import gateway
+from .cni.names import BRIDGE
 from .cni.render import CniConfig, CniRoom
 from .cni.server import CniServer
 from .dns import config as dns_config
@@ -181,8 +183,12 @@ class Agent:
             room = status["rooms"].setdefault(edge, {"scopes": 0, "failing": {}})
             room["failing"]["server"] = why
             status["synced"] = False
-        if self._dns_setup is not None and self._dns_setup.problem:  # the running one serves on
-            status["dns"] = {"config": self._dns_setup.problem}
+        if self._dns_setup is not None:
+            if self._dns_setup.problem:  # no reason to be unready: the running one serves on
+                status["dns"] = {"config": self._dns_setup.problem}
+            if not self._dns_setup.server.ready:
+                status["rooms"]["dns"]["failing"]["server"] = "the DNS server's thread has ended"
+                status["synced"] = False
         return {"node": self.config.node, **status}
 
     def _proxy_healthy(self) -> bool:
@@ -208,7 +214,7 @@ class Agent:
             "cni": (self._links, nft),
             "overlay": (self._links,),
             "services": (nft, self._links, FlowDriver(), self._checks),  # flows go after the rules
-            "dns": (self._names, nft),
+            "dns": (self._names, self._links, nft),
         }
         if "policy" in self.config.rooms:
             self._flows = PolicyFlows(FlowTable())
@@ -234,7 +240,16 @@ class Agent:
         listen = tuple(split_listen(a) for a in config.dns_listen)
         addresses = tuple(ip for ip, _ in listen)
         self._dns_room = ReplaceableRoom(
-            DnsRoom(config.node, config.domain, self._dns.ttl, addresses, self._dns.negative_ttl, listen)
+            DnsRoom(
+                config.node,
+                config.domain,
+                self._dns.ttl,
+                addresses,
+                self._dns.negative_ttl,
+                held=self._dns_held(addresses),
+                link=BRIDGE,
+                notrack=listen,
+            )
         )
         rooms: dict[str, Room] = {
             "cni": CniRoom(config.node, self._cni_config),
@@ -261,6 +276,13 @@ class Agent:
         if listen and not usable:
             return None
         return () if {"0.0.0.0", "::"} & set(usable) else usable
+
+    def _dns_held(self, listen: tuple[str, ...]) -> tuple[str, ...]:
+        """Of these, what the node must be given: a link-local address, or one of the service range."""
+        if "cni" not in self.config.rooms:
+            return ()
+        ranges = [ip_network(cidr) for cidr in ("169.254.0.0/16", *self.config.cluster.service_cidrs)]
+        return tuple(a for a in listen if any(ip_address(a) in r for r in ranges))
 
     def _pod_mtu(self, machine: cluster.Machine) -> int:
         if "overlay" not in self.config.rooms:

@@ -107,7 +107,8 @@ class HealthServer:
     ) -> None:
         path = run_dir / SOCKET
         path.unlink(missing_ok=True)
-        self._servers = [_Server(str(path), socket.AF_UNIX, status, registry, controls or {})]
+        mine = {} if controls is None else controls
+        self._servers = [_Server(str(path), socket.AF_UNIX, status, registry, mine)]
         os.chmod(path, 0o600)
         if listen:
             host, port = split_listen(listen)

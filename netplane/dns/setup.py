@@ -115,11 +115,7 @@ class Setup:
         if self._tls is not None and new.tls == self.config.tls:
             self._tls.certificate.refresh()
             return self._tls
-        certificate = tls.Certificate(new.tls.cert, new.tls.key)
-        if self._tls is not None and self.config.tls and new.tls.addresses == self.config.tls.addresses:
-            self._tls.certificate.replace(certificate)
-            return self._tls
-        return tls.TlsListener(new.tls.addresses, certificate)
+        return tls.TlsListener(new.tls.addresses, tls.Certificate(new.tls.cert, new.tls.key), self._tls)
 
     def _resolver(self, new: DnsConfig, cache: Cache | None) -> Resolver:
         common = new.forward or ForwardConfig(upstreams=(self._resolv_conf,))
