@@ -25,7 +25,7 @@ from typing import Any
 
 import pytest
 
-from netplane.dns import loop
+from netplane.dns import config, loop
 from netplane.dns.handover import Inherited
 from netplane.dns.loop import Fast, RateLimit
 from netplane.dns.server import DnsServer
@@ -234,7 +234,7 @@ def test_a_flood_of_random_names_takes_no_memory(
     for at in range(0, len(flood), 500):
         ask(net, flood[at : at + 500], wait=0.05)
     assert resident() - before < 4096
-    assert sum(server.counters._whole().responses.values()) > 10_000
+    assert sum(server.counters.total().responses.values()) > 10_000
 
 
 def resident() -> int:
@@ -245,7 +245,8 @@ def resident() -> int:
 def test_a_network_over_its_rate_gets_tc_or_nothing_and_others_notice_nothing(
     net: dict[str, str], serve: Callable[..., DnsServer]
 ) -> None:
-    server = serve(fast=Fast(limit=RateLimit(per_second=5, burst=10, slip=2)))
+    server = serve()
+    server.limit(RateLimit(per_second=5, burst=10, slip=2))
     got = ask(net, [query(f"web.{D}", ident) for ident in range(60)])
     whole = [g for g in got if not g[2] & 2]
     cut = [g for g in got if g[2] & 2]
@@ -255,13 +256,17 @@ def test_a_network_over_its_rate_gets_tc_or_nothing_and_others_notice_nothing(
     )  # never longer than asked
     assert len(ask(net, [query(f"web.{D}")] * 5, source="10.9.1.9")) == 5
     assert "10.96.0.10" in dig(net, "+tcp", f"web.{D}")  # where TC sends an honest client
-    assert server.counters._whole().dropped["limited"] >= 20
+    assert server.counters.total().dropped["limited"] >= 20
+    server.limit(None)
+    assert len(ask(net, [query(f"web.{D}")] * 50)) == 50
 
 
 def test_a_limit_that_cannot_be_is_refused(serve: Callable[..., DnsServer]) -> None:
+    server = serve()
     with pytest.raises(Invalid, match="DNS rate limit 0/s, burst 10, slip 2: the rate must be above 0"):
-        serve(fast=Fast(limit=RateLimit(0, 10)))
-    serve()  # and nothing was left open
+        server.limit(RateLimit(0, 10))
+    with pytest.raises(Invalid, match=r"dns.yaml:2: rateLimit.perSecond: 0.0 is out of bounds"):
+        config.parse("ttl: 5\nrateLimit: {perSecond: 0}", "dns.yaml")
 
 
 # --- restarts -----------------------------------------------------------------------------------
