@@ -12,6 +12,7 @@ import enum
 import os
 import socket
 import struct
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -212,7 +213,7 @@ class Loop:
 
 def _peer(address: bytes) -> Any:
     """A struct sockaddr as Python's sockets want it."""
-    if int.from_bytes(address[:2], "little" if struct.pack("=H", 1)[0] else "big") == socket.AF_INET:
+    if int.from_bytes(address[:2], sys.byteorder) == socket.AF_INET:
         port, ip = _V4.unpack_from(address)
         return socket.inet_ntop(socket.AF_INET, ip), port
     port, flow, ip = _V6.unpack_from(address)

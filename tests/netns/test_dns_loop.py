@@ -345,6 +345,28 @@ def test_a_supervisor_keeps_the_sockets_and_no_query_is_lost(
     assert lost <= may_lose and re.search(r"NOERROR \d{4}", out), out
 
 
+def test_a_question_that_waits_for_an_upstream_ends_before_the_server_does(
+    net: dict[str, str], serve: Callable[..., DnsServer]
+) -> None:
+    upstream = netns.call(net["client"], socket.socket, socket.AF_INET, socket.SOCK_DGRAM)
+    upstream.bind(("10.9.0.9", 5353))
+    upstream.settimeout(10)
+    server = serve(upstreams=[("10.9.0.9", 5353)], timeout=5)
+    got: list[bytes] = []
+    client = threading.Thread(target=lambda: got.extend(ask(net, [query("www.example.com")], wait=5)))
+    client.start()
+    asked, peer = b"", None
+    while b"example" not in asked:  # past the probe for loops
+        asked, peer = upstream.recvfrom(512)
+    stopping = threading.Thread(target=server.stop, args=(5,))
+    stopping.start()
+    upstream.sendto(asked[:2] + b"\x81\x83" + asked[4:], peer)
+    client.join()
+    stopping.join()
+    upstream.close()
+    assert got and got[0][3] & 15 == 3
+
+
 @pytest.fixture
 def one(make_lab: Callable[..., Lab]) -> Lab:
     lab = make_lab(nodes=1, dual_stack=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import socket
 import struct
 
 import pytest
@@ -205,3 +206,28 @@ def test_the_table_gives_back_what_it_took() -> None:
     table.apply(Plan(remove=tuple(r.key for r in many)))
     assert twin.names == 1  # the apex
     assert twin.bytes < full / 4 and empty < full
+
+
+def test_a_rate_is_kept_for_each_network_whatever_the_clock_says() -> None:
+    lib, ffi = loop.lib, loop.ffi
+    limit = ffi.gc(lib.np_limit_new(10, 5, 0), lib.np_limit_free)
+
+    def answered(address: bytes, at: float, count: int = 20) -> int:
+        family = socket.AF_INET6 if len(address) == 16 else socket.AF_INET
+        return sum(lib.np_limit_take(limit, address, family, int(at * 1e9)) == 0 for _ in range(count))
+
+    for one, same, other in (
+        (b"\x0a\1\2\3", b"\x0a\1\2\4", b"\x0a\1\3\3"),
+        (
+            bytes.fromhex("fd00" + "0" * 28),
+            bytes.fromhex("fd00" + "0" * 24 + "beef"),
+            bytes([0xFD, 1] + [0] * 14),
+        ),
+    ):
+        assert answered(one, 100) == 5  # the burst
+        assert answered(same, 100) == 0 and answered(other, 100) == 5
+        assert answered(one, 100.31) == 3  # ten a second
+        assert answered(one, 200) == 5
+        began_anew = (1 << 44) / 1e6  # microseconds: the clock's bits are used up
+        assert answered(one, began_anew - 0.001) == 5
+        assert answered(one, began_anew + 10) == 5
