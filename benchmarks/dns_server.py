@@ -1,6 +1,7 @@
 """`bench_dns`'s own server: the objects of N services, rendered, tabled and served as the agent does.
 
-With "names" after N only their addresses, without objects: it is there sooner. Prints "ready" and its resident memory in MB, then serves until it is killed.
+With "names" after N only their addresses, without objects: it is there sooner. Prints "ready" and its
+resident memory in MB, then serves until it is killed.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import socket
 import struct
+from collections.abc import Iterable
 
 import pytest
 from hypothesis import given, settings
@@ -195,6 +196,26 @@ def test_names_that_python_computes_are_left_to_it(name: str, what: Divert, left
     _, twin = made(Record(f"web.default.svc.{ZONE}", "A", ("10.96.0.10",)))
     twin.divert(what)
     assert (twin.answer(question(f"{name}.{ZONE}")) is None) == left
+
+
+def test_a_change_of_one_service_costs_its_names_alone() -> None:
+    class Recorder:
+        def __init__(self) -> None:
+            self.told: list[bytes] = []
+
+        def change(self, names: Iterable[tuple[bytes, object]]) -> None:
+            self.told = [name for name, _ in names]
+
+        def sync(self, synced: bool) -> None: ...
+
+    table, twin = NameTable(ZONE), Recorder()
+    table.apply(Plan(add=tuple(Record(f"s{i}.default.svc.{ZONE}", "A", ("10.0.0.1",)) for i in range(500))))
+    table.attach(twin)
+    assert len(twin.told) == 500 + 3  # default.svc, svc, and the zone
+    table.apply(Plan(change=(Record(f"s7.default.svc.{ZONE}", "A", ("10.0.0.2",)),)))
+    assert twin.told == [wire.name(f"s7.default.svc.{ZONE}")]
+    table.apply(Plan(add=(Record(f"_http._tcp.s7.default.svc.{ZONE}", "SRV", ("0 1 80 s7",)),)))
+    assert len(twin.told) == 2  # and _tcp.s7, which exists now
 
 
 def test_the_table_gives_back_what_it_took() -> None:
