@@ -11,6 +11,7 @@ Rule 3: stopping stops the work, not the data plane: nothing is taken down.
 from __future__ import annotations
 
 import logging
+import os
 import resource
 import socket
 import threading
@@ -32,6 +33,7 @@ from .cni.names import BRIDGE
 from .cni.render import CniConfig, CniRoom
 from .cni.server import CniServer
 from .dns import config as dns_config
+from .dns import handover
 from .dns.config import DnsConfig
 from .dns.controls import DnsControls
 from .dns.metrics import DnsMetrics
@@ -72,6 +74,7 @@ log = logging.getLogger(__name__)
 ROOMS = ("cni", "overlay", "services", "policy", "dns")
 DATAPATHS = ("auto", "kernel", "fast")
 CNI_SOCKET = "cni.sock"
+DRAIN = 2.0  # seconds that DNS questions to upstreams may take at the end
 CALM = 0.2  # seconds that link events are gathered before everything is compared again
 
 
@@ -118,6 +121,9 @@ class Agent:
         self._checks = HealthChecks(self._proxy_healthy)
         self._dns = dns_config.read(config.dns_config) if config.dns_config else dns_config.DnsConfig()
         self._dns_setup: Setup | None = None
+        self._inherited = handover.Inherited.of(os.environ)
+        self.restarting = False  # set before `run` ends: `held` are then the sockets to pass on
+        self.held: list[socket.socket] = []
         self._flows: PolicyFlows | None = None
         self._policy: PolicyRoom | None = None
         self._edge_failures: dict[str, str] = {}
@@ -208,7 +214,7 @@ class Agent:
             "cni": (self._links, nft),
             "overlay": (self._links,),
             "services": (nft, self._links, FlowDriver(), self._checks),  # flows go after the rules
-            "dns": (self._names, self._links),
+            "dns": (self._names, self._links, nft),
         }
         if "policy" in self.config.rooms:
             self._flows = PolicyFlows(FlowTable())
@@ -231,16 +237,18 @@ class Agent:
             dns_servers=dns_servers or (),
             resolv_conf=config.resolv_conf,
         )
-        listen = tuple(split_listen(a)[0] for a in config.dns_listen)
+        listen = tuple(split_listen(a) for a in config.dns_listen)
+        addresses = tuple(ip for ip, _ in listen)
         self._dns_room = ReplaceableRoom(
             DnsRoom(
                 config.node,
                 config.domain,
                 self._dns.ttl,
-                listen,
+                addresses,
                 self._dns.negative_ttl,
-                held=self._dns_held(listen),
+                held=self._dns_held(addresses),
                 link=BRIDGE,
+                notrack=listen,
             )
         )
         rooms: dict[str, Room] = {
@@ -330,8 +338,11 @@ class Agent:
         names = LocalNames(core.snapshot, self.config.domain)
         setup = Setup(server, names, self.config.dns_config, self.config.resolv_conf, self._dns_applied)
         with ExitStack() as stack:
-            server.start()
-            stack.callback(server.stop)
+            server.start(self._inherited)
+            stack.callback(server.stop, DRAIN)
+            stack.callback(self._hold, server)
+            self._inherited.close()
+            handover.keep(server.sockets, os.environ)
             setup.start()
             stack.callback(setup.stop)
             self._registry.register(server.counters)
@@ -339,6 +350,11 @@ class Agent:
             self._dns_setup = setup
             self._controls.update(DnsControls(self._names, names, server.log, core.snapshot).paths())
             return stack.pop_all()
+
+    def _hold(self, server: DnsServer) -> None:
+        """Before it stops, when the same process is about to start anew: queries wait in its sockets."""
+        if self.restarting:
+            self.held = [sock.dup() for sock in server.sockets]
 
     def _dns_applied(self, config: DnsConfig) -> None:
         """The TTLs are in the room's records: others mean that all are rendered again."""

@@ -46,7 +46,7 @@ class Counters(Collector):
         """Add what the C threads count; its sum stays when they end."""
         self._fast.append(loop)
 
-    def _whole(self) -> Counters:
+    def total(self) -> Counters:
         """With the C threads' counts in: a copy, so that nothing is added twice."""
         total = Counters()
         total.requests.update(self.requests)
@@ -84,7 +84,7 @@ class Counters(Collector):
         self._seconds[source] += seconds
 
     def collect(self) -> Iterator[Metric]:
-        return self._whole()._collect()
+        return self.total()._collect()
 
     def _collect(self) -> Iterator[Metric]:
         yield _counter("requests", "Queries that were answered", ("source", "proto", "type"), self.requests)

@@ -101,6 +101,8 @@ class Setup:
         if new.log != self.config.log or first:  # what was switched by hand outlives other changes
             self.server.log.every = new.log.every
         self._names.options, self._tls, self._cache = options, listener, cache
+        if new.rate_limit != self.config.rate_limit or first:
+            self.server.limit(new.rate_limit.limit if new.rate_limit else None)
         self.server.divert()  # autopath may have come or gone
         self.config = new
         self._applied(new)

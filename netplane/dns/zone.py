@@ -18,11 +18,11 @@ from typing import Any, ClassVar, NamedTuple
 
 from ..model import checks
 from ..model.errors import Invalid
-from ..model.facts import Address, Fact, Facts, Record, Scope
+from ..model.facts import Address, Chain, Fact, Facts, Record, Scope
 from ..model.nodes import Namespace, Node
 from ..model.services import EndpointSlice, Service
 from ..model.snapshot import Snapshot
-from . import wire
+from . import notrack, wire
 
 VERSION = "1.1.0"  # of the specification
 MAX_TTL = 3600  # CoreDNS' bound
@@ -46,6 +46,8 @@ class DnsRoom:
     ``addresses``: where this node's server answers, for the zone's NS record; by default the gateways
     of the node's pod CIDRs. Those of ``held`` are nobody's but this server's (a link-local address, one
     of the service range): they are set on ``link``, once the node has pod CIDRs and so the link.
+    ``notrack``: where it listens, so that conntrack is passed by; (): at these gateways, port 53; None:
+    it is not.
     """
 
     node: str
@@ -55,6 +57,7 @@ class DnsRoom:
     negative_ttl: int | None = None
     held: tuple[str, ...] = ()
     link: str = ""
+    notrack: tuple[tuple[str, int], ...] | None = None
     name: ClassVar[str] = "dns"
 
     def __post_init__(self) -> None:
@@ -78,7 +81,7 @@ class DnsRoom:
 
     def _render(self, scope: Scope, snapshot: Snapshot) -> Iterable[Fact]:
         if not scope.name:
-            return (*self._zone(snapshot), *self._held(snapshot))
+            return (*self._zone(snapshot), *self._held(snapshot), *self._untracked(snapshot))
         namespace, _, name = scope.name.partition("/")
         if not name:
             known = snapshot.get(Namespace, "", namespace)
@@ -131,6 +134,11 @@ class DnsRoom:
         yield self._record("dns-version", "TXT", (VERSION,))
         yield self._record("svc", "A", ())
         yield from self._addresses("ns.dns", self.addresses or self._gateways(snapshot))
+
+    def _untracked(self, snapshot: Snapshot) -> Iterator[Chain]:
+        if self.notrack is not None:
+            listen = self.notrack or tuple((ip, 53) for ip in self._gateways(snapshot))
+            yield from notrack.chains(listen)
 
     def _held(self, snapshot: Snapshot) -> Iterator[Fact]:
         node = snapshot.get(Node, "", self.node)
