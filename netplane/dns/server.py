@@ -163,7 +163,7 @@ class DnsServer:
         resolver.start()
         old.retire()
         if self._tls is not tls and self._tls is not None:
-            self._tls.close()
+            await self._tls.retire()
         if self._tls is not tls and tls is not None:
             await tls.serve(functools.partial(self._connection, protocol="tls"), self._idle)
         self._tls = tls

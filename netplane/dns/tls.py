@@ -110,6 +110,13 @@ class TlsListener:
             )
             self._servers.append(server)
 
+    async def retire(self) -> None:
+        """Close, when all that was accepted has its connection: asyncio drops what it finds in between."""
+        for sock in self._socks:
+            asyncio.get_running_loop().remove_reader(sock)
+        await asyncio.sleep(0)  # the tasks of connections just accepted run first
+        self.close()
+
     def close(self) -> None:
         """Once it serves: in its event loop."""
         for server in self._servers:

@@ -140,6 +140,16 @@ def test_health_says_that_it_serves(lab: Lab) -> None:
         assert f"netplane_dns_{family}" in text
 
 
+def test_names_that_are_computed_are_answered_to_pods(client: Any) -> None:
+    """Over UDP, where C threads answer what is in the table, and leave these."""
+    dashed = client.ip_of("IPv4").replace(".", "-")
+    for name in ("tasks.db", "tasks.db.team.svc.cluster.local", "one.db"):
+        assert "10.0.0." in client.run("getent", "ahostsv4", name)
+    assert client.ip_of("IPv4") in client.run("getent", "ahostsv4", f"{dashed}.team.pod.cluster.local")
+    own = client.ip_of("IPv6").replace(":", "-")
+    assert client.ip_of("IPv6") in client.run("getent", "ahostsv6", f"{own}.team.pod.cluster.local")
+
+
 def test_query_says_why(lab: Lab, client: Any) -> None:
     said = command(lab, "query", "db.team.svc.cluster.local")
     assert "Service team/db, headless" in said and "EndpointSlice team/db-1: ready" in said
@@ -195,14 +205,21 @@ def test_an_agent_with_a_wrong_file_does_not_start(lab: Lab, tmp_path: Path) -> 
     assert "dns.yaml:2: forward.upstream: object contains unknown field" in said and "exit 1" in said
 
 
-@pytest.mark.parametrize("address", ["169.254.20.10", "10.96.0.53", "fd00:10:96::53"])
-def test_pods_ask_at_a_link_local_or_a_service_address(make_lab: Callable[..., Lab], address: str) -> None:
-    listen = f"[{address}]:53" if ":" in address else f"{address}:53"
+def test_pods_ask_at_a_link_local_or_a_service_address(make_lab: Callable[..., Lab]) -> None:
+    addresses = ["169.254.20.10", "10.96.0.53", "fd00:10:96::53"]
+    listen = ",".join(f"[{a}]:53" if ":" in a else f"{a}:53" for a in addresses)
     lab = make_lab(nodes=1, settings=Settings(agent_args=("--dns-listen", listen)))
     with closing(open_store(lab.store)) as store:
         for obj in parse_all(OBJECTS):
             store.put(obj)
     lab.start_agents()
     pod = lab.nodes[0].add_pod("client", namespace="team")
-    assert pod.result["dns"]["nameservers"] == [address]
-    assert "10.0.0.1" in pod.run("getent", "ahostsv4", "db")
+    assert pod.result["dns"]["nameservers"] == addresses
+    query = bytes(DNSRecord.question("db.team.svc.cluster.local").pack())
+    for address in addresses:
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        with pod.python(socket.socket, family, socket.SOCK_DGRAM) as sock:
+            sock.settimeout(5)
+            sock.connect((address, 53))  # so that only this address's answer counts
+            sock.send(query)
+            assert str(DNSRecord.parse(sock.recv(512)).rr[0].rdata) == "10.0.0.1"

@@ -117,6 +117,9 @@ PATHS: dict[str, type[Object]] = {
 }  # fmt: skip
 
 
+PORTS = {"verified": 53, "insecure": 5300, "disabled": 5301}  # how each answers for pods
+
+
 class Api(BaseHTTPRequestHandler):
     """Lists, and watches on which nothing ever happens: all that the plugin needs of an API server."""
 
@@ -165,13 +168,13 @@ class Both:
     def __init__(self, ns: str) -> None:
         self._ns = ns
 
-    def ask(self, name: str, kind: str) -> tuple[Any, Any]:
-        return self._one("127.0.0.1", name, kind), self._one("127.0.0.2", name, kind)
+    def ask(self, name: str, kind: str, port: int = 53) -> tuple[Any, Any]:
+        return self._one(("127.0.0.1", port), name, kind), self._one(("127.0.0.2", port), name, kind)
 
-    def _one(self, server: str, name: str, kind: str) -> Any:
+    def _one(self, server: tuple[str, int], name: str, kind: str) -> Any:
         with netns.call(self._ns, socket.socket, socket.AF_INET, socket.SOCK_DGRAM) as sock:
             sock.settimeout(2)
-            sock.connect((server, 53))
+            sock.connect(server)
             sock.send(bytes(DNSRecord.question(name, kind).pack()))
             reply = DNSRecord.parse(sock.recv(4096))
         sections = [
@@ -194,12 +197,15 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Both]:
     api = netns.call(ns, ThreadingHTTPServer, ("127.0.0.3", 8080), Api)
     api.daemon_threads = True
     threading.Thread(target=api.serve_forever, daemon=True).start()
-    server = ours(snapshot)
-    netns.call(ns, server.start)
-    (home / "Corefile").write_text(
-        "cluster.local in-addr.arpa ip6.arpa {\n bind 127.0.0.2\n kubernetes {\n"
-        "  endpoint http://127.0.0.3:8080\n  pods verified\n  ttl 5\n }\n}\n"
+    servers = [ours(snapshot, mode, port) for mode, port in PORTS.items()]
+    for server in servers:
+        netns.call(ns, server.start)
+    blocks = "".join(
+        f"cluster.local:{port} in-addr.arpa:{port} ip6.arpa:{port} {{\n bind 127.0.0.2\n kubernetes {{\n"
+        f"  endpoint http://127.0.0.3:8080\n  pods {mode}\n  ttl 5\n }}\n}}\n"
+        for mode, port in PORTS.items()
     )
+    (home / "Corefile").write_text(blocks)
     program = str(COREDNS) if COREDNS.exists() else "coredns"
     with (home / "log").open("wb") as log:
         process = netns.popen(ns, [program, "-conf", str(home / "Corefile")], stdout=log, stderr=log)
@@ -210,18 +216,19 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Both]:
         Api.stopping.set()
         process.terminate()
         process.wait(10)
-        server.stop()
+        for server in servers:
+            server.stop()
         api.shutdown()
         api.server_close()
         netns.delete(ns)
 
 
-def ours(snapshot: Snapshot) -> DnsServer:
+def ours(snapshot: Snapshot, mode: str, port: int) -> DnsServer:
     room, table = DnsRoom("node", addresses=("127.0.0.1",)), NameTable()
     table.apply(Plan(add=tuple(f for s in room.scopes(None, snapshot) for f in room.render(s, snapshot))))
     table.mark_synced()
-    server = DnsServer(table, [("127.0.0.1", 53)])
-    names = LocalNames(lambda: snapshot, "cluster.local", NameOptions(pods="verified"))
+    server = DnsServer(table, [("127.0.0.1", port)])
+    names = LocalNames(lambda: snapshot, "cluster.local", NameOptions(pods=mode))
     server.resolver = Resolver(server.resolver.routes.default, names=names)
     return server
 
@@ -231,7 +238,8 @@ def wait(both: Both, process: subprocess.Popen[bytes], log: Path) -> None:
     while True:
         assert process.poll() is None and time.monotonic() < deadline, log.read_text()
         try:
-            if both.ask("web.team.svc.cluster.local", "A")[1][0] == "NOERROR":
+            name = "web.team.svc.cluster.local"
+            if all(both.ask(name, "A", port)[1][0] == "NOERROR" for port in PORTS.values()):
                 return
         except OSError:
             time.sleep(0.05)
@@ -247,6 +255,11 @@ NAMES = (
     "_http._tcp.head.team.svc", "_http._tcp.v4.team.svc", "_http._tcp.none.team.svc",
     "10-244-0-5.team.pod", "10-244-0-9.team.pod", "10-244-0-5.empty.pod", "nonsense.team.pod", "team.pod",
     "pod",
+    "nowhere.svc",
+    "nowhere.pod",
+    "10-244-0-5.nowhere.pod",
+    "x.y.z.w.team.svc",
+    "a.first.head.team.svc",
 )  # fmt: skip
 
 
@@ -272,6 +285,18 @@ CASES = [
 @pytest.mark.parametrize(("name", "kind"), CASES)
 def test_forward_names(both: Both, name: str, kind: str) -> None:
     mine, theirs = both.ask(f"{name}.cluster.local".lstrip("."), kind)
+    assert mine == theirs
+
+
+@pytest.mark.parametrize("mode", ["insecure", "disabled"])
+@pytest.mark.parametrize("kind", ["A", "AAAA"])
+@pytest.mark.parametrize(
+    "name",
+    ["10-244-0-5.team", "10-244-0-99.team", "fd01--5.team", "nonsense.team", "10-244-0-300.team", "team", "",
+     "1-2-3.team", "nowhere", "10-244-0-5.nowhere"],
+)  # fmt: skip
+def test_names_of_pods(both: Both, mode: str, kind: str, name: str) -> None:
+    mine, theirs = both.ask(f"{name}.pod.cluster.local".lstrip("."), kind, PORTS[mode])
     assert mine == theirs
 
 

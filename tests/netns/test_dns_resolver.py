@@ -539,7 +539,7 @@ def test_dns_over_tls_and_its_certificate_changes_under_it(
     served.write(f"tls: {{listen: [127.0.0.1, 127.0.0.2], cert: {three[0]}, key: {three[1]}}}")
     until(lambda: over_tls(served, f"web.{D}")[0] == "three")
     text = served.metrics()
-    assert 'proto="tls",type="A"' in text
+    assert 'proto="tls",source="cluster",type="A"' in text
     served.write("ttl: 5")
     until(lambda: refuses_tls(served))
 
