@@ -33,14 +33,16 @@ from .dns.table import NameTable
 from .dns.zone import DnsRoom
 from .health import HealthServer, split_listen
 from .kernel import netns
+from .kernel.conntrack import Conntrack
 from .kernel.linkwatch import LinkMonitor
 from .kernel.nftables import NftDriver
 from .kernel.rtnetlink import LinkDriver
-from .kernel.underlay import node_addresses, underlay_of
+from .kernel.underlay import default_route_device, node_addresses, underlay_of
 from .model import checks
 from .model.base import Key, Object
 from .model.errors import Invalid, NetplaneError, Unavailable
-from .model.facts import Driver, Scope
+from .model.facts import Driver, Link, Plan, Scope
+from .model.flows import Flows
 from .model.nodes import Node
 from .model.snapshot import Snapshot
 from .overlay.room import OverlayRoom, pod_mtu
@@ -95,6 +97,7 @@ class Agent:
         self.boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         self._registry = CollectorRegistry()
         self._links = LinkDriver()
+        self._tracker = Conntrack()
         self._names = NameTable(config.domain)
         self._edge_failures: dict[str, str] = {}
         self._core: Core | None = None
@@ -243,7 +246,7 @@ class Agent:
     def _open_cni(self, core: Core) -> CniServer:
         if not core.wait_synced(0):
             raise Unavailable("waiting for the first full pass")
-        host = _Host(self.config.node, self.boot_id, core, self._links)
+        host = _Host(self.config.node, self.boot_id, core, self._links, self._tracker)
         server = CniServer(str(self.config.run_dir / CNI_SOCKET), host, self._cni_config)
         server.start()
         return server
@@ -252,9 +255,9 @@ class Agent:
 class _Host:
     """What the CNI server sees of the agent (cni.host.Host)."""
 
-    def __init__(self, node: str, boot_id: str, core: Core, links: LinkDriver) -> None:
+    def __init__(self, node: str, boot_id: str, core: Core, links: LinkDriver, tracker: Conntrack) -> None:
         self.node, self.boot_id = node, boot_id
-        self._core, self._links = core, links
+        self._core, self._links, self._tracker = core, links, tracker
 
     def snapshot(self) -> Snapshot:
         return self._core.snapshot()
@@ -276,6 +279,18 @@ class _Host:
 
     def netns_exists(self, path: str) -> bool:
         return netns.exists(path)
+
+    def peer(self, netns_path: str, ifname: str) -> str:
+        return self._links.peer(netns_path, ifname)
+
+    def default_link(self) -> str:
+        return default_route_device() or ""
+
+    def raise_loopback(self, netns_path: str) -> None:
+        self._links.apply(Plan(add=(Link(name="lo", netns=netns_path),)))
+
+    def forget(self, flows: Iterable[Flows]) -> None:
+        self._tracker.forget(flows)
 
 
 class _Calm:

@@ -53,4 +53,5 @@ class PodWriter:
 def _siblings(snapshot: Snapshot, attachment: Attachment) -> tuple[Attachment, ...]:
     """The attachments of the same pod, this one included."""
     spec = attachment.spec
-    return snapshot.by(Attachment, "pod", f"{spec.pod_namespace}/{spec.pod_name}")
+    found = snapshot.by(Attachment, "pod", f"{spec.pod_namespace}/{spec.pod_name}")
+    return tuple(a for a in found if a.spec.kind != "ipam")

@@ -45,7 +45,7 @@ class Runtime:
             not snapshot.count(Attachment)
             and not snapshot.count(Pod)
             and not self.host.kernel.keys() - {BASE}
-            and all(": 0 of" in use for use in self.server.verbs.ipam.usage())
+            and all(": 0 of" in use for use in self.server.verbs.networks.node.usage())
         )
 
 
@@ -196,7 +196,7 @@ def test_a_record_without_its_interface_gives_way_to_a_new_add(runtime: Runtime)
     runtime.host.links.clear()
     assert "ips" in runtime("ADD")
     assert runtime.host.snapshot().count(Attachment) == 1
-    assert "1 of" in runtime.server.verbs.ipam.usage()[0]
+    assert "1 of" in runtime.server.verbs.networks.node.usage()[0]
 
 
 def test_of_two_adds_of_one_interface_one_wins(runtime: Runtime) -> None:
@@ -214,7 +214,7 @@ def test_of_two_adds_of_one_interface_one_wins(runtime: Runtime) -> None:
         thread.join()
     assert sorted("ips" in a for a in answers) == [False] * 7 + [True]
     assert {a["code"] for a in answers if "code" in a} == {4}
-    assert "1 of" in runtime.server.verbs.ipam.usage()[0]
+    assert "1 of" in runtime.server.verbs.networks.node.usage()[0]
 
 
 def test_adds_in_parallel_get_different_addresses(runtime: Runtime) -> None:
