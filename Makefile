@@ -39,8 +39,9 @@ $(VENV)/.dev: $(VENV)/.built
 
 # Real peers for tests and benchmarks.
 $(VENV)/.peers: $(VENV)/.system
-	tools/apt-install containernetworking-plugins iperf3 iputils-ping bind9-dnsutils conntrack bpftool
+	tools/apt-install containernetworking-plugins iperf3 iputils-ping bind9-dnsutils conntrack bpftool iptables podman
+	tools/client-peers $(VENV)/peers
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info netplane/_bin netplane/_bpf netplane/kernel/_rtnl*.so
+	rm -rf $(VENV) build *.egg-info netplane/_bin netplane/_bpf netplane/kernel/_*.so netplane/dns/_*.so

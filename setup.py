@@ -55,4 +55,11 @@ class BuildPrograms(build_py):
             build_bpf(root / "_bpf")
 
 
-setup(cmdclass={"build_py": BuildPrograms}, cffi_modules=["csrc/rtnl/build_ffi.py:ffi"])
+setup(
+    cmdclass={"build_py": BuildPrograms},
+    cffi_modules=[
+        "csrc/rtnl/build_ffi.py:ffi",
+        "csrc/nft/build_ffi.py:ffi",
+        "csrc/dns/build_ffi.py:ffi",
+    ],
+)

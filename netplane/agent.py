@@ -15,9 +15,10 @@ import resource
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,26 +29,41 @@ from .cluster.config import ClusterConfig
 from .cni.ipam import gateway
 from .cni.render import CniConfig, CniRoom
 from .cni.server import CniServer
+from .dns import config as dns_config
+from .dns.config import DnsConfig
+from .dns.controls import DnsControls
+from .dns.metrics import DnsMetrics
+from .dns.names import LocalNames
 from .dns.server import DnsServer
+from .dns.setup import Setup
 from .dns.table import NameTable
-from .dns.zone import DnsRoom
-from .health import HealthServer, split_listen
+from .dns.zone import DnsRoom, ReplaceableRoom
+from .health import Controls, HealthServer, split_listen
 from .kernel import netns
 from .kernel.conntrack import Conntrack
+from .kernel.flows import FlowDriver
+from .kernel.flowtable import FlowTable
 from .kernel.linkwatch import LinkMonitor
 from .kernel.nftables import NftDriver
+from .kernel.nftwatch import NftMonitor
 from .kernel.rtnetlink import LinkDriver
 from .kernel.underlay import default_route_device, node_addresses, underlay_of
 from .model import checks
 from .model.base import Key, Object
+from .model.changes import Put, Write
 from .model.errors import Invalid, NetplaneError, Unavailable
 from .model.facts import Driver, Link, Plan, Scope
 from .model.flows import Flows
 from .model.nodes import Node
 from .model.snapshot import Snapshot
 from .overlay.room import OverlayRoom, pod_mtu
+from .policy.birth import Birth
+from .policy.counters import DropCounters
+from .policy.flows import FlowDriver as PolicyFlows
+from .policy.room import PolicyRoom
 from .reconcile.base import Room
 from .reconcile.core import Core
+from .services.health import HealthChecks
 from .services.room import ServicesRoom
 from .store import Store, open_store
 
@@ -73,6 +89,7 @@ class AgentConfig:
     rooms: tuple[str, ...] = ROOMS
     domain: str = "cluster.local"
     dns_listen: tuple[str, ...] = ()
+    dns_config: str = ""
     resolv_conf: str = "/etc/resolv.conf"
     http_listen: str = ""
 
@@ -97,10 +114,16 @@ class Agent:
         self.boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         self._registry = CollectorRegistry()
         self._links = LinkDriver()
-        self._tracker = Conntrack()
         self._names = NameTable(config.domain)
+        self._checks = HealthChecks(self._proxy_healthy)
+        self._dns = dns_config.read(config.dns_config) if config.dns_config else dns_config.DnsConfig()
+        self._dns_setup: Setup | None = None
+        self._flows: PolicyFlows | None = None
+        self._policy: PolicyRoom | None = None
         self._edge_failures: dict[str, str] = {}
+        self._controls: Controls = {}  # what operators ask of the edges, on the agent's socket
         self._core: Core | None = None
+        self._nft: NftDriver | None = None
 
     def run(self, stopping: threading.Event) -> None:
         """Raises Invalid for what is refused at start; after that, only `stopping` ends it."""
@@ -117,13 +140,19 @@ class Agent:
                 _patiently(registrar.register, stopping)
                 stack.callback(_quietly, registrar.release)
             core = self._core = self._build(store, machine)
+            if self._policy is not None and self._flows is not None:
+                self._flows.judge = self._policy.judge(core.snapshot)
+                self._flows.start()
+                stack.callback(self._flows.stop)
             core.start()
             stack.callback(core.stop)
-            health = HealthServer(self.config.run_dir, self.status, self._registry, self.config.http_listen)
+            health = HealthServer(
+                self.config.run_dir, self.status, self._registry, self.config.http_listen, self._controls
+            )
             health.start()
             stack.callback(health.stop)
-            monitor = LinkMonitor(_Calm(core.resync), own=self._links.portids)
-            stack.enter_context(monitor)
+            for monitor in self._monitors(core):
+                stack.enter_context(monitor)
             edges = threading.Thread(target=self._open_edges, args=(core, stack, stopping), name="edges")
             edges.start()
             try:
@@ -131,6 +160,14 @@ class Agent:
             finally:
                 stopping.set()
                 edges.join()
+
+    def _monitors(self, core: Core) -> Iterator[AbstractContextManager[Any]]:
+        """What tells us that somebody else changed what is ours."""
+        mend = _Calm(core.resync)
+        yield LinkMonitor(mend, own=self._links.portids)
+        if self._nft is not None:
+            busy = partial(getattr, self._nft, "transactions")
+            yield NftMonitor(mend, own=self._nft.portids, busy=busy)
 
     def status(self) -> dict[str, Any]:
         """Core's status with the node's name and the edges that could not be opened."""
@@ -140,7 +177,13 @@ class Agent:
             room = status["rooms"].setdefault(edge, {"scopes": 0, "failing": {}})
             room["failing"]["server"] = why
             status["synced"] = False
+        if self._dns_setup is not None and self._dns_setup.problem:  # the running one serves on
+            status["dns"] = {"config": self._dns_setup.problem}
         return {"node": self.config.node, **status}
+
+    def _proxy_healthy(self) -> bool:
+        """As load balancers are told of it: the kernel takes what it is given."""
+        return self._core is None or self._core.healthy()
 
     def _machine(self, instance: str) -> cluster.Machine:
         addresses = self.config.node_ips or tuple(node_addresses())
@@ -156,21 +199,37 @@ class Agent:
         )
 
     def _build(self, store: Store, machine: cluster.Machine) -> Core:
-        nft = NftDriver()
+        nft = self._nft = NftDriver()
         drivers: dict[str, tuple[Driver, ...]] = {
             "cni": (self._links, nft),
             "overlay": (self._links,),
-            "services": (nft, self._links),
+            "services": (nft, self._links, FlowDriver(), self._checks),  # flows go after the rules
             "dns": (self._names,),
         }
+        if "policy" in self.config.rooms:
+            self._flows = PolicyFlows(FlowTable())
+            drivers["policy"] = (nft, self._flows)
         rooms = [(room, drivers[room.name]) for room in self._rooms(machine)]
         controllers = [] if store.allocates else cluster.controllers(self.config.cluster)
-        return Core(store, rooms, controllers, self._rank)
+        core = Core(store, rooms, controllers, self._rank)
+        if self._policy is not None and self._flows is not None:
+            self._registry.register(DropCounters(self._policy, core.snapshot, nft.counters, self._flows))
+        return core
 
     def _rooms(self, machine: cluster.Machine) -> list[Room]:
         config, ranges = self.config, self.config.cluster
+        dns_servers = self._dns_servers()
         self._cni_config = CniConfig(
-            cluster_cidrs=ranges.cluster_cidrs, pod_mtu=self._pod_mtu(machine), boot_id=self.boot_id
+            cluster_cidrs=ranges.cluster_cidrs,
+            pod_mtu=self._pod_mtu(machine),
+            boot_id=self.boot_id,
+            dns_domain=config.domain if dns_servers is not None else "",
+            dns_servers=dns_servers or (),
+            resolv_conf=config.resolv_conf,
+        )
+        listen = tuple(split_listen(a)[0] for a in config.dns_listen)
+        self._dns_room = ReplaceableRoom(
+            DnsRoom(config.node, config.domain, self._dns.ttl, listen, self._dns.negative_ttl)
         )
         rooms: dict[str, Room] = {
             "cni": CniRoom(config.node, self._cni_config),
@@ -182,11 +241,21 @@ class Agent:
                 ranges.service_cidrs,
                 bridge_netfilter="cni" not in config.rooms and Path("/proc/sys/net/bridge").exists(),
             ),
-            "dns": DnsRoom(
-                config.node, config.domain, addresses=tuple(split_listen(a)[0] for a in config.dns_listen)
-            ),
+            "dns": self._dns_room,
         }
+        if "policy" in config.rooms:
+            rooms["policy"] = self._policy = PolicyRoom(config.node)
         return [room for name, room in rooms.items() if name in config.rooms]
+
+    def _dns_servers(self) -> tuple[str, ...] | None:
+        """Where pods ask for names; (): at their gateways; None: not here (a resolv.conf has no ports)."""
+        if "dns" not in self.config.rooms:
+            return None
+        listen = [split_listen(text) for text in self.config.dns_listen]
+        usable = tuple(ip for ip, port in listen if port == 53)
+        if listen and not usable:
+            return None
+        return () if {"0.0.0.0", "::"} & set(usable) else usable
 
     def _pod_mtu(self, machine: cluster.Machine) -> int:
         if "overlay" not in self.config.rooms:
@@ -224,11 +293,11 @@ class Agent:
                         log.info("%s: %s", name, exc)
                     self._edge_failures[name] = str(exc)
                     continue
-                stack.callback(server.stop)
+                stack.callback(server.close if isinstance(server, ExitStack) else server.stop)
                 del todo[name]
             stopping.wait(0.02)
 
-    def _open_dns(self, core: Core) -> DnsServer:
+    def _open_dns(self, core: Core) -> ExitStack:
         listen = [split_listen(text) for text in self.config.dns_listen]
         if not listen:
             node = core.snapshot().get(Node, "", self.config.node)
@@ -239,14 +308,32 @@ class Agent:
             raise Unavailable("waiting for the first full pass")
         self._names.mark_synced()
         server = DnsServer(self._names, listen, self.config.resolv_conf)
-        server.start()
-        self._registry.register(server.counters)
-        return server
+        names = LocalNames(core.snapshot, self.config.domain)
+        setup = Setup(server, names, self.config.dns_config, self.config.resolv_conf, self._dns_applied)
+        with ExitStack() as stack:
+            server.start()
+            stack.callback(server.stop)
+            setup.start()
+            stack.callback(setup.stop)
+            self._registry.register(server.counters)
+            self._registry.register(DnsMetrics(setup))
+            self._dns_setup = setup
+            self._controls.update(DnsControls(self._names, names, server.log, core.snapshot).paths())
+            return stack.pop_all()
+
+    def _dns_applied(self, config: DnsConfig) -> None:
+        """The TTLs are in the room's records: others mean that all are rendered again."""
+        room = self._dns_room.current
+        if (room.ttl, room.negative_ttl) != (config.ttl, config.negative_ttl):
+            self._dns_room.current = replace(room, ttl=config.ttl, negative_ttl=config.negative_ttl)
+            assert self._core is not None
+            self._core.resync()
 
     def _open_cni(self, core: Core) -> CniServer:
         if not core.wait_synced(0):
             raise Unavailable("waiting for the first full pass")
-        host = _Host(self.config.node, self.boot_id, core, self._links, self._tracker)
+        birth = Birth(self._policy) if self._policy else None
+        host = _Host(self.config.node, self.boot_id, core, self._links, birth)
         server = CniServer(str(self.config.run_dir / CNI_SOCKET), host, self._cni_config)
         server.start()
         return server
@@ -255,21 +342,43 @@ class Agent:
 class _Host:
     """What the CNI server sees of the agent (cni.host.Host)."""
 
-    def __init__(self, node: str, boot_id: str, core: Core, links: LinkDriver, tracker: Conntrack) -> None:
+    def __init__(self, node: str, boot_id: str, core: Core, links: LinkDriver, birth: Birth | None) -> None:
         self.node, self.boot_id = node, boot_id
-        self._core, self._links, self._tracker = core, links, tracker
+        self._core, self._links, self._birth = core, links, birth
+        self._tracker = Conntrack()
 
     def snapshot(self) -> Snapshot:
         return self._core.snapshot()
 
     def put(self, obj: Object, expect: int | None = None) -> Object:
-        return self._core.put(obj, expect)
+        before = self._core.snapshot().find(obj.key) if self._birth else None
+        stored = self._core.put(obj, expect)
+        if self._birth:  # a pod's address is known: the peers of others' policies, before ADD returns
+            self._core.sync(self._birth.after_put(before, stored, self._core.snapshot()))
+        return stored
 
     def delete(self, key: Key, expect: int | None = None) -> Object:
         return self._core.delete(key, expect)
 
-    def sync(self, scopes: Iterable[Scope]) -> None:
-        self._core.sync(scopes)
+    def write(self, writes: Sequence[Write]) -> list[Object]:
+        before = [self._core.snapshot().find(w.object.key) if isinstance(w, Put) else None for w in writes]
+        stored = self._core.write(writes)
+        if self._birth:  # a pod's address is known: the peers of others' policies, before ADD returns
+            snapshot = self._core.snapshot()
+            touched = [self._birth.after_put(b, s, snapshot) for b, s in zip(before, stored, strict=True)]
+            self._core.sync(dict.fromkeys(scope for scopes in touched for scope in scopes))
+        return stored
+
+    def sync(self, scopes: Iterable[Scope], before: Callable[[], object] | None = None) -> None:
+        scopes = list(scopes)
+
+        def first() -> None:
+            if before is not None:
+                before()
+            if self._birth:  # isolation stands before the interface is there
+                self._core.sync(self._birth.before_links(scopes, self._core.snapshot()))
+
+        self._core.sync(scopes, first)
 
     def verify(self, scopes: Iterable[Scope]) -> list[str]:
         return self._core.verify(scopes)

@@ -16,12 +16,15 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl, urlencode
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
-from .model.errors import Invalid, Unavailable
+from .model.errors import Invalid, NetplaneError, Unavailable
 
 Status = Callable[[], dict[str, Any]]
+Control = Callable[[dict[str, str]], dict[str, Any]]  # a query string's words in, JSON out; raises Invalid
+Controls = dict[str, Control]
 SOCKET = "agent.sock"
 
 
@@ -29,7 +32,13 @@ class _Handler(BaseHTTPRequestHandler):
     server: _Server
 
     def do_GET(self) -> None:
-        code, content_type, body = self.server.answer(self.path.partition("?")[0])
+        self._respond(*self.server.answer(self.path.partition("?")[0]))
+
+    def do_POST(self) -> None:
+        path, _, query = self.path.partition("?")
+        self._respond(*self.server.control(path, query))
+
+    def _respond(self, code: int, content_type: str, body: bytes) -> None:
         self.send_response(code)
         self.send_header("Content-Type", content_type)
         self.send_header("Content-Length", str(len(body)))
@@ -47,10 +56,21 @@ class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
     daemon_threads = True
     allow_reuse_address = True
 
-    def __init__(self, address: Any, family: int, status: Status, registry: CollectorRegistry) -> None:
+    def __init__(
+        self, address: Any, family: int, status: Status, registry: CollectorRegistry, controls: Controls
+    ) -> None:
         self.address_family = family
-        self._status, self._registry = status, registry
+        self._status, self._registry, self._controls = status, registry, controls
         super().__init__(address, _Handler)
+
+    def control(self, path: str, query: str) -> tuple[int, str, bytes]:
+        if path not in self._controls:
+            return 404, "text/plain", f"this agent has no {path} (is its room on?)\n".encode()
+        try:
+            found = self._controls[path](dict(parse_qsl(query)))
+        except NetplaneError as exc:
+            return 400, "text/plain", str(exc).encode()
+        return 200, "application/json", json.dumps(found).encode()
 
     def answer(self, path: str) -> tuple[int, str, bytes]:
         if path == "/livez":
@@ -72,18 +92,28 @@ def _kernel_failing(status: dict[str, Any]) -> bool:
 
 
 class HealthServer:
-    """Serves on RUN_DIR/agent.sock and, when ``listen`` (IP:PORT) is given, over TCP."""
+    """Serves on RUN_DIR/agent.sock and, when ``listen`` (IP:PORT) is given, over TCP.
 
-    def __init__(self, run_dir: Path, status: Status, registry: CollectorRegistry, listen: str = "") -> None:
+    ``controls``: by path, on the socket alone, which is the operator's; more may come while it serves.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        status: Status,
+        registry: CollectorRegistry,
+        listen: str = "",
+        controls: Controls | None = None,
+    ) -> None:
         path = run_dir / SOCKET
         path.unlink(missing_ok=True)
-        self._servers = [_Server(str(path), socket.AF_UNIX, status, registry)]
+        self._servers = [_Server(str(path), socket.AF_UNIX, status, registry, controls or {})]
         os.chmod(path, 0o600)
         if listen:
             host, port = split_listen(listen)
             family = socket.AF_INET6 if ":" in host else socket.AF_INET
             try:
-                self._servers.append(_Server((host, port), family, status, registry))
+                self._servers.append(_Server((host, port), family, status, registry, {}))
             except OSError as exc:
                 raise Invalid(
                     f"--http-listen {listen}: {exc.strerror}; choose another address or port"
@@ -110,16 +140,29 @@ def split_listen(text: str) -> tuple[str, int]:
 
 def read_status(run_dir: Path) -> dict[str, Any]:
     """What the agent of a run directory says of itself. Raises Unavailable when none answers."""
-    path = run_dir / SOCKET
+    return _ask(run_dir, "GET", "/status")
+
+
+def ask_agent(run_dir: Path, path: str, **words: str) -> dict[str, Any]:
+    """A control of the agent of a run directory. Raises Invalid (refused), Unavailable (no agent)."""
+    return _ask(run_dir, "POST", f"{path}?{urlencode(words)}")
+
+
+def _ask(run_dir: Path, method: str, path: str) -> dict[str, Any]:
+    where = run_dir / SOCKET
     connection = http.client.HTTPConnection("localhost", timeout=5)
     connection.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     connection.sock.settimeout(5)
     try:
-        connection.sock.connect(str(path))
-        connection.request("GET", "/status")
-        found: dict[str, Any] = json.loads(connection.getresponse().read())
+        connection.sock.connect(str(where))
+        connection.request(method, path)
+        response = connection.getresponse()
+        body = response.read()
+        if response.status in (400, 404):
+            raise Invalid(body.decode(errors="replace").strip())
+        found: dict[str, Any] = json.loads(body)
         return found
     except (OSError, ValueError, http.client.HTTPException) as exc:
-        raise Unavailable(f"no agent answers on {path} ({exc}); is `netplane agent` running?") from exc
+        raise Unavailable(f"no agent answers on {where} ({exc}); is `netplane agent` running?") from exc
     finally:
         connection.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import socket
@@ -50,22 +51,45 @@ def cli() -> None:
 @_root
 @_run_dir
 @_also
-def agent(node: str, store: str, root: Path, run_dir: Path, provisioners: tuple[str, ...]) -> None:
+@click.option("--csi-endpoint", default="", metavar="unix:///PATH", help="Be the CSI driver too.")
+def agent(
+    node: str, store: str, root: Path, run_dir: Path, provisioners: tuple[str, ...], csi_endpoint: str
+) -> None:
     """Bind claims, provision and reclaim volumes, in the foreground, until SIGTERM."""
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    stop = _until_told()
     config = _config(node, root, provisioners)
     (run_dir / "storage").mkdir(parents=True, exist_ok=True)
     opened = open_store(store)
     core = wiring.build(opened, config)
     health = HealthServer(run_dir / "storage", lambda: {"node": node, **core.status()}, CollectorRegistry())
+    driver = _driver(csi_endpoint, config.root, node) if csi_endpoint else None
     core.start()
     health.start()
     stop.wait()
+    if driver is not None:
+        driver.stop()
     health.stop()
     core.stop()
     opened.close()
+
+
+@cli.command()
+@click.option("--endpoint", required=True, metavar="unix:///PATH", help="Where the orchestrator calls.")
+@_root
+@_node
+@click.option(
+    "--max-volumes", type=int, default=0, metavar="N", help="How many this node takes; 0: any number."
+)
+@click.option("-v", "--verbose", is_flag=True, help="Log refused calls too.")
+def csi(endpoint: str, root: Path, node: str, max_volumes: int, verbose: bool) -> None:
+    """Be the CSI driver csi.storageplane.io, alone, without a store, until SIGTERM."""
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING, format="%(levelname).1s %(message)s"
+    )
+    stop = _until_told()
+    driver = _driver(endpoint, wiring.prepare_root(root), node, max_volumes)
+    stop.wait()
+    driver.stop()
 
 
 @cli.command()
@@ -140,6 +164,21 @@ def doctor_command(root: Path) -> None:
         click.echo(f"{'ok  ' if ok else 'FAIL'} {line}")
     if not good:
         raise SystemExit(1)
+
+
+def _until_told() -> threading.Event:
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    return stop
+
+
+def _driver(endpoint: str, root: Path, node: str, most: int = 0) -> Any:
+    from .csi.server import CsiServer  # gRPC costs memory and a quarter of a second: for drivers only
+
+    driver = CsiServer(endpoint, root, node, most)
+    driver.start()
+    return driver
 
 
 def _config(node: str, root: Path, provisioners: tuple[str, ...]) -> wiring.Config:

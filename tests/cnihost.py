@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from netplane.cni.render import CniConfig, CniRoom
 from netplane.model.base import Key, Object, ObjectMeta, amend
+from netplane.model.changes import Put, Write
 from netplane.model.errors import Conflict, NotFound
 from netplane.model.facts import Fact, FactKey, Link, Scope
 from netplane.model.flows import Flows
@@ -74,7 +75,12 @@ class MemoryHost:
             self._snapshot = self._snapshot.with_delete(key, self._snapshot.revision + 1)
             return old
 
-    def sync(self, scopes: Iterable[Scope]) -> None:
+    def write(self, writes: Sequence[Write]) -> list[Object]:
+        return [self.put(*w) if isinstance(w, Put) else self.delete(*w) for w in writes]
+
+    def sync(self, scopes: Iterable[Scope], before: Callable[[], object] | None = None) -> None:
+        if before is not None:
+            before()
         for scope in scopes:
             self.fail("sync", scope)
             with self._lock:

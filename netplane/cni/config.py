@@ -183,6 +183,8 @@ def _document(raw: bytes) -> dict[str, Any]:
         raise Refused(DECODE, f"the network configuration is not JSON: {exc}") from None
     if not isinstance(doc, dict):
         raise Refused(DECODE, f"the network configuration is a JSON object, not {doc!r:.40}")
+    if _GC_KEYS[0] in doc and doc[_GC_KEYS[0]] is None:
+        doc[_GC_KEYS[0]] = []  # what libcni sends for a runtime that has no attachment: Go's nil slice
     return {key: value for key, value in doc.items() if value is not None and not key.startswith("cni.dev/-")}
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 from ..model.base import Key, Object
+from ..model.changes import Write
 from ..model.facts import Scope
 from ..model.flows import Flows
 from ..model.snapshot import Snapshot
@@ -21,8 +22,11 @@ class Host(Protocol):
     def put(self, obj: Object, expect: int | None = None) -> Object: ...
     def delete(self, key: Key, expect: int | None = None) -> object: ...
 
-    def sync(self, scopes: Iterable[Scope]) -> None:
-        """Render, diff and apply in this thread. Raises the scope's error."""
+    def write(self, writes: Sequence[Write]) -> list[Object]:
+        """All of these in order, in one transaction where the store has them; what was stored."""
+
+    def sync(self, scopes: Iterable[Scope], before: Callable[[], object] | None = None) -> None:
+        """Render, diff and apply in this thread, after the writes of ``before``. Raises the scope's error."""
 
     def verify(self, scopes: Iterable[Scope]) -> list[str]:
         """What the kernel holds otherwise than it should, in words."""

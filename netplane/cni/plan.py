@@ -43,6 +43,11 @@ def record_names(node: str, request: Request) -> list[str]:
     return [record_name(node, request, kind) for kind in ("chained", "bridge")]
 
 
+def on_pod_network(attachment: Attachment) -> bool:
+    """Whether the node's pod CIDRs, its bridge and its name server are the attachment's."""
+    return attachment.spec.kind in ("bridge", "ptp") and not attachment.spec.ipam
+
+
 def routed(request: Request) -> bool:
     """Whether addresses get a host's length and everything goes by the gateway."""
     config = request.config

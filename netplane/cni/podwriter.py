@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import suppress
+
+from ..model.changes import Delete, Put, Write
+from ..model.errors import NotFound
 from ..model.nodes import Node
 from ..model.own import Attachment
 from ..model.pods import Pod
@@ -15,33 +20,45 @@ class PodWriter:
     def __init__(self, host: Host) -> None:
         self.host = host
 
-    def up(self, attachment: Attachment, labels: dict[str, str]) -> None:
-        """The pod runs at the attachment's addresses; ``labels`` are for one that we create."""
+    def up(self, attachment: Attachment, labels: dict[str, str], also: Sequence[Write] = ()) -> None:
+        """The pod runs at the attachment's addresses; ``labels`` are for one that we create.
+
+        ``also`` is written in the same transaction, before the pod.
+        """
 
         def write() -> None:
             snapshot = self.host.snapshot()
             others = [a for a in _siblings(snapshot, attachment) if a.name != attachment.name]
-            if is_second(attachment, others):
+            if attachment.spec.kind == "ipam" or is_second(attachment, others):
+                self.host.write(also)
                 return
             pod = snapshot.get(Pod, attachment.spec.pod_namespace, attachment.spec.pod_name)
             after = pod_up(pod, attachment, labels, self._addresses(snapshot))
-            self.host.put(after, pod.revision if pod else 0)
+            self.host.write([*also, Put(after, pod.revision if pod else 0)])
 
         persist(write)
 
     def down(self, attachment: Attachment) -> None:
-        """The attachment goes: so do the pod's addresses, or the pod, or nothing."""
+        """The attachment goes: so do the pod's addresses, or the pod, or nothing; then its record."""
 
         def write() -> None:
             snapshot = self.host.snapshot()
             pod = snapshot.get(Pod, attachment.spec.pod_namespace, attachment.spec.pod_name)
-            if pod is None:
-                return
-            after = pod_down(pod, attachment, _siblings(snapshot, attachment), self._addresses(snapshot))
-            if after is None:
-                self.host.delete(pod.key, pod.revision)
-            elif after is not pod:
-                self.host.put(after, pod.revision)
+            writes: list[Write] = []
+            if pod is not None and attachment.spec.kind != "ipam":
+                after = pod_down(pod, attachment, _siblings(snapshot, attachment), self._addresses(snapshot))
+                if after is None:
+                    writes = [Delete(pod.key, pod.revision)]
+                elif after is not pod:
+                    writes = [Put(after, pod.revision)]
+            if snapshot.find(attachment.key) is not None:
+                writes.append(Delete(attachment.key))
+            try:
+                self.host.write(writes)
+            except NotFound:  # somebody else deleted one of the two: whatever is left, by itself
+                for one in writes:
+                    with suppress(NotFound):
+                        self.host.write([one])
 
         persist(write)
 

@@ -44,13 +44,17 @@ class CniConfig(msgspec.Struct, frozen=True):
     """What the agent's command line and the overlay decide. ``pod_mtu`` 0: the kernel's choice.
 
     ``boot_id``: this boot's (/proc/sys/kernel/random/boot_id); what another boot recorded is not
-    rendered, since its namespaces are gone. "" renders everything.
+    rendered, since its namespaces are gone. "" renders everything. ``dns_domain``: the cluster's, when
+    the node answers its names at ``dns_servers`` ((): the pod's gateways); ``resolv_conf``: its own file.
     """
 
     cluster_cidrs: tuple[str, ...] = ()
     pod_mtu: int = 0
     ip_masq: bool = True
     boot_id: str = ""
+    dns_domain: str = ""
+    dns_servers: tuple[str, ...] = ()
+    resolv_conf: str = ""
 
 
 class CniRoom:
@@ -65,11 +69,10 @@ class CniRoom:
     def scopes(self, event: object, snapshot: Snapshot) -> Iterable[Scope]:
         if event is None:
             return [BASE, *(Scope(ROOM, a.name) for a in snapshot.by(Attachment, "node", self.node))]
-        found = dict.fromkeys(
-            scope
-            for obj in (getattr(event, "old", None), getattr(event, "new", None))
-            for scope in self._touched(obj)
-        )
+        old, new = getattr(event, "old", None), getattr(event, "new", None)
+        if isinstance(old, Attachment) and isinstance(new, Attachment) and old.spec == new.spec:
+            return []  # its phase is of no matter to the kernel
+        found = dict.fromkeys(scope for obj in (old, new) for scope in self._touched(obj))
         return list(found)
 
     def _touched(self, obj: object) -> Iterator[Scope]:

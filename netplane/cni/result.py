@@ -18,10 +18,12 @@ from .names import BRIDGE, bridge_mac, host_mac
 from .wiring import own_bridge
 
 
-def add_result(attachment: Attachment, config: NetConf) -> dict[str, Any]:
+def add_result(attachment: Attachment, config: NetConf, dns: dict[str, Any] | None = None) -> dict[str, Any]:
+    """``dns``: the node's own, where neither the network nor a plugin before us names any."""
     spec = attachment.spec
     before = {} if spec.kind == "ipam" else config.prev_result or {}
-    dns = msgspec.to_builtins(config.result_dns) or spec.config.get("dns") or before.get("dns", {})
+    named = msgspec.to_builtins(config.result_dns) or spec.config.get("dns") or before.get("dns")
+    dns = named or dns or {}
     if spec.kind == "chained":
         return {**before, "cniVersion": config.version, "dns": dns}
     mine = [] if spec.kind == "ipam" else list(_interfaces(attachment, config.version == "1.1.0"))

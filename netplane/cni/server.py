@@ -12,7 +12,6 @@ import os
 import socket
 import stat
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -35,39 +34,39 @@ class CniServer:
     def __init__(self, path: str, host: Host, config: CniConfig | None = None, workers: int = 32) -> None:
         self.path = path
         self.verbs = Verbs(host, config or CniConfig())
-        self._workers = workers
-        self._pool: ThreadPoolExecutor | None = None
         self._listener: socket.socket | None = None
-        self._thread: threading.Thread | None = None
+        self._threads = [
+            threading.Thread(target=self._accept, name=f"cni-{i}", daemon=True) for i in range(workers)
+        ]
 
     def start(self) -> None:
         """Undo what a crash left, then listen. Raises Unavailable, or Invalid when another agent does."""
         self.verbs.recover()
         self._listener = _listen(self.path)
-        self._pool = ThreadPoolExecutor(self._workers, thread_name_prefix="cni")
-        self._thread = threading.Thread(target=self._accept, args=(self._listener,), name="cni", daemon=True)
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
     def stop(self) -> None:
         """Take no more requests, finish those in hand."""
-        if self._listener is None or self._pool is None or self._thread is None:
+        if self._listener is None:
             return
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)  # wakes accept()
+        for thread in self._threads:
+            thread.join()
         self._listener.close()
-        self._thread.join()
-        self._pool.shutdown(wait=True)
         Path(self.path).unlink(missing_ok=True)
         self._listener = None
 
-    def _accept(self, listener: socket.socket) -> None:
-        assert self._pool is not None
+    def _accept(self) -> None:
+        """Every thread waits for a connection of its own: the kernel wakes one, and nothing is handed on."""
+        assert self._listener is not None
         while True:
             try:
-                connection, _ = listener.accept()
+                connection, _ = self._listener.accept()
             except OSError:
                 return
-            self._pool.submit(self._serve, connection)
+            self._serve(connection)
 
     def _serve(self, connection: socket.socket) -> None:
         with connection:

@@ -9,14 +9,16 @@ Rule 3: one container interface, one operation at a time; different ones run in 
 from __future__ import annotations
 
 import logging
+import os
 import threading
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
-from ..model.base import Object, amend
-from ..model.errors import Conflict, KernelError, NetplaneError, NotFound, Unavailable
+from ..model.base import amend
+from ..model.changes import Put
+from ..model.errors import Conflict, KernelError, NetplaneError, Unavailable
 from ..model.facts import Scope
 from ..model.nodes import Node
 from ..model.own import Allocation, Attachment
@@ -28,6 +30,7 @@ from .host import Host
 from .ipam import describe
 from .locks import Locks
 from .networks import Networks
+from .poddns import pod_dns
 from .podwriter import PodWriter
 from .ports import HostPorts, refuse_unreachable, udp_flows
 from .ranges import OURS, whole
@@ -51,6 +54,7 @@ class Verbs:
         self._locks = Locks()
         self._owed: dict[str, Attachment] = {}  # record gone, kernel not yet clean
         self._begin = threading.Lock()
+        self._adding = threading.BoundedSemaphore((os.cpu_count() or 1) + 1)
         self._cidrs: tuple[str, ...] = ()  # what the index and the base were last made for
         self._ports_known = False
 
@@ -58,9 +62,14 @@ class Verbs:
         """Carry one request out; the result for stdout, None for nothing. Raises NetplaneError."""
         verb = {"ADD": self.add, "DEL": self.remove, "CHECK": self.check}.get(request.command)
         if verb is not None:
-            with self._locks.hold((request.container_id, request.ifname)):
+            with self._locks.hold((request.container_id, request.ifname)), self._lane(request.command):
                 return verb(request)
         return {"STATUS": self.status, "GC": self.collect}[request.command](request)
+
+    def _lane(self, command: str) -> AbstractContextManager[Any]:
+        """ADDs are work for the processor: more at once than it has cores would only be in each other's
+        way. The others wait for the kernel, together."""
+        return self._adding if command == "ADD" else nullcontext()
 
     # --- ADD ---------------------------------------------------------------------------------
 
@@ -73,14 +82,15 @@ class Verbs:
         attachment = self._leased(attachment, request)
         try:
             self._claim_ports(attachment)
-            attachment = self._claim(attachment)
-            self._unpin(attachment)
-            self.host.sync([Scope(ROOM, attachment.name)])
+            self.host.sync([Scope(ROOM, attachment.name)], lambda: self._claim(attachment))
             self.host.forget(udp_flows(attachment, gone=False))
-            attachment = _stored(self.host.put(amend(attachment, phase="Ready"), attachment.revision))
-            if attachment.spec.kind != "ipam":
-                self._pods.up(attachment, request.config.labels)
-            return add_result(attachment, request.config)
+            ready = amend(attachment, phase="Ready")
+            record = self.host.snapshot().get(Attachment, "", attachment.name)
+            if record is None:
+                raise Conflict(f"the record of {attachment.name} was deleted while its ADD was at work")
+            self._pods.up(ready, request.config.labels, [Put(ready, record.revision)])
+            dns = pod_dns(ready, self.host.snapshot(), self.config) if plan.on_pod_network(ready) else None
+            return add_result(ready, request.config, dns)
         except _Claimed:
             self._give_back(attachment)
             raise
@@ -195,10 +205,11 @@ class Verbs:
         held = self.host.snapshot().get(Allocation, "", f"nodeport.{protocol}.{port}")
         return f"service {held.spec.holder_namespace}/{held.spec.holder_name} (node port)" if held else ""
 
-    def _claim(self, attachment: Attachment) -> Attachment:
+    def _claim(self, attachment: Attachment) -> None:
         """Write the record; creating it *is* the claim."""
         try:
-            return _stored(self.host.put(attachment, 0))
+            self.host.put(attachment, 0)
+            self._unpin(attachment)
         except Conflict as exc:
             spec = attachment.spec
             raise _Claimed(
@@ -229,14 +240,10 @@ class Verbs:
     def _release(self, record: Attachment) -> None:
         """Pod, record, kernel, address: in this order (rules 1 and 2), each step idempotent."""
         self._owed[record.name] = record
-        if record.spec.kind != "ipam":
-            self._pods.down(record)
         ipam = self.networks.of(record)
         if ipam is not None:
             ipam.pin(record)
-        with suppress(NotFound):
-            self.host.delete(record.key)
-        self.host.sync([Scope(ROOM, record.name)])
+        self.host.sync([Scope(ROOM, record.name)], lambda: self._pods.down(record))
         self.host.forget(udp_flows(record, gone=True))
         self._give_back(record)
         self._tell_delegate("DEL", record)
@@ -311,18 +318,13 @@ class Verbs:
 
     def collect(self, request: Request) -> None:
         """GC: release what the runtime does not list; go on after an error, report them all."""
-        snapshot = self._synced()
-        listed = request.config.valid_attachments
-        if listed is None:
-            raise Refused(CONFIG, "cni.dev/valid-attachments: required for GC; [] means none is valid")
-        valid = {(one.get("containerID"), one.get("ifname")) for one in listed}
+        snapshot, valid = self._synced(), self._is_valid(request)
         faults = []
         for record in snapshot.by(Attachment, "node", self.host.node):
             spec = record.spec
-            key = (spec.container_id, spec.ifname)
-            if spec.network != request.config.name or key in valid:
+            if spec.network != request.config.name or valid(record):
                 continue
-            with self._locks.hold(key):
+            with self._locks.hold((spec.container_id, spec.ifname)):
                 try:
                     self._release(record)
                 except NetplaneError as exc:
@@ -334,6 +336,14 @@ class Verbs:
                 faults.append(str(exc))
         if faults:
             raise Refused(IO, f"GC of network {request.config.name}: {'; '.join(faults)}")
+
+    def _is_valid(self, request: Request) -> Callable[[Attachment], bool]:
+        """Listed by the runtime; without any list (`cnitool gc`), while its namespace is there."""
+        listed = request.config.valid_attachments
+        if listed is None:
+            return lambda record: self.host.netns_exists(record.spec.netns)
+        keys = {(one.get("containerID"), one.get("ifname")) for one in listed}
+        return lambda record: (record.spec.container_id, record.spec.ifname) in keys
 
     # --- start, and namespaces that go without DEL -----------------------------------------------
 
@@ -418,8 +428,3 @@ class Verbs:
 
 class _Claimed(Conflict):
     """The record is somebody else's: nothing of it is ours to undo."""
-
-
-def _stored(obj: Object) -> Attachment:
-    assert isinstance(obj, Attachment)
-    return obj

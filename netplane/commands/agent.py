@@ -38,6 +38,8 @@ def _split(_context: click.Context, _parameter: click.Parameter, value: str) -> 
 @click.option("--rooms", callback=_split, default=",".join(ROOMS), show_default=True)
 @click.option("--domain", default="cluster.local", show_default=True, help="The cluster's DNS domain.")
 @click.option("--dns-listen", callback=_split, default="", metavar="IP:PORT[,IP:PORT]")
+@click.option("--dns-config", default="", metavar="FILE", help="The DNS server's YAML file (docs/dns.md).")
+@click.option("--resolv-conf", default="/etc/resolv.conf", show_default=True, help="The node's own.")
 @click.option("--http-listen", default="", metavar="IP:PORT", help="/metrics, /healthz, /livez, /readyz.")
 @click.option("-v", "--verbose", is_flag=True, help="Log decisions too.")
 def agent(

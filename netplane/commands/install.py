@@ -18,13 +18,18 @@ CONFLIST = "10-netplane.conflist"
 
 
 def conflist(socket: str) -> dict[str, Any]:
-    """The network configuration list that goes beside the binary."""
+    """The network configuration list that goes beside the binary.
+
+    libcni before 1.2 (containerd 1, podman 4) refuses a list of a version that it does not know, and
+    ignores ``cniVersions``; later ones take the newest of both.
+    """
     plugin = {
         "type": "netplane",
         "socket": socket,
         "capabilities": dict.fromkeys(CAPABILITIES, True),
     }
-    return {"cniVersion": "1.1.0", "name": "netplane", "plugins": [plugin]}
+    versions = {"cniVersion": "0.4.0", "cniVersions": ["0.4.0", "1.0.0", "1.1.0"]}
+    return {**versions, "name": "netplane", "plugins": [plugin]}
 
 
 def install(bin_dir: Path, conf_dir: Path, run_dir: Path) -> tuple[Path, Path]:

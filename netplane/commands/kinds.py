@@ -20,6 +20,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     "Lease": ("leases",),
     "Event": ("events", "ev"),
     "NetworkPolicy": ("networkpolicies", "netpol"),
+    "ClusterNetworkPolicy": ("clusternetworkpolicies", "cnp"),
     "PersistentVolume": ("persistentvolumes", "pv"),
     "PersistentVolumeClaim": ("persistentvolumeclaims", "pvc"),
     "StorageClass": ("storageclasses", "sc"),

@@ -184,6 +184,12 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column("MESSAGE", lambda o, _: o.message.strip()),
     ),
     "NetworkPolicy": (NAME, Column("POD-SELECTOR", lambda o, _: selector_text(o.spec.pod_selector)), AGE),
+    "ClusterNetworkPolicy": (
+        NAME,
+        Column("TIER", lambda o, _: o.spec.tier),
+        Column("PRIORITY", lambda o, _: str(o.spec.priority)),
+        AGE,
+    ),
     "PersistentVolume": (
         NAME,
         Column("CAPACITY", lambda o, _: str(o.spec.capacity.get("storage", ""))),

@@ -10,14 +10,16 @@ Rule 3: a name that exists without such data is NODATA, never NXDOMAIN: resolver
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from ..model.errors import Invalid
 from . import wire
+from .loop import Divert
 from .table import RRset, View, pick
 from .wire import Query
 
 MAX_CHAIN = 8  # CNAMEs followed inside the zone; more is a loop
+SEARCH_TTL = 5  # seconds of the CNAME by which a search list is answered at once
 _ARPA = (wire.name("in-addr.arpa"), wire.name("ip6.arpa"))
 _QUESTION = wire.pointer(wire.HEADER.size)
 
@@ -32,13 +34,47 @@ class Client(NamedTuple):
 class Forward(NamedTuple):
     """A question for an upstream: ``name`` with the type of ``query``; `relay` makes bytes of it.
 
-    ``chain`` are the CNAMEs of the zone that led from the query's name to this one.
+    ``chain`` are the CNAMEs of the zone that led from the query's name to this one. ``otherwise`` is
+    what to do when the name does not exist: the next of a search list, or the response.
     """
 
     query: Query
     name: bytes
     limit: int
     chain: tuple[bytes, ...] = ()
+    otherwise: Forward | bytes | None = None
+
+
+class Names(Protocol):
+    """Names that are computed when they are asked for, and may depend on who asks. Pure."""
+
+    @property
+    def computes(self) -> Divert:
+        """Which denials of the table are not the last word."""
+        ...
+
+    def find(self, name: bytes, view: View, client: Client) -> tuple[RRset, ...] | None:
+        """The RRsets of a name that the table does not have; None: there is no such name here."""
+        ...
+
+    def search(self, name: bytes, client: Client) -> Iterable[bytes]:
+        """What the client would ask next, after a denial of ``name`` (autopath)."""
+        ...
+
+
+class NoNames:
+    """Nothing but the table."""
+
+    computes = Divert.NOTHING
+
+    def find(self, name: bytes, view: View, client: Client) -> None:  # noqa: ARG002
+        return None
+
+    def search(self, name: bytes, client: Client) -> tuple[bytes, ...]:  # noqa: ARG002
+        return ()
+
+
+NO_NAMES = NoNames()
 
 
 class Reply(NamedTuple):
@@ -51,7 +87,9 @@ class Reply(NamedTuple):
     flags: int = 0  # AA; RA is added when there is recursion
 
 
-def answer(packet: bytes, view: View, client: Client, recursion: bool) -> bytes | Forward | None:
+def answer(
+    packet: bytes, view: View, client: Client, recursion: bool, names: Names = NO_NAMES
+) -> bytes | Forward | None:
     """The response, or the Forward that stands for it, or None where silence is right."""
     if len(packet) < wire.HEADER.size or packet[2] & 0x80:
         return None
@@ -61,12 +99,9 @@ def answer(packet: bytes, view: View, client: Client, recursion: bool) -> bytes 
         query = wire.parse_query(packet)
     except Invalid:
         return _header_only(packet, wire.FORMERR)
-    outcome = _decide(query, view, recursion)
-    if isinstance(outcome, Forward):
-        return outcome._replace(limit=limit(query, client.udp))
-    if recursion:
-        outcome = outcome._replace(flags=outcome.flags | wire.RA)
-    return pack(query, outcome, limit(query, client.udp))
+    ask = _Ask(query, view, client, recursion, names)
+    outcome = _decide(ask)
+    return outcome if isinstance(outcome, Forward) else ask.pack(outcome)
 
 
 def limit(query: Query, udp: bool) -> int:
@@ -92,7 +127,34 @@ def _header_only(packet: bytes, rcode: int) -> bytes:
 # --- the decision -------------------------------------------------------------------------------
 
 
-def _decide(query: Query, view: View, recursion: bool) -> Reply | Forward:
+class _Ask(NamedTuple):
+    """A query, what it is answered from, and for whom."""
+
+    query: Query
+    view: View
+    client: Client
+    recursion: bool
+    names: Names
+
+    def find(self, name: bytes) -> tuple[RRset, ...] | None:
+        found = self.view.find(name)
+        return found if found is not None else self.names.find(name, self.view, self.client)
+
+    def has(self, name: bytes) -> bool:
+        """Whether a name outside the zone is answered here: a reverse name, one of the client's own."""
+        return name in self.view.names or self.names.find(name, self.view, self.client) is not None
+
+    def forward(self, name: bytes, chain: tuple[bytes, ...] = ()) -> Forward:
+        return Forward(self.query, name, limit(self.query, self.client.udp), chain)
+
+    def pack(self, reply: Reply) -> bytes:
+        if self.recursion:
+            reply = reply._replace(flags=reply.flags | wire.RA)
+        return pack(self.query, reply, limit(self.query, self.client.udp))
+
+
+def _decide(ask: _Ask) -> Reply | Forward:
+    query, view = ask.query, ask.view
     if query.edns is not None and query.edns.version:
         return Reply(wire.BADVERS)
     if query.klass != wire.IN or query.type in (wire.AXFR, wire.IXFR):
@@ -100,21 +162,51 @@ def _decide(query: Query, view: View, recursion: bool) -> Reply | Forward:
     inside = _ends_with(query, view.apex)
     if not view.synced and (inside or any(_ends_with(query, arpa) for arpa in _ARPA)):
         return Reply(wire.SERVFAIL)
-    if inside or query.name in view.names:
-        return _local(query, view, recursion)
-    return Forward(query, query.name, 0) if recursion else Reply(wire.REFUSED)
+    if inside:
+        outcome = _local(ask, query.name)
+        denied = isinstance(outcome, Reply) and outcome.rcode == wire.NXDOMAIN
+        return _searched(ask, outcome) if denied and isinstance(outcome, Reply) else outcome
+    if ask.has(query.name):
+        return _local(ask, query.name)
+    return ask.forward(query.name) if ask.recursion else Reply(wire.REFUSED)
 
 
 def _ends_with(query: Query, apex: bytes) -> bool:
     return query.name.endswith(apex) and len(query.name) - len(apex) in query.labels
 
 
-def _local(query: Query, view: View, recursion: bool) -> Reply | Forward:
-    """From what the table holds, along its CNAMEs (RFC 1034 4.3.2); the last name sets the rcode."""
-    name, owner = query.name, _QUESTION
-    chain: tuple[bytes, ...] = ()
+def _searched(ask: _Ask, denial: Reply) -> Reply | Forward:
+    """The first name of the client's search list that exists, behind a CNAME; ``denial`` when none does."""
+    if not (ask.recursion and ask.query.flags & wire.RD):
+        return denial
+    forwards: list[Forward] = []
+    for name in ask.names.search(ask.query.name, ask.client):
+        chain = (wire.alias(name, SEARCH_TTL),)
+        if not wire.within(name, ask.view.apex) and not ask.has(name):
+            forwards.append(ask.forward(name, chain))
+            continue
+        found = _local(ask, name, chain)
+        if isinstance(found, Forward) or found.rcode != wire.NXDOMAIN:
+            if not forwards:
+                return found
+            return _linked(forwards, found if isinstance(found, Forward) else ask.pack(found))
+    return _linked(forwards, ask.pack(denial)) if forwards else denial
+
+
+def _linked(forwards: list[Forward], last: Forward | bytes) -> Forward:
+    """One after the other, each for when the one before it does not exist."""
+    rest = last
+    for forward in reversed(forwards):
+        rest = forward._replace(otherwise=rest)
+    assert isinstance(rest, Forward)
+    return rest
+
+
+def _local(ask: _Ask, name: bytes, chain: tuple[bytes, ...] = ()) -> Reply | Forward:
+    """From what is known here, along its CNAMEs (RFC 1034 4.3.2); the last name sets the rcode."""
+    query, view, owner = ask.query, ask.view, name if chain else _QUESTION
     for _ in range(MAX_CHAIN):
-        rrsets = view.find(name)
+        rrsets = ask.find(name)
         if rrsets is None:
             return Reply(wire.NXDOMAIN, chain, _soa(query, view), flags=wire.AA)
         alias = pick(rrsets, wire.CNAME)
@@ -124,8 +216,8 @@ def _local(query: Query, view: View, recursion: bool) -> Reply | Forward:
         chain += (wire.owned(link, owner),)
         name = owner = wire.host_of(link)
         if not wire.within(name, view.apex):
-            if recursion and query.flags & wire.RD:
-                return Forward(query, name, 0, chain)
+            if ask.recursion and query.flags & wire.RD:
+                return ask.forward(name, chain)
             return Reply(wire.NOERROR, chain, flags=wire.AA)
     return Reply(wire.SERVFAIL)
 

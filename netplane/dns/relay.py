@@ -25,6 +25,13 @@ def request(forward: Forward, ident: int) -> bytes:
     return wire.HEADER.pack(ident, flags, 1, 0, 0, bool(edns)) + question + edns
 
 
+def failed(forward: Forward) -> bytes:
+    """The reply that stands for none: SERVFAIL, for the cache."""
+    sent = request(forward, 0)
+    end = wire.skip_name(sent, wire.HEADER.size) + 4
+    return wire.HEADER.pack(0, wire.QR | wire.SERVFAIL, 1, 0, 0, 0) + sent[wire.HEADER.size : end]
+
+
 def is_reply(sent: bytes, reply: bytes) -> bool:
     """Whether these bytes answer the request that was sent."""
     if len(reply) < wire.HEADER.size or reply[:2] != sent[:2] or reply[2] & 0xF8 != 0x80:

@@ -15,13 +15,32 @@ from .upstreams import Address, family
 IP_FREEBIND, IP_PKTINFO = 15, 8  # linux/in.h; Python has no names for them
 IPV6_FREEBIND = 78  # linux/in6.h, Linux 4.15
 MAX_QUERY = 4096  # bytes of a UDP packet that are read; a query is a name and some options
-RECEIVE_BUFFER = 1 << 20  # bytes: a burst of some thousand queries while the loop is busy
+RECEIVE_BUFFER = 4 << 20  # bytes: ten thousand queries that wait while the agent is restarted
+SO_RCVBUFFORCE = 33  # asm-generic/socket.h; beyond rmem_max, for CAP_NET_ADMIN
 BACKLOG = 128
 _CMSG = socket.CMSG_SPACE(20)
 Ancillary = list[tuple[int, int, bytes]]
 
 
-def listen(address: Address, kind: socket.SocketKind) -> socket.socket:
+def group(address: Address, count: int) -> list[socket.socket]:
+    """UDP sockets that share an address; the kernel spreads clients over them. As `listen`.
+
+    The first bind is without sharing, so that another process at this address is an error.
+    """
+    with listen(address, socket.SOCK_DGRAM) as alone:
+        bound = alone.getsockname()[:2]
+    made: list[socket.socket] = []
+    try:
+        while len(made) < count:
+            made.append(listen(bound, socket.SOCK_DGRAM, shared=True))
+    except BaseException:
+        for sock in made:
+            sock.close()
+        raise
+    return made
+
+
+def listen(address: Address, kind: socket.SocketKind, shared: bool = False) -> socket.socket:
     """A non-blocking socket bound to an IP and port. Raises Invalid (no IP), KernelError."""
     ip, port = address
     if not family(ip):
@@ -37,7 +56,8 @@ def listen(address: Address, kind: socket.SocketKind) -> socket.socket:
         if kind == socket.SOCK_STREAM:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections of a former run
         else:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
+            _enlarge(sock)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, shared)
         sock.bind(address)
         if kind == socket.SOCK_STREAM:
             sock.listen(BACKLOG)
@@ -46,6 +66,13 @@ def listen(address: Address, kind: socket.SocketKind) -> socket.socket:
         proto = "tcp" if kind == socket.SOCK_STREAM else "udp"
         raise KernelError(exc.errno or 5, f"listen for DNS on {ip} port {port}/{proto}") from None
     return sock
+
+
+def _enlarge(sock: socket.socket) -> None:
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, RECEIVE_BUFFER)
+    except PermissionError:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
 
 
 class Udp:

@@ -4,13 +4,15 @@ Rule 1: readers take `view` once and see one state of all names, whatever is app
         is there for them whole or not at all.
 Rule 2: everything that can be known before a question comes is prepared when a record is applied.
 Rule 3: a name above another name exists, though it has no records (RFC 8020; RFC 4592 2.2.2).
+Rule 4: a twin (the table of the C loop) gets the names that a plan touched, and no others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from itertools import count
-from typing import ClassVar, NamedTuple
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain, count
+from typing import ClassVar, NamedTuple, Protocol
 
 from immutables import Map, MapMutation
 
@@ -33,6 +35,10 @@ class RRset:
         self.type = kind
         self.records = records
         self.turn = turn  # of sets that rotate; whoever replaces this set goes on with it
+
+    @property
+    def rotates(self) -> bool:
+        return self.turn is not None
 
     def next(self) -> tuple[bytes, ...]:
         """The records in the order of this answer: each call begins with the next one, if they rotate."""
@@ -75,6 +81,14 @@ def pick(rrsets: tuple[RRset, ...], kind: int) -> RRset | None:
     return None
 
 
+class Twin(Protocol):
+    """Another table with the same names (loop.Twin). One thread at a time calls it."""
+
+    def change(self, names: Iterable[tuple[bytes, Sequence[RRset] | None]]) -> None: ...
+
+    def sync(self, synced: bool) -> None: ...
+
+
 class NameTable:
     """The Driver "names". One thread applies, any number read `view`.
 
@@ -89,6 +103,21 @@ class NameTable:
     def __init__(self, domain: str = "cluster.local") -> None:
         self.domain = domain
         self.view = View(wire.name(domain))
+        self._twins: tuple[Twin, ...] = ()
+        self._lock = threading.Lock()  # of whoever changes view and twin
+
+    def attach(self, twin: Twin) -> None:
+        """From now on ``twin`` holds the same names; when this returns, it does."""
+        with self._lock:
+            view = self.view
+            above = (name for name in view.below if wire.within(name, view.apex))
+            twin.change((name, view.find(name)) for name in chain(view.names, above))
+            twin.sync(view.synced)
+            self._twins += (twin,)
+
+    def detach(self, twin: Twin) -> None:
+        with self._lock:
+            self._twins = tuple(other for other in self._twins if other is not twin)
 
     @property
     def synced(self) -> bool:
@@ -96,25 +125,34 @@ class NameTable:
 
     def mark_synced(self) -> None:
         """The first full sync has been applied: from now on an unknown name is NXDOMAIN."""
-        self.view = self.view._replace(synced=True)
+        with self._lock:
+            self.view = self.view._replace(synced=True)
+            for twin in self._twins:
+                twin.sync(True)
 
     def observe(self) -> Mapping[FactKey, Mark]:
         return {fact.key: fact.mark for entry in self.view.names.values() for fact in entry.facts}
 
     def apply(self, plan: Plan) -> None:
         """Raises Invalid for a record that has no wire form; then nothing is changed."""
-        view = self.view
-        names, below = view.names.mutate(), view.below.mutate()
-        for name, (gone, new) in _by_name(plan).items():
-            old = names.get(name)
-            entry = _entry(old, gone, new)
-            if entry is not None:
-                names[name] = entry
-            elif old is not None:
-                del names[name]
-            if (entry is None) != (old is None) and wire.within(name, view.apex):
-                _count(name, -1 if entry is None else 1, names, below)
-        self.view = view._replace(names=names.finish(), below=below.finish())
+        with self._lock:
+            view = self.view
+            names, below = view.names.mutate(), view.below.mutate()
+            touched: dict[bytes, None] = {}
+            for name, (gone, new) in _by_name(plan).items():
+                old = names.get(name)
+                entry = _entry(old, gone, new)
+                if entry is not None:
+                    names[name] = entry
+                elif old is not None:
+                    del names[name]
+                touched[name] = None
+                if (entry is None) != (old is None) and wire.within(name, view.apex):
+                    above = _count(name, -1 if entry is None else 1, names, below)
+                    touched |= dict.fromkeys(n for n in above if wire.within(n, view.apex))
+            view = self.view = view._replace(names=names.finish(), below=below.finish())
+            for twin in self._twins:
+                twin.change((name, view.find(name)) for name in touched)
 
 
 def _by_name(plan: Plan) -> dict[bytes, tuple[set[FactKey], list[Record]]]:
@@ -157,10 +195,14 @@ def _rrset(kind: str, facts: list[Record], before: tuple[RRset, ...]) -> RRset:
     return RRset(wire.TYPES[kind], records, turn or count())
 
 
-def _count(name: bytes, step: int, names: _Names, below: _Below) -> None:
-    """A name of the zone got its first record or lost its last: carry that upwards while it matters."""
+def _count(name: bytes, step: int, names: _Names, below: _Below) -> list[bytes]:
+    """A name of the zone got its first record or lost its last: carry that upwards while it matters.
+
+    Returns the names above that came to exist or ceased to.
+    """
+    changed: list[bytes] = []
     if name in below:
-        return  # it exists for the names beneath it, before and after
+        return changed  # it exists for the names beneath it, before and after
     for parent in wire.parents(name):
         left = below.get(parent, 0) + step
         existed = parent in names
@@ -169,4 +211,6 @@ def _count(name: bytes, step: int, names: _Names, below: _Below) -> None:
         else:
             del below[parent]
         if existed or left > (step > 0):
-            return
+            break
+        changed.append(parent)
+    return changed

@@ -39,6 +39,7 @@ IN = 1
 UDP_PLAIN = 512  # what a client without EDNS takes (RFC 1035 4.2.1)
 UDP_EDNS = 1232  # what we send and take at most: never a fragment, on any path of 1280 (flag day 2020)
 TCP_LIMIT = 65535
+A_IN = struct.pack("!2H", A, IN)  # what ends a question for an IPv4 address
 _SRV = struct.pack("!H", SRV)
 _TO_QUESTION = b"\xc0\x0c"  # a pointer to offset 12
 
@@ -144,6 +145,11 @@ def record(kind: str, ttl: int, data: str) -> bytes:
     return _TO_QUESTION + _RR.pack(TYPES[kind], IN, ttl, len(body)) + body
 
 
+def alias(target: bytes, ttl: int) -> bytes:
+    """A CNAME to a wire name, whose owner is the name in the question."""
+    return _TO_QUESTION + _RR.pack(CNAME, IN, ttl, len(target)) + target
+
+
 def owned(rr: bytes, owner: bytes) -> bytes:
     """The same record under another owner: a name, or a pointer."""
     return owner + rr[2:]
@@ -188,6 +194,26 @@ def places(packet: bytes, at: int, count: int) -> list[Place]:
         found.append(Place(at, end, kind, klass, ttl))
         at = end
     return found
+
+
+def ttl_at(packet: bytes, place: Place) -> int:
+    """The offset of a record's TTL."""
+    return skip_name(packet, place.start) + 4
+
+
+def kind_asked(packet: bytes) -> int:
+    """The type in the question. Raises Invalid for a broken name."""
+    end = skip_name(packet, HEADER.size)
+    return int.from_bytes(packet[end : end + 2], "big")
+
+
+def labels_of(wire: bytes) -> tuple[str, ...]:
+    """The labels of a wire name, without the root; a byte is a character."""
+    found, at = [], 0
+    while wire[at]:
+        found.append(wire[at + 1 : at + 1 + wire[at]].decode("latin-1"))
+        at += 1 + wire[at]
+    return tuple(found)
 
 
 # --- queries ------------------------------------------------------------------------------------

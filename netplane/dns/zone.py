@@ -30,7 +30,7 @@ MAX_DOMAIN = 58  # so that hostname.service.namespace.svc.domain, of labels of 6
 MAX_PORT_NAME = 62  # "_" makes it a label of 63
 
 
-class _Target(NamedTuple):
+class Target(NamedTuple):
     """One address of a ready endpoint: the name that stands for it under its service."""
 
     name: str
@@ -39,7 +39,9 @@ class _Target(NamedTuple):
 
 @dataclass(frozen=True)
 class DnsRoom:
-    """The Room "dns". ``ttl`` in seconds, 0 to 3600. Raises Invalid for a domain or TTL that cannot be.
+    """The Room "dns". ``ttl`` in seconds, 0 to 3600; ``negative_ttl`` is that of denials, None: the same.
+
+    Raises Invalid for a domain or TTL that cannot be.
 
     ``addresses``: where this node's server answers, for the zone's NS record; by default the gateways
     of the node's pod CIDRs.
@@ -49,6 +51,7 @@ class DnsRoom:
     domain: str = "cluster.local"
     ttl: int = 5
     addresses: tuple[str, ...] = ()
+    negative_ttl: int | None = None
     name: ClassVar[str] = "dns"
 
     def __post_init__(self) -> None:
@@ -56,8 +59,9 @@ class DnsRoom:
             raise Invalid(f"cluster domain: {reason}")
         if len(self.domain) > MAX_DOMAIN:
             raise Invalid(f"cluster domain {self.domain!r}: more than {MAX_DOMAIN} characters leave no room")
-        if not 0 <= self.ttl <= MAX_TTL:
-            raise Invalid(f"DNS TTL {self.ttl}: it must be 0 to {MAX_TTL} seconds")
+        for ttl in (self.ttl, self.negative_ttl or 0):
+            if not 0 <= ttl <= MAX_TTL:
+                raise Invalid(f"DNS TTL {ttl}: it must be 0 to {MAX_TTL} seconds")
 
     def scopes(self, event: Any, snapshot: Snapshot) -> Iterable[Scope]:
         """The scopes of an event (any object with ``old`` and ``new``), or all for None."""
@@ -117,8 +121,9 @@ class DnsRoom:
     def _zone(self, snapshot: Snapshot) -> Iterator[Record]:
         """The apex. The serial stands still: nobody transfers this zone."""
         host = f"ns.dns.{self.domain}"
-        numbers = f"1 7200 1800 86400 {self.ttl}"  # the last one is how long a denial may be kept (RFC 2308)
-        yield self._record("", "SOA", (f"{host} hostmaster.{self.domain} {numbers}",))
+        ttl = self.ttl if self.negative_ttl is None else self.negative_ttl
+        numbers = f"1 7200 1800 86400 {ttl}"  # the last one is how long a denial may be kept (RFC 2308)
+        yield Record(self.domain, "SOA", (f"{host} hostmaster.{self.domain} {numbers}",), ttl)
         yield self._record("", "NS", (host,))
         yield self._record("dns-version", "TXT", (VERSION,))
         yield self._record("svc", "A", ())
@@ -137,7 +142,7 @@ class DnsRoom:
             yield self._record(name, "CNAME", (_external(service),))
             return
         vips = cluster_ips(service)
-        yield from self._reverse(service, [_Target(name, vip) for vip in vips])
+        yield from self._reverse(service, [Target(name, vip) for vip in vips])
         if _by_endpoint(service):
             yield from self._endpoints(service, name, snapshot)
         elif vips:
@@ -147,10 +152,10 @@ class DnsRoom:
 
     def _endpoints(self, service: Service, name: str, snapshot: Snapshot) -> Iterator[Record]:
         slices = snapshot.by(EndpointSlice, "service", f"{service.namespace}/{service.name}")
-        every: list[_Target] = []
+        every: list[Target] = []
         ports: list[tuple[str, str, int, str]] = []
         for part in slices:
-            targets = list(_ready(part, name))
+            targets = list(ready_targets(part, name))
             every += targets
             named = [(p.name, p.protocol, p.port) for p in part.ports if p.port is not None]
             ports += [(*port, target.name) for port in named for target in targets]
@@ -180,7 +185,7 @@ class DnsRoom:
             data = (f"0 {weight} {port} {target}.{self.domain}" for port, target in sorted(targets))
             yield self._record(f"{service}.{name}", "SRV", data, rotate)
 
-    def _reverse(self, service: Service, targets: Iterable[_Target]) -> Iterator[Record]:
+    def _reverse(self, service: Service, targets: Iterable[Target]) -> Iterator[Record]:
         """PTR records, one fact per address of this service (2.3.3, 2.4.3)."""
         names: dict[str, dict[str, None]] = {}
         for target in targets:
@@ -189,6 +194,21 @@ class DnsRoom:
         for address, found in names.items():
             pointer = ip_address(address).reverse_pointer
             yield Record(pointer, "PTR", tuple(sorted(found)), self.ttl, owner=owner)
+
+
+class ReplaceableRoom:
+    """The Room "dns" whose settings a new configuration replaces: set ``current``, then render all."""
+
+    name: ClassVar[str] = "dns"
+
+    def __init__(self, current: DnsRoom) -> None:
+        self.current = current
+
+    def scopes(self, event: Any, snapshot: Snapshot) -> Iterable[Scope]:
+        return self.current.scopes(event, snapshot)
+
+    def render(self, scope: Scope, snapshot: Snapshot) -> Facts:
+        return self.current.render(scope, snapshot)
 
 
 def cluster_ips(service: Service) -> tuple[str, ...]:
@@ -211,11 +231,11 @@ def _by_endpoint(service: Service) -> bool:
     return service.spec.type != "ExternalName" and (service.headless or service.dnsrr)
 
 
-def _ready(part: EndpointSlice, service: str) -> Iterator[_Target]:
+def ready_targets(part: EndpointSlice, service: str) -> Iterator[Target]:
     """The ready endpoints' addresses, named by hostname or else by the address with dashes (2.1)."""
     if part.address_type == "FQDN":
         return
     for endpoint in part.endpoints:
         for address in endpoint.addresses if endpoint.ready else ():
             host = endpoint.hostname or address.replace(".", "-").replace(":", "-")
-            yield _Target(f"{host}.{service}", address)
+            yield Target(f"{host}.{service}", address)

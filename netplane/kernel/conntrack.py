@@ -13,7 +13,7 @@ from __future__ import annotations
 import socket
 import struct
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from errno import ENOENT
 
 from ..model.errors import Invalid, KernelError
@@ -55,6 +55,18 @@ class Conntrack:
                 for flow in found:
                     self._delete(exactly(pattern.version, flow), pattern)
 
+    def sweep(self, protocol: str, version: int, stale: Callable[[bytes], bool]) -> int:
+        """Delete every flow of a protocol that ``stale`` says yes to, shown as it was dumped.
+
+        One dump, whatever there is to compare; how many went. Raises KernelError.
+        """
+        pattern = Flows(protocol, version)
+        with self._lock:
+            found = [flow for _, flow in self._dump(_filtered(pattern), pattern) if stale(flow)]
+            for flow in found:
+                self._delete(exactly(version, flow), pattern)
+        return len(found)
+
     def _delete(self, body: bytes, pattern: Flows) -> None:
         self._send(_DELETE, nl.NLM_F_ACK, body)
         _finish(self._sock.recv(_SIZE)[16:], pattern)
@@ -83,6 +95,10 @@ def request(flows: Flows) -> bytes:
     """What the kernel compares: protocol and ports. Raises Invalid for a pattern that names nothing."""
     if flows.protocol not in _PROTOCOLS or not any(flows[2:]):
         raise Invalid(f"flows {flows}: name tcp, udp or sctp, and an address or a port")
+    return _filtered(flows)
+
+
+def _filtered(flows: Flows) -> bytes:
     number = nl.attr(1, bytes([_PROTOCOLS[flows.protocol]]))
     dport = nl.attr(3, _PORT.pack(flows.dport)) if flows.dport else b""
     parts = [nl.nest(_ORIG, nl.nest(2, number, dport))]

@@ -1,77 +1,23 @@
 """Remove links and what hangs on them, by key.
 
 Rule 1: a link goes only when it is ours; a name that is somebody else's by now is passed over.
-Rule 2: deleting a link waits for an RCU grace period (about 20 ms) with the kernel's RTNL lock held,
-        deleting a group of them waits once: so the links of a plan go together, and plans that meet
-        share one wait (`Reaper`). What can be asked without that lock is, for it may be held long.
+Rule 2: links of our own namespace go through the `Reaper`, in groups with those of other plans. What
+        can be asked without the RTNL lock is, for a deletion may hold it long.
 """
 
 from __future__ import annotations
 
-import threading
-import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from errno import EINVAL, ENOENT
 from typing import Any
 
-from ..model.errors import KernelError, NetplaneError
+from ..model.errors import KernelError
 from ..model.facts import Address, FactKey
-from . import linkmsg, qdiscmsg, routemsg, sysctl
+from . import qdiscmsg, routemsg, sysctl
+from .linkreap import Reaper, delete_ours
 from .nlmsg import Request
-from .nlsocket import Socket
 from .session import GONE, Session
-
-Delete = Callable[[list[str]], None]
-_GATHER = 0.001  # seconds
-
-
-class Reaper:
-    """Deletes links of one namespace; callers that come while one deletion waits join the next."""
-
-    def __init__(self, delete: Delete) -> None:
-        self._delete = delete
-        self._change = threading.Condition()
-        self._waiting: list[_Ticket] = []
-        self._leading = False  # somebody is deleting for all who waited
-        self._busy = False
-
-    def reap(self, names: list[str]) -> None:
-        """Return when these links are gone. Raises KernelError."""
-        ticket = _Ticket(names)
-        with self._change:
-            self._waiting.append(ticket)
-            self._change.wait_for(lambda: ticket.done or not self._leading)
-            lead = not ticket.done
-            self._leading = self._leading or lead
-        if lead:
-            self._lead()
-        if ticket.error:
-            raise ticket.error
-
-    def _lead(self) -> None:
-        if self._busy:  # those whom the last wait released are about to come again
-            time.sleep(_GATHER)
-        with self._change:
-            batch, self._waiting = self._waiting, []
-        error: NetplaneError | None = None
-        try:
-            self._delete([name for ticket in batch for name in ticket.names])
-        except NetplaneError as exc:
-            error = exc
-        finally:
-            with self._change:
-                for ticket in batch:
-                    ticket.done, ticket.error = True, error
-                self._leading, self._busy = False, len(batch) > 1
-                self._change.notify_all()
-
-
-class _Ticket:
-    def __init__(self, names: list[str]) -> None:
-        self.names = names
-        self.done = False
-        self.error: NetplaneError | None = None
 
 
 def drop(session: Session, keys: Iterable[FactKey], reaper: Reaper) -> None:
@@ -110,15 +56,6 @@ def _drop_links(session: Session, netns: str, names: list[str], reaper: Reaper) 
         reaper.reap(names)
     for name in names:
         session.forget(netns, name)
-
-
-def delete_ours(sock: Socket, names: list[str]) -> None:
-    """Delete those links of these names that are ours. Raises KernelError."""
-    answers = sock.must([linkmsg.get(name) for name in names], fine=GONE)
-    states = [linkmsg.parse(answer.body) for answer in answers if answer.body]
-    doomed = [state.ifindex for state in states if state.ours]
-    if doomed:
-        sock.must(linkmsg.delete_all(doomed), fine=GONE)
 
 
 def _went_along(netns: str, keys: list[FactKey]) -> bool:

@@ -30,15 +30,20 @@ _RANK = {
 }  # masters before ports, what is made before what is configured
 
 
+_ONLY_UP = {"up": "1"}
+
+
 def put(session: Session, facts: Iterable[Link], known: frozenset[FactKey] = frozenset()) -> None:
     """``known`` are keys that are there already (a plan's changes). Raises KernelError."""
     ordered = sorted(facts, key=_order)
     for (_, netns), group in groupby(ordered, key=_order):
         members = list(group)
         fresh = [f for f in members if f.kind and f.key not in known]
+        plain = [f for f in members if not f.kind and linkmsg.wish(f) == _ONLY_UP]
         there = _create(session, netns, fresh)
-        for fact in (*there, *(f for f in members if f not in fresh)):
+        for fact in (*there, *(f for f in members if f not in fresh and f not in plain)):
             _adopt(session, fact)
+        session.socket(netns).must([linkmsg.up(f.name) for f in plain])
 
 
 def _order(fact: Link) -> tuple[int, str]:
@@ -101,7 +106,7 @@ def _raise_peers(session: Session, facts: list[Link]) -> None:
     for netns, group in groupby(sorted(pairs), key=lambda pair: pair[0]):
         names = [name for _, name in group]
         _quiet(session, netns, names)
-        session.socket(netns).must([linkmsg.up(name) for name in names])
+        session.look_up(netns, names, first=[linkmsg.up(name) for name in names])
 
 
 def _adopt(session: Session, fact: Link) -> None:

@@ -4,22 +4,28 @@ Rule 1: an event is a hint, never the truth: the callback should wait a moment (
         flocks) and then `observe`.
 Rule 2: echoes of our own requests are left out where the kernel says who asked. What the kernel
         does in consequence (routes that go with a link) bears no name and may come through.
+Rule 3: a pod that comes or goes makes a dozen notices. A filter in the kernel keeps those that cannot
+        matter, the rest gather for a moment, and of each link only the last state is read.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import select
 import socket
+import struct
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from ..model.facts import ROUTE_PROTOCOL
 from . import linkmsg, netns, ours, routemsg
 from . import nlmsg as nl
 
 _GROUPS = 0x1 | 0x10 | 0x40 | 0x100 | 0x400  # RTMGRP_LINK, IPV4_IFADDR, IPV4_ROUTE, IPV6_IFADDR, IPV6_ROUTE
-_BUFFER = 1 << 20
+_BUFFER = 16 << 20
+_GATHER = 0.02  # seconds
+_SO_ATTACH_FILTER, _SO_RCVBUFFORCE = 26, 33
 OVERRUN = "overrun"
 
 Callback = Callable[[str], None]
@@ -38,7 +44,8 @@ class LinkMonitor:
         self._callback = callback
         self._own = own
         self._sock = socket.socket(fileno=netns.open_socket(netns_path, 0))
-        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
+        self._sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER)
+        _attach_filter(self._sock)
         self._sock.bind((0, _GROUPS))
         self._wake, self._stop = os.pipe2(os.O_CLOEXEC)
         self._thread = threading.Thread(target=self._run, name="link monitor", daemon=True)
@@ -66,27 +73,68 @@ class LinkMonitor:
             ready, _, _ = select.select([self._sock.fileno(), self._wake], [], [])
             if self._wake in ready:
                 return
-            try:
-                data = self._sock.recv(1 << 16)
-            except OSError:  # ENOBUFS: the kernel dropped some
-                self._callback(OVERRUN)
-                continue
-            for words in events(data, self._own()):
+            if select.select([self._wake], [], [], _GATHER)[0]:
+                return
+            for words in events(self._waiting(), self._own()):
                 self._callback(words)
 
+    def _waiting(self) -> Iterator[bytes]:
+        """The notifications that are there."""
+        while True:
+            try:
+                yield self._sock.recv(1 << 16, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return
+            except OSError:  # ENOBUFS: the kernel dropped some
+                self._callback(OVERRUN)
+                return
 
-def events(data: bytes, own: frozenset[int]) -> Iterator[str]:
-    """What of a notification concerns us, in words."""
-    for kind, _, _, portid, body in nl.messages(data):
-        if portid and portid in own:
-            continue
+
+def events(notifications: Iterable[bytes], own: frozenset[int]) -> Iterator[str]:
+    """What of these concerns us, in words; of a link, what its last one says."""
+    last: dict[object, tuple[int, bytes]] = {}
+    for data in notifications:
+        for kind, _, number, portid, body in nl.messages(data):
+            about = (
+                ("link", nl.IFINFOMSG.unpack_from(body)[2])
+                if kind in (nl.RTM_NEWLINK, nl.RTM_DELLINK)
+                else (kind, number, body)
+            )
+            last.pop(about, None)
+            if not (portid and portid in own):
+                last[about] = (kind, body)
+    for kind, body in last.values():
         words = _words(kind, body)
         if words:
             yield words
 
 
+def _attach_filter(sock: socket.socket) -> None:
+    """Classic BPF: pass links (of family unspec, not a bridge's view of its port), and what was removed
+    of addresses and routes. A filter loads in network byte order."""
+    wanted = [int.from_bytes(struct.pack("=H", t), "big") for t in (nl.RTM_NEWLINK, nl.RTM_DELLINK)]
+    removed = [int.from_bytes(struct.pack("=H", t), "big") for t in (nl.RTM_DELADDR, nl.RTM_DELROUTE)]
+    load_half, load_byte, jump_equal, give = 0x28, 0x30, 0x15, 0x06
+    code = [
+        (load_half, 0, 0, 4),  # nlmsg_type
+        (jump_equal, 3, 0, wanted[0]),
+        (jump_equal, 2, 0, wanted[1]),
+        (jump_equal, 3, 0, removed[0]),
+        (jump_equal, 2, 3, removed[1]),
+        (load_byte, 0, 0, 16),  # ifi_family
+        (jump_equal, 0, 1, 0),
+        (give, 0, 0, 0xFFFFFFFF),
+        (give, 0, 0, 0),
+    ]
+    program = b"".join(struct.pack("=HBBI", *one) for one in code)
+    kept = ctypes.create_string_buffer(program, len(program))
+    sock.setsockopt(
+        socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("@HP", len(code), ctypes.addressof(kept))
+    )
+
+
 def _words(kind: int, body: bytes) -> str:
-    if kind in (nl.RTM_NEWLINK, nl.RTM_DELLINK) and nl.IFINFOMSG.unpack_from(body)[0] == 0:
+    if kind in (nl.RTM_NEWLINK, nl.RTM_DELLINK):
         state = linkmsg.parse(body)
         if state.group == ours.GROUP_DOOMED:
             return ""  # we are deleting it

@@ -37,6 +37,15 @@ def marks(listing: bytes) -> dict[FactKey, Mark]:
     return found
 
 
+def counters(listing: bytes) -> dict[str, int]:
+    """{element: packets} of one set whose elements are addresses with a counter each."""
+    bodies = (item["set"] for item in msgspec.json.decode(listing)["nftables"] if "set" in item)
+    elements = (
+        e["elem"] for body in bodies for e in body.get("elem", ()) if isinstance(e, dict) and "elem" in e
+    )
+    return {str(e["val"]): e["counter"]["packets"] for e in elements if "counter" in e}
+
+
 def _chain_marks(listing: bytes) -> dict[FactKey, Mark]:
     """The comment of each chain's first rule (rules are listed in order, after all chains)."""
     first: dict[FactKey, Mark] = {}

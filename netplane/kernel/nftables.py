@@ -4,6 +4,7 @@ Rule 1: everything of ours lies in one table, and no other table is ever named.
 Rule 2: a refused transaction changes nothing; the error quotes nft and the words it refused.
 Rule 3: nothing is listed while all goes well: `apply` sends what it is told. Only a refusal makes
         it look, so that adding what is there and removing what is gone is success.
+        Elements alone go as a batch encoded in C (nft_batch), all else through libnftables.
 Rule 4: the netlink socket belongs to the network namespace of the thread that makes the driver;
         any thread may use it afterwards, one at a time.
 """
@@ -14,14 +15,17 @@ import errno
 import os
 import re
 import threading
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 
 from ..model.errors import Invalid, KernelError, Unavailable
 from ..model.facts import Chain, Element, Fact, FactKey, Mark, Plan, Set
-from . import nft_read, nft_text, nft_verify
+from . import nft_batch, nft_read, nft_text, nft_verify
 
 _ERRNO = {os.strerror(number): number for number in errno.errorcode}
 _REASON = re.compile(rb"Error: (.*)$", re.MULTILINE)
+VIEW_SECONDS = 10.0  # as long as a listing serves; halving a large plan takes less
+WORTHWHILE = 500  # elements that come with new sets and chains are then a batch of their own
 _NEXT = b" ; "  # between statements: nft quotes only a buffer's first line, so it gets one line
 
 
@@ -40,10 +44,19 @@ class NftDriver:
         except (ImportError, OSError) as exc:
             raise Unavailable(f"libnftables is needed (Debian: libnftables1): {exc}") from exc
         self._nft.set_numeric_proto_output(True)  # names need /etc/protocols, which may be missing
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        self._batches = nft_batch.Batches()
+        self.transactions = 0  # by libnftables, until now
+        self._view = _View(self._batches.generation)
+
+    @property
+    def portids(self) -> frozenset[int]:
+        """Whose commits are batches of ours, as notifications name them."""
+        return frozenset((self._batches.portid,))
 
     def observe(self) -> Mapping[FactKey, Mark]:
         """{key: mark} of all that our table holds; {} without a table. Raises KernelError."""
+        self._batches.forget()
         try:
             listing = self._run(f"list table {nft_text.TABLE}", json=True)
         except KernelError as exc:
@@ -56,14 +69,30 @@ class NftDriver:
         """All of the plan in one transaction, or nothing of it. Raises KernelError, Invalid."""
         if not plan:
             return
-        try:
-            self._run(nft_text.transaction(plan))
-        except KernelError:
-            fitted = fit(plan, self.observe())
-            if fitted == plan:
-                raise
-            if fitted:
-                self._run(nft_text.transaction(fitted))
+        with self._lock:
+            try:
+                self._commit(plan)
+            except KernelError:
+                fitted = fit(plan, self._view.held(self.observe))
+                if fitted:
+                    self._run(nft_text.transaction(fitted))  # refused again: now with nft's words
+            self._view.moved(plan)
+
+    def _commit(self, plan: Plan) -> None:
+        """Elements alone go as a batch of our own; anything else through libnftables."""
+        structure, elements = parts(plan)
+        if structure:
+            self._run(nft_text.transaction(structure))
+            self._batches.forget()
+        if elements and not self._batched(elements):
+            self._run(nft_text.transaction(elements))
+
+    def _batched(self, plan: Plan) -> bool:
+        """False for what the encoder cannot say. Raises KernelError."""
+        if not self._batches.encodable(plan):
+            return False
+        self._batches.apply(plan)
+        return True
 
     def verify(self, facts: Iterable[Fact]) -> list[str]:
         """In words, what differs from these facts; [] when nothing does. Asks for these alone."""
@@ -81,6 +110,16 @@ class NftDriver:
         """Remove our table and all it holds; gone already is fine."""
         self._run(f"add table {nft_text.TABLE}\ndelete table {nft_text.TABLE}\n")
 
+    def counters(self, name: str) -> dict[str, int]:
+        """Packets counted by each element (an address) of a set; {} when the set is not there."""
+        try:
+            listing = self._run(f"list set {nft_text.TABLE} {name}", json=True)
+        except KernelError as exc:
+            if exc.errno == errno.ENOENT:
+                return {}
+            raise
+        return nft_read.counters(listing)
+
     def ruleset(self) -> str:
         """Our table as nft prints it, for people; "" without one."""
         try:
@@ -93,11 +132,60 @@ class NftDriver:
     def _run(self, text: str, json: bool = False) -> bytes:
         script = text.strip().encode().replace(b"\n", _NEXT)
         with self._lock:
+            self.transactions += not json
             self._nft.set_json_output(json)
             status, output, error = self._nft.cmd(script)
         if status:
             raise failure(script, error)
         return bytes(output)
+
+
+class _View:
+    """What a refusal made us list, kept while nobody else commits.
+
+    A refused plan comes back in halves, each of which may be refused: one listing serves them all.
+    """
+
+    def __init__(self, generation: Callable[[], int]) -> None:
+        self._generation = generation
+        self._held: dict[FactKey, Mark] | None = None
+        self._at = self._until = 0.0
+
+    def held(self, observe: Callable[[], Mapping[FactKey, Mark]]) -> Mapping[FactKey, Mark]:
+        if self._held is None or self._generation() != self._at or time.monotonic() > self._until:
+            self._at = self._generation()  # before the listing: a commit meanwhile makes it stale
+            self._held = dict(observe())
+            self._until = time.monotonic() + VIEW_SECONDS
+        return self._held
+
+    def moved(self, plan: Plan) -> None:
+        """This plan was committed by us; at most two transactions, so at most two generations."""
+        if self._held is None:
+            return
+        now = self._generation()
+        if time.monotonic() > self._until or not 0 <= now - self._at <= 2:
+            self._held = None
+            return
+        self._at = now
+        self._held.update((f.key, f.mark) for f in (*plan.add, *plan.change))
+        for key in plan.remove:
+            self._held.pop(key, None)
+
+
+def parts(plan: Plan) -> tuple[Plan, Plan]:
+    """A plan as (what libnftables must say, elements), both to be carried out, in this order.
+
+    Elements may go by themselves only if nobody can see the time between: after new sets and new
+    chains, to which nothing refers yet. Else all of the plan is one transaction, the first.
+    """
+    fresh = [f for f in plan.add if type(f) is not Element]
+    others = any(type(f) is not Element for f in plan.change) or any(k[0] != "element" for k in plan.remove)
+    if not fresh and not others:
+        return Plan(), plan
+    if others or len(plan.add) - len(fresh) < WORTHWHILE:
+        return plan, Plan()
+    elements = tuple(f for f in plan.add if type(f) is Element)
+    return Plan(add=tuple(fresh)), Plan(elements, plan.change, plan.remove)
 
 
 def fit(plan: Plan, held: Mapping[FactKey, Mark]) -> Plan:

@@ -23,9 +23,10 @@ from ..model.errors import Invalid, KernelError
 from ..model.facts import Address, Fact, FactKey, Fdb, Link, Mark, Neighbour, Plan, Route, Shaper, Sysctl
 from . import linkmsg, sysctl
 from .factput import put_facts
-from .linkdrop import Reaper, delete_ours, drop
+from .linkdrop import drop
 from .linkput import put
 from .linkread import View, link_faults, peer_faults
+from .linkreap import Reaper, Remover
 from .nlsocket import Pool, Socket
 from .session import GONE, Session
 
@@ -41,9 +42,11 @@ class LinkDriver:
         self._fd = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         self.netns = f"/proc/self/fd/{self._fd}"
         self._pool = Pool(lambda: Socket(self.netns, name=""))
-        self._reaper = Reaper(self._delete_links)
+        self._remover = Remover(self._pool, self.netns)
+        self._reaper = Reaper(self._remover.delete)
 
     def close(self) -> None:
+        self._remover.close()
         self._pool.close()
         os.close(self._fd)
 
@@ -88,10 +91,6 @@ class LinkDriver:
                 yield session
             finally:
                 session.close()
-
-    def _delete_links(self, names: list[str]) -> None:
-        with self._pool.take() as own:
-            delete_ours(own, names)
 
     def observe(self) -> dict[FactKey, Mark]:
         """Everything of ours in our namespace but sysctls and links of kind "", which bear no mark."""

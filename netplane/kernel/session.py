@@ -14,6 +14,7 @@ from typing import Any
 from ..model.errors import KernelError, NetplaneError
 from ..model.facts import Address, Fdb, Link, Neighbour, Route, Shaper
 from . import linkmsg, qdiscmsg, routemsg
+from . import nlmsg as nl
 from .linkmsg import State
 from .nlmsg import Request
 from .nlsocket import Socket
@@ -59,10 +60,15 @@ class Session:
     def states(self, netns: str, names: Iterable[str]) -> dict[str, State]:
         """The links of these names that exist, looked up by name in one batch, never by a dump."""
         asked = list(dict.fromkeys(names))
-        answers = self.socket(netns).must([linkmsg.get(n) for n in asked], fine=GONE)
-        found = {n: linkmsg.parse(a.body) for n, a in zip(asked, answers, strict=True) if a.body}
-        for name, state in found.items():
-            self._index[netns, name] = state.ifindex
+        return {name: linkmsg.parse(body) for name, body in self.look_up(netns, asked).items()}
+
+    def look_up(self, netns: str, names: list[str], first: Iterable[Request] = ()) -> dict[str, bytes]:
+        """The kernel's answer for each link that exists, after the requests of ``first`` in one batch."""
+        before = list(first)
+        answers = self.socket(netns).must([*before, *map(linkmsg.get, names)], fine=() if before else GONE)
+        found = {n: a.body for n, a in zip(names, answers[len(before) :], strict=True) if a.body}
+        for name, body in found.items():
+            self._index[netns, name] = nl.IFINFOMSG.unpack_from(body)[2]
         return found
 
     def indexes(self, netns: str, names: Iterable[str]) -> dict[str, int]:
@@ -70,7 +76,7 @@ class Session:
         wanted = {n for n in names if n}
         missing = [n for n in wanted if (netns, n) not in self._index]
         if missing:
-            found = self.states(netns, missing)
+            found = self.look_up(netns, missing)
             for name in missing:
                 if name not in found:
                     raise KernelError(ENODEV, f"look up link {name}{f' in {netns}' if netns else ''}")

@@ -74,6 +74,14 @@ def addresses(result: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(str(entry["address"]).partition("/")[0] for entry in result.get("ips", ()))
 
 
+def resolv_conf(result: Mapping[str, Any], search: str) -> str:
+    """What a runtime makes of a result; ``search`` and ndots:5 where the plugin says nothing."""
+    dns = result.get("dns") or {}
+    searches, options = dns.get("search") or [search], dns.get("options") or ["ndots:5"]
+    lines = [f"nameserver {server}" for server in resolvers(result)]
+    return "\n".join((*lines, f"search {' '.join(searches)}", f"options {' '.join(options)}", ""))
+
+
 def resolvers(result: Mapping[str, Any]) -> tuple[str, ...]:
     """Where the container asks for names: the result's own servers, else its gateways."""
     servers = (result.get("dns") or {}).get("nameservers") or ()

@@ -194,9 +194,7 @@ class Pod(Place):
         netns.run(self.netns, "ip", "link", "set", "lo", "up")
         self.result = self.cni("ADD")
         search = f"{self.key[0]}.svc.{DOMAIN} svc.{DOMAIN} {DOMAIN}"
-        lines = [f"nameserver {server}" for server in self.resolvers]
-        lines += [f"search {search}", "options ndots:5"]
-        (self.home / "resolv.conf").write_text("\n".join(lines) + "\n")
+        (self.home / "resolv.conf").write_text(cni.resolv_conf(self.result, search))
         self.save()
 
     def detach(self) -> None:

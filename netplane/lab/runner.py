@@ -32,6 +32,8 @@ class Runner:
     def __init__(self, persist: bool = False) -> None:
         self._persist = persist
         self._home = f"/proc/{os.getpid()}/task/{os.getpid()}/ns/net"
+        # We may die before setpriv has asked for the signal: then the program has another parent.
+        self._unless_orphaned = ("sh", "-c", f'[ "$PPID" = {os.getpid()} ] && exec "$@"', "sh")
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="netplane-lab")
         self._started: list[Process] = []
 
@@ -42,7 +44,7 @@ class Runner:
             options["start_new_session"] = True
         else:
             options["process_group"] = 0
-            command = ["setpriv", "--pdeathsig", "KILL", "--", *command]
+            command = ["setpriv", "--pdeathsig", "KILL", "--", *self._unless_orphaned, *command]
         process = self._thread.submit(self._spawn, path, command, options).result()
         self._started = [p for p in self._started if p.poll() is None] + [process]
         return process

@@ -15,6 +15,7 @@ import yaml
 
 from . import checks
 from .base import Object
+from .clusterpolicies import ClusterNetworkPolicy
 from .documents import documents
 from .errors import Invalid
 from .nodes import Event, Lease, Namespace, Node
@@ -32,7 +33,7 @@ __all__ = [
 KINDS: dict[str, type[Object]] = {
     cls.KIND: cls
     for cls in (
-        Pod, Service, EndpointSlice, Node, Namespace, Lease, Event, NetworkPolicy,
+        Pod, Service, EndpointSlice, Node, Namespace, Lease, Event, NetworkPolicy, ClusterNetworkPolicy,
         PersistentVolume, PersistentVolumeClaim, StorageClass, ConfigMap, Secret,
         Allocation, Attachment,
     )

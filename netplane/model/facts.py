@@ -304,6 +304,47 @@ class Element(Fact, frozen=True):
         return self.value
 
 
+# --- what goes with a service beside its rules -------------------------------------------------
+
+
+class Translation(Fact, frozen=True):
+    """Where flows to an address and port may be answered from (driver: kernel.flows).
+
+    Tracked UDP flows that are answered from elsewhere are forgotten, so that their next packet is
+    decided anew; when the fact goes, all of them are.
+    """
+
+    TYPE: ClassVar[str] = "translation"
+
+    protocol: str  # udp
+    address: str
+    port: int
+    backends: tuple[tuple[str, int], ...]  # sorted (address, port)
+
+    @property
+    def key(self) -> FactKey:
+        return ("translation", self.protocol, self.address, self.port)
+
+    @property
+    def mark(self) -> Mark:
+        return self.backends
+
+
+class HealthCheck(Fact, frozen=True):
+    """An HTTP server that tells load balancers how many endpoints are here (driver: services.health)."""
+
+    TYPE: ClassVar[str] = "healthcheck"
+
+    port: int
+    namespace: str
+    name: str
+    endpoints: int  # ready ones on this node
+
+    @property
+    def key(self) -> FactKey:
+        return ("healthcheck", self.port)
+
+
 # --- names (driver: the DNS server's table) -----------------------------------------------------
 
 

@@ -115,6 +115,11 @@ class Attachment(Object, frozen=True, kw_only=True):
     spec: AttachmentSpec
     phase: str = "Pending"  # Pending, Ready
 
+    @property
+    def aliases(self) -> tuple[str, ...]:
+        """Other names of the container in this network (CNI's runtimeConfig.aliases)."""
+        return tuple(str(alias).lower() for alias in self.spec.config.get("aliases", ()))
+
     def check(self) -> Iterator[Fault]:
         for i, entry in enumerate(self.spec.ips):
             yield from checks.ip(f"spec.ips[{i}].address", entry.address.partition("/")[0])

@@ -73,10 +73,18 @@ INDEXES: dict[str, dict[str, Callable[[Any], Iterable[str]]]] = {
     Service.KIND: {"selector": _by_selector, "refused": _refused},
     Node.KIND: {"refused": _refused},
     Allocation.KIND: {"holder": _by_holder, "type": lambda o: (o.name.partition(".")[0],)},
-    Pod.KIND: {"node": _by_node, "ip": lambda o: o.ips, "claim": _pod_by_claim, "label": _by_labels},
+    Pod.KIND: {
+        "node": _by_node,
+        "ip": lambda o: o.ips,
+        "claim": _pod_by_claim,
+        "label": _by_labels,
+        "namespace": lambda o: (o.namespace,),
+    },
     Attachment.KIND: {
         "node": lambda o: (o.spec.node,),
         "pod": lambda o: (f"{o.spec.pod_namespace}/{o.spec.pod_name}",) if o.spec.pod_name else (),
+        "alias": lambda o: [f"{o.spec.network}/{alias}" for alias in o.aliases],
+        "ip": lambda o: tuple(ip.address.partition("/")[0] for ip in o.spec.ips),
     },
 }
 
@@ -128,6 +136,10 @@ class Snapshot:
 
     def count(self, kind: type[Object]) -> int:
         return len(self._kinds.get(kind.KIND, _EMPTY))
+
+    def version(self, kind: type[Object]) -> object:
+        """The same object (by ``is``) for as long as nothing of this kind changes: what a memo rests on."""
+        return self._kinds.get(kind.KIND, _EMPTY)
 
     def kinds(self) -> tuple[str, ...]:
         return tuple(self._kinds)

@@ -52,13 +52,16 @@ class ControlLoop:
 
     def notice(self, events: Sequence[Event | None], snapshot: Snapshot) -> None:
         """Queue what these events touch; None stands for everything."""
-        if not self.controllers:
-            return
-        delay = self._rank(snapshot) * PATIENCE
-        for event in events:
-            for controller in self.controllers.values():
-                for scope in controller.scopes(event, snapshot):
-                    self.queue.add(scope, delay)
+        touched = [
+            scope
+            for event in events
+            for controller in self.controllers.values()
+            for scope in controller.scopes(event, snapshot)
+        ]
+        if touched:
+            delay = self._rank(snapshot) * PATIENCE
+            for scope in touched:
+                self.queue.add(scope, delay)
 
     def _run(self) -> None:
         while not self._stopping:

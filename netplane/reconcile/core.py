@@ -13,10 +13,12 @@ from ..model.base import Key, Object
 from ..model.facts import Driver, Scope
 from ..model.snapshot import Snapshot
 from ..store.base import Store
-from .base import Controller, Event, Room
+from .base import Controller, Delete, Event, Put, Room, Write
 from .controlloop import ControlLoop
 from .mirror import Mirror
 from .roomloop import RoomLoop
+
+OVERDUE = 60.0  # seconds that a change may wait; kube-proxy's two sync periods
 
 
 class Core:
@@ -58,25 +60,35 @@ class Core:
 
     def put(self, obj: Object, expect: int | None = None) -> Object:
         """Write to the store; the snapshot holds it when this returns. Raises as Store.put."""
-        stored = self._store.put(obj, expect)
-        if stored.deleting and not stored.metadata.finalizers:  # it went with its last finalizer
-            self._mirror.bury(stored)
-        else:
-            self._mirror.absorb(stored)
-        return stored
+        return self.write([Put(obj, expect)])[0]
 
     def delete(self, key: Key, expect: int | None = None) -> Object:
         """Delete from the store; the snapshot shows it when this returns. Raises as Store.delete."""
-        last = self._store.delete(key, expect)
-        if last.metadata.finalizers:
-            self._mirror.absorb(last)
-        else:
-            self._mirror.bury(last)
-        return last
+        return self.write([Delete(key, expect)])[0]
 
-    def sync(self, scopes: Iterable[Scope]) -> None:
-        """Bring these scopes about now, in this thread. Raises the first error."""
-        for error in self._rooms.settle(list(scopes)).values():
+    def write(self, writes: Sequence[Write]) -> list[Object]:
+        """Several writes in order, in one transaction where the store has them; what it returned."""
+        together = getattr(self._store, "write", None)
+        if together is None:
+            return [self._write_one(write) for write in writes]
+        stored: list[Object] = together(writes)
+        self._mirror.take_in((obj, _gone(w, obj)) for w, obj in zip(writes, stored, strict=True))
+        return stored
+
+    def _write_one(self, write: Write) -> Object:
+        if isinstance(write, Put):
+            stored = self._store.put(write.object, write.expect)
+        else:
+            stored = self._store.delete(write.key, write.expect)
+        self._mirror.take_in([(stored, _gone(write, stored))])
+        return stored
+
+    def sync(self, scopes: Iterable[Scope], before: Callable[[], object] | None = None) -> None:
+        """Bring these scopes about now, in this thread. Raises the first error.
+
+        ``before`` writes what they are to be rendered from: the loop leaves them to this call.
+        """
+        for error in self._rooms.settle(list(scopes), before).values():
             raise error
 
     def verify(self, scopes: Iterable[Scope]) -> list[str]:
@@ -102,7 +114,9 @@ class Core:
     def status(self) -> dict[str, Any]:
         """What `netplane status` shows: in sync or not, the store, and per room what fails and why."""
         failures = {**self._rooms.failures, **self._controls.failures}
-        pending = self._rooms.queue.due() + self._controls.queue.due() + len(self._rooms.held)
+        queues = (self._rooms.queue, self._controls.queue)
+        pending = max(len(self._rooms.held), queues[0].taken) + queues[1].taken
+        pending += sum(queue.pending() for queue in queues)
         snapshot, problem = self._mirror.snapshot, self._mirror.problem
         claimed = [s for settler in self._rooms.settlers for s in settler.ledger.scopes()]
         names = dict.fromkeys((*self._rooms.rooms, *self._controls.controllers))
@@ -121,6 +135,15 @@ class Core:
             },
         }
 
+    def overdue(self) -> float:
+        """How long the oldest change waits that is due, in seconds; 0 with none (kube-proxy's health)."""
+        return self._rooms.overdue()
+
+    def healthy(self) -> bool:
+        """Changes reach the kernel in time, and the kernel tells what it holds."""
+        observed = not any(s.room == "kernel" for s in self._rooms.failures)
+        return observed and self.overdue() < OVERDUE
+
     def _on_events(self, events: list[Event], snapshot: Snapshot) -> None:
         if not snapshot.synced:
             return
@@ -131,3 +154,8 @@ class Core:
             return
         self._rooms.notice(events, snapshot)
         self._controls.notice(events, snapshot)
+
+
+def _gone(write: Write, stored: Object) -> bool:
+    """Whether the object went with this write: deleted, or with its last finalizer."""
+    return not stored.metadata.finalizers and (isinstance(write, Delete) or stored.deleting)

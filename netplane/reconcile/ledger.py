@@ -9,14 +9,14 @@ Rule 3: facts that nobody wants are removed by `sweep` only, which the caller al
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from ..model.errors import Conflict
 from ..model.facts import Fact, FactKey, Mark, Plan, Scope
 
 _ABSENT = object()
-Updates = Mapping[Scope, tuple[Fact, ...]]
+Updates = Mapping[Scope, Sequence[Fact]]
 
 
 class Difference(NamedTuple):
@@ -24,6 +24,7 @@ class Difference(NamedTuple):
 
     plan: Plan
     claims: dict[Scope, dict[FactKey, Mark]]
+    wanted: dict[FactKey, Mark]
 
 
 class Ledger:
@@ -31,7 +32,7 @@ class Ledger:
 
     def __init__(self) -> None:
         self.have: dict[FactKey, Mark] = {}
-        self._claims: dict[Scope, frozenset[FactKey]] = {}
+        self._claims: dict[Scope, tuple[FactKey, ...]] = {}  # a set would cost five times a tuple
         self._holders: dict[FactKey, Scope | set[Scope]] = {}
 
     def reset(self, observed: Mapping[FactKey, Mark]) -> None:
@@ -41,6 +42,9 @@ class Ledger:
     def holders(self, key: FactKey) -> set[Scope]:
         found = self._holders.get(key)
         return set() if found is None else {found} if isinstance(found, Scope) else found
+
+    def knows(self, scope: Scope) -> bool:
+        return scope in self._claims
 
     def scopes(self) -> tuple[Scope, ...]:
         return tuple(self._claims)
@@ -52,32 +56,31 @@ class Ledger:
         """
         claims: dict[Scope, dict[FactKey, Mark]] = {}
         wanted: dict[FactKey, Mark] = {}
-        add: dict[FactKey, Fact] = {}
-        change: dict[FactKey, Fact] = {}
+        add: list[Fact] = []
+        change: list[Fact] = []
         for scope, facts in updates.items():
             mine = claims[scope] = {}
             for fact in facts:
                 key, mark = fact.key, fact.mark
                 mine[key] = mark
-                have = self.have.get(key, _ABSENT)
-                self._refuse_conflict(key, mark, scope, wanted, updates)
+                if key in wanted:
+                    if wanted[key] != mark:
+                        raise Conflict(
+                            f"{scope}: {describe(key)} is wanted differently by another scope of this change"
+                        )
+                    continue
                 wanted[key] = mark
+                have = self.have.get(key, _ABSENT)
                 if have is _ABSENT:
-                    add[key] = fact
+                    add.append(fact)
                 elif have != mark:
-                    change[key] = fact
+                    self._refuse_held(key, scope, updates)
+                    change.append(fact)
         remove = [key for key in self._dropped(claims) if key not in wanted and key in self.have]
-        return Difference(Plan(tuple(add.values()), tuple(change.values()), tuple(remove)), claims)
+        return Difference(Plan(tuple(add), tuple(change), tuple(remove)), claims, wanted)
 
-    def _refuse_conflict(
-        self, key: FactKey, mark: Mark, scope: Scope, wanted: Mapping[FactKey, Mark], updates: Updates
-    ) -> None:
-        if wanted.get(key, mark) != mark:
-            raise Conflict(f"{scope}: {describe(key)} is wanted differently by another scope of this change")
-        found = self._holders.get(key)
-        if found is None or found == scope or self.have.get(key, mark) == mark:
-            return
-        others = self.holders(key) - updates.keys()
+    def _refuse_held(self, key: FactKey, scope: Scope, updates: Updates) -> None:
+        others = self.holders(key) - updates.keys() - {scope}
         if others:
             raise Conflict(f"{scope}: {describe(key)} is already held by {min(others)} in another shape")
 
@@ -95,18 +98,20 @@ class Ledger:
 
     def commit(self, done: Difference) -> None:
         """Remember that the driver has carried the plan out."""
-        for fact in (*done.plan.add, *done.plan.change):
-            self.have[fact.key] = fact.mark
+        self.have.update(done.wanted)
         for key in done.plan.remove:
             self.have.pop(key, None)
         for scope, mine in done.claims.items():
-            before = self._claims.get(scope, frozenset())
-            for key in before - mine.keys():
-                self._release(key, scope)
-            for key in mine.keys() - before:
-                self._hold(key, scope)
+            before = self._claims.get(scope, ())
+            for key in before:
+                if key not in mine:
+                    self._release(key, scope)
+            known = set(before)
+            for key in mine:
+                if key not in known:
+                    self._hold(key, scope)
             if mine:
-                self._claims[scope] = frozenset(mine)
+                self._claims[scope] = tuple(mine)
             else:
                 self._claims.pop(scope, None)
 
@@ -115,10 +120,10 @@ class Ledger:
         return Plan(remove=tuple(key for key in self.have if key not in self._holders))
 
     def _hold(self, key: FactKey, scope: Scope) -> None:
-        found = self._holders.get(key)
-        if found is None:
-            self._holders[key] = scope
-        elif isinstance(found, Scope):
+        found = self._holders.setdefault(key, scope)
+        if found is scope:
+            return
+        if isinstance(found, Scope):
             self._holders[key] = {found, scope}
         else:
             found.add(scope)

@@ -35,6 +35,7 @@ class Mirror:
         self._brought = 0  # the watch has brought every change up to this revision
         self._stopping = threading.Event()
         self._watch: Watch | None = None
+        self._skip: Callable[[int], int] | None = None  # tells the watch what it need not bring
         self._thread = threading.Thread(target=self._run, name="mirror", daemon=True)
 
     def start(self) -> None:
@@ -46,22 +47,31 @@ class Mirror:
             self._watch.close()
         self._thread.join(timeout=5)
 
-    def absorb(self, obj: Object, deleted: bool = False, revision: int = 0) -> None:
-        """Take one change in. Older than what is known: ignored."""
-        with self._lock:
-            if not deleted and obj.revision <= self._brought and self.snapshot.find(obj.key) is None:
-                return  # the watch was faster: the object is gone since
-            event = self._apply(obj, deleted, revision or obj.revision)
-            if event is not None:
-                self._listener([event], self.snapshot)
+    def absorb(self, obj: Object) -> None:
+        """Take one write of our own in. Older than what is known: ignored."""
+        self.take_in([(obj, False)])
 
-    def bury(self, obj: Object) -> None:
-        """Take our own delete in; writes of this object that the watch still brings are older."""
+    def take_in(self, written: Iterable[tuple[Object, bool]]) -> None:
+        """Our own writes as the store returned them, each with whether the object went with it."""
         with self._lock:
-            self._graves[obj.key] = obj.revision
-            event = self._apply(obj, True, obj.revision)
-            if event is not None:
-                self._listener([event], self.snapshot)
+            events = [self._own(obj, gone) for obj, gone in written]
+            real = [e for e in events if e is not None]
+            if real:
+                self._listener(real, self.snapshot)
+
+    def _own(self, obj: Object, gone: bool) -> Event | None:
+        if not gone and obj.revision <= self._brought and self.snapshot.find(obj.key) is None:
+            return None  # the watch was faster: the object is gone since
+        if gone:
+            self._graves[obj.key] = obj.revision  # writes of it that the watch still brings are older
+        event = self._apply(obj, gone, obj.revision)
+        if self._skip is not None:
+            self._advance(self._skip(obj.revision))
+        return event
+
+    def _advance(self, brought: int) -> None:
+        self._brought = max(self._brought, brought)
+        self._graves = {k: r for k, r in self._graves.items() if r > self._brought}
 
     def _apply(self, obj: Object, deleted: bool, revision: int) -> Event | None:
         key = obj.key
@@ -98,14 +108,14 @@ class Mirror:
         self.problem = ""
         with self._store.watch(revision, self._kinds) as watch:
             self._watch = watch
+            self._skip = getattr(watch, "skip", None)
             while not self._stopping.is_set():
                 changes = watch.next(timeout=60)
                 if not changes:
                     continue
                 with self._lock:
                     events = [self._apply(c.object, c.deleted, c.revision) for c in changes]
-                    last = self._brought = changes[-1].revision
-                    self._graves = {k: r for k, r in self._graves.items() if r > last}
+                    self._advance(changes[-1].revision)
                     real = [e for e in events if e is not None]
                     if real:
                         self._listener(real, self.snapshot)

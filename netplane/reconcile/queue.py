@@ -5,10 +5,12 @@ from __future__ import annotations
 import heapq
 import threading
 import time
+from collections.abc import Collection
 
 from ..model.facts import Scope
 
 FIRST_BACKOFF, LAST_BACKOFF = 0.1, 30.0  # seconds
+SOON = 0.01  # seconds: what is gathered, and so to be done at once
 
 
 class Queue:
@@ -19,6 +21,7 @@ class Queue:
         self._due: dict[Scope, float] = {}
         self._heap: list[tuple[float, Scope]] = []
         self._tries: dict[Scope, int] = {}
+        self.taken = 0  # taken, and not done before the next `take`
         self._closed = False
 
     def __len__(self) -> int:
@@ -31,6 +34,17 @@ class Queue:
                 self._due[scope] = due
                 heapq.heappush(self._heap, (due, scope))
                 self._changed.notify()
+
+    def add_all(self, scopes: Collection[Scope], delay: float) -> None:
+        """Add scopes that one change touches: they come due together, and `take` does not part them."""
+        due = time.monotonic() + delay
+        with self._changed:
+            due = min([due, *(self._due[s] for s in scopes if s in self._due)])
+            for scope in scopes:
+                if due < self._due.get(scope, float("inf")):
+                    self._due[scope] = due
+                    heapq.heappush(self._heap, (due, scope))
+            self._changed.notify()
 
     def retry(self, scope: Scope) -> float:
         """Add a scope that failed, later each time; the delay in seconds."""
@@ -49,9 +63,11 @@ class Queue:
         """Up to ``limit`` scopes that are due; waits for the first. [] on timeout or when closed."""
         give_up = None if timeout is None else time.monotonic() + timeout
         with self._changed:
+            self.taken = 0
             while not self._closed:
                 now = time.monotonic()
                 taken = self._pop_due(now, limit)
+                self.taken = len(taken)
                 if taken or (give_up is not None and now >= give_up):
                     return taken
                 waits = [t - now for t in (give_up, self._heap[0][0] if self._heap else None) if t]
@@ -60,8 +76,10 @@ class Queue:
 
     def _pop_due(self, now: float, limit: int) -> list[Scope]:
         taken: list[Scope] = []
-        while self._heap and self._heap[0][0] <= now and len(taken) < limit:
+        last = 0.0
+        while self._heap and self._heap[0][0] <= now and (len(taken) < limit or self._heap[0][0] == last):
             due, scope = heapq.heappop(self._heap)
+            last = due
             if self._due.get(scope) == due:  # else it was moved to an earlier time, and done
                 del self._due[scope]
                 taken.append(scope)
@@ -72,6 +90,20 @@ class Queue:
         now = time.monotonic()
         with self._changed:
             return sum(1 for t in self._due.values() if t <= now)
+
+    def pending(self) -> int:
+        """How many scopes are due, or nearly so."""
+        soon = time.monotonic() + SOON
+        with self._changed:
+            return sum(1 for t in self._due.values() if t <= soon)
+
+    def overdue(self) -> float:
+        """How many seconds the oldest scope waits that is due; 0 with none."""
+        now = time.monotonic()
+        with self._changed:
+            while self._heap and self._due.get(self._heap[0][1]) != self._heap[0][0]:
+                heapq.heappop(self._heap)  # moved to an earlier time, and done
+            return max(0.0, now - self._heap[0][0]) if self._heap else 0.0
 
     def close(self) -> None:
         with self._changed:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from ..model.errors import NetplaneError
@@ -27,6 +27,7 @@ CHUNK = 2000  # scopes in one transaction: a cold start of 30,000 services goes 
 GATHER = 0.001  # seconds: events that come together are worked on together
 RESYNC = 3600.0  # seconds between full comparisons with the kernel
 DOUBT = 5.0  # seconds at least between full comparisons after refusals
+NOBODY = -1  # facts of a type that no driver here takes
 FINISH = Scope("", "finish")  # queued behind a full pass: sweep when all of it is through
 
 
@@ -37,15 +38,18 @@ class RoomLoop:
         self.rooms = {room.name: room for room, _ in rooms}
         drivers = {id(d): d for _, mine in rooms for d in mine}
         self.settlers = [Settler(d) for d in drivers.values()]
+        self._which: dict[type[Fact], int] = {}  # the settler that takes facts of a type
         self.queue = Queue()
         self.failures: dict[Scope, str] = {}
         self.held: set[Scope] = set()
         self.passed = threading.Event()  # the first full pass is through
         self._snapshot = snapshot
+        self._promised: set[Scope] = set()  # held by an edge that has not rendered them yet
         self._freed = threading.Condition()
         self._resynced = float("-inf")
         self._observe = True
         self._stopping = False
+        self._began = 0.0  # when the loop took up what it works on; 0 while it waits
         self._thread = threading.Thread(target=self._run, name="rooms", daemon=True)
 
     def start(self) -> None:
@@ -57,10 +61,9 @@ class RoomLoop:
         self._thread.join(timeout=10)
 
     def notice(self, events: Sequence[Event], snapshot: Snapshot) -> None:
-        for event in events:
-            for room in self.rooms.values():
-                for scope in room.scopes(event, snapshot):
-                    self.queue.add(scope, GATHER)
+        """What came together goes to the kernel together: a rule and the sets that it names."""
+        touched = {s: None for e in events for room in self.rooms.values() for s in room.scopes(e, snapshot)}
+        self.queue.add_all([s for s in touched if s not in self._promised], GATHER)
 
     def full_pass(self) -> None:
         """Everything again: observe the drivers, render every scope, sweep."""
@@ -72,20 +75,58 @@ class RoomLoop:
                 self.queue.add(scope)
         self.queue.add(FINISH, GATHER)
 
-    def settle(self, scopes: Sequence[Scope]) -> Failures:
-        """Render these scopes on the newest snapshot and bring them about; those that failed, and why."""
+    def settle(self, scopes: Sequence[Scope], before: Callable[[], object] | None = None) -> Failures:
+        """Render these scopes on the newest snapshot and bring them about; those that failed, and why.
+
+        What ``before`` (an edge's writes) changes about them is not queued: this call sees to it.
+        """
         with self._holding(scopes):
+            if before is not None:
+                self._promise(scopes, before)
             rendered, failures = self._render(scopes, self._snapshot())
-            for settler in self.settlers:
+            for settler, shares in zip(self.settlers, self._shares(rendered), strict=True):
+                known = settler.ledger.knows
                 updates = {
-                    scope: tuple(f for f in facts if settler.accepts(f))
-                    for scope, facts in rendered.items()
-                    if scope not in failures
+                    scope: facts
+                    for scope, facts in shares.items()
+                    if (facts or known(scope)) and scope not in failures
                 }
                 failures |= settler.settle(updates)
         for scope in scopes:
             self._note(scope, failures.get(scope))
         return failures
+
+    def _shares(self, rendered: Mapping[Scope, Sequence[Fact]]) -> list[dict[Scope, list[Fact]]]:
+        """Each settler's part of what was rendered, in one walk over it."""
+        shares: list[dict[Scope, list[Fact]]] = [{} for _ in self.settlers]
+        for scope, facts in rendered.items():
+            mine: list[list[Fact]] = [[] for _ in self.settlers]
+            for fact in facts:
+                which = self._which.get(type(fact))
+                if which is None:
+                    takes = (i for i, s in enumerate(self.settlers) if s.accepts(fact))
+                    which = self._which[type(fact)] = next(takes, NOBODY)
+                if which != NOBODY:
+                    mine[which].append(fact)
+            for share, found in zip(shares, mine, strict=True):
+                share[scope] = found
+        return shares
+
+    def overdue(self) -> float:
+        """How long the oldest change waits that is due, or is being worked on; in seconds."""
+        began = self._began
+        return max(self.queue.overdue(), time.monotonic() - began if began else 0.0)
+
+    def _promise(self, scopes: Sequence[Scope], before: Callable[[], object]) -> None:
+        self._promised.update(scopes)
+        try:
+            before()
+        except BaseException:
+            self._promised.difference_update(scopes)
+            for scope in scopes:  # whatever became of the write
+                self.queue.add(scope, GATHER)
+            raise
+        self._promised.difference_update(scopes)
 
     def _note(self, scope: Scope, error: NetplaneError | None) -> None:
         if error is None:
@@ -110,7 +151,9 @@ class RoomLoop:
                     self.queue.retry(scope)
                 continue
             if scopes:
+                self._began = time.monotonic()
                 self.settle([s for s in scopes if s != FINISH])
+                self._began = 0.0
             if FINISH in scopes:
                 self._finish_pass()
 

@@ -16,6 +16,7 @@ from ..model.snapshot import Snapshot
 from . import chains
 from .endpoints import Choice, choose
 from .frontends import Frontend, cluster_ips, families, family, frontends, served
+from .upkeep import upkeep
 
 ROOM = "services"
 BASE = Scope(ROOM)
@@ -74,15 +75,16 @@ class ServicesRoom:
     def _service(self, service: Service, slices: tuple[EndpointSlice, ...]) -> Iterator[Fact]:
         for address in cluster_ips(service):
             yield Element(f"svc-cluster-ips{_digit(address)}", (address,))
-        seen: set[tuple[str | int, ...]] = set()
+        seen: dict[tuple[str | int, ...], tuple[str, Frontend]] = {}
         for port in service.spec.ports:
             choices: dict[str, Choice] = {}
             for frontend in frontends(service, port, self.node_ips):
                 if frontend[:3] not in seen:
-                    seen.add(frontend[:3])
+                    seen[frontend[:3]] = port.name, frontend
                     yield from frontend_facts(frontend, self._choice(frontend, choices, slices, port))
             for which in families(service):
                 yield from hairpin_facts(choices.get(which, Choice()))
+        yield from upkeep(service, slices, seen.values(), self.node)
 
     def _choice(
         self,

@@ -18,6 +18,7 @@ from inotify_simple import INotify, flags
 
 LOOKS = (0.0, 0.001, 0.004, 0.015, 0.04, 0.1)  # seconds after the last event
 CLOSEST = 0.001  # a burst of writes costs one look per this many seconds
+CALM = 0.01  # the same while the writes are most likely our own
 SAFETY = 1.0  # seconds; finds a file that went away or came back
 WITHOUT_INOTIFY = 0.02
 MASK = (
@@ -31,10 +32,11 @@ log = logging.getLogger(__name__)
 class Pulse:
     """Calls ``look`` whenever the file at ``path`` may have changed, until `close`."""
 
-    def __init__(self, path: str, look: Callable[[], None]) -> None:
+    def __init__(self, path: str, look: Callable[[], None], own: Callable[[], bool]) -> None:
         self._directory = Path(path).parent
         self._name = Path(path).name
         self._look = look
+        self._own = own  # whether what is felt now is probably our own doing
         self._stop = os.eventfd(0, os.EFD_CLOEXEC)
         self._inotify = self._open()
         self._watched: tuple[int, int] | None = None
@@ -80,6 +82,8 @@ class Pulse:
             ready = {fd for fd, _ in poll.poll(wait * 1000)}
             if self._stop in ready:
                 return
+            if ready and self._own() and self._ended(CALM):
+                return
             at = time.monotonic()
             if ready and self._relevant():
                 due = [at + after for after in LOOKS if at + after >= last + CLOSEST]
@@ -92,6 +96,12 @@ class Pulse:
             del due[:1]
             last = at
             self._look()
+
+    def _ended(self, seconds: float) -> bool:
+        """Let events gather for a while."""
+        stop = select.poll()
+        stop.register(self._stop, select.POLLIN)
+        return bool(stop.poll(seconds * 1000))
 
     def _relevant(self) -> bool:
         assert self._inotify is not None

@@ -13,11 +13,13 @@ import os
 import sqlite3
 import threading
 import time
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from ..model import codec
 from ..model.base import Key, Object
+from ..model.changes import Delete, Put, Write
 from ..model.errors import Expired, NotFound
 from . import rules, sqlitefile
 from .base import Change
@@ -25,6 +27,7 @@ from .pulse import Pulse
 
 KEEP = 10_000
 COMPACT_EVERY = 256  # revisions between two compactions
+BUSY = 0.01  # seconds after a write of ours in which others' are looked for less often
 BATCH = 1_000  # changes that one call of a watch returns at most
 
 Objects = list[Object]  # the class below has a method named list
@@ -53,6 +56,9 @@ class SqliteStore:
         self._beat = threading.Condition()
         self._beats = 0  # grows with every sign of a change; watches wait for it
         self._head = 0
+        self._fresh: list[int] = []  # the revisions of the transaction in hand
+        self._wrote = 0.0  # when we wrote last; the pulse feels our own writes too
+        self._watches: weakref.WeakSet[SqliteWatch] = weakref.WeakSet()
         self._pulse: Pulse | None = None
         self._pulse_lock = threading.Lock()
         with self._reader.use(), self._writer.use():
@@ -78,10 +84,11 @@ class SqliteStore:
         """Every change after revision ``since``."""
         with self._pulse_lock, self._reader.use():
             if self._pulse is None:
-                self._pulse = Pulse(self.path, self._look)
-            return SqliteWatch(
-                self, since, None if kinds is None else frozenset(kinds), self._reader.identity
-            )
+                self._pulse = Pulse(self.path, self._look, lambda: time.monotonic() < self._wrote + BUSY)
+            wanted = None if kinds is None else frozenset(kinds)
+            made = SqliteWatch(self, since, wanted, self._reader.identity)
+            self._watches.add(made)
+            return made
 
     def put(self, obj: Object, expect: int | None = None) -> Object:
         """Write one object, return it as stored. Raises Invalid, Conflict, Unavailable."""
@@ -89,22 +96,22 @@ class SqliteStore:
 
     def put_all(self, objects: Iterable[Object], expects: Sequence[int | None] = ()) -> Objects:
         """Write many objects in one transaction: all of them, or none. Raises as `put` does."""
-        valid = [codec.validate(obj) for obj in objects]
+        valid = list(objects)
         conditions = tuple(expects) or (None,) * len(valid)
-        with self._writing() as db:
-            return [self._put(db, obj, expect) for obj, expect in zip(valid, conditions, strict=True)]
+        return self.write([Put(obj, expect) for obj, expect in zip(valid, conditions, strict=True)])
 
     def delete(self, key: Key, expect: int | None = None) -> Object:
         """Remove one object (or mark it, when finalizers hold it), return its last state."""
+        return self.write([Delete(key, expect)])[0]
+
+    def write(self, writes: Sequence[Write]) -> Objects:
+        """All of these in one transaction, or none; what `put` and `delete` would return."""
+        checked = [Put(codec.validate(w.object), w.expect) if isinstance(w, Put) else w for w in writes]
         with self._writing() as db:
-            current = self._current(db, key)
-            if current is None:
-                raise NotFound(f"{key}: not found")
-            rules.admit(key, current, expect)
-            marked = rules.condemned(current)
-            if marked is None:
-                return self._record(db, current, gone=True)
-            return current if marked == current else self._record(db, marked, gone=False)
+            return [
+                self._put(db, w.object, w.expect) if isinstance(w, Put) else self._delete(db, *w)
+                for w in checked
+            ]
 
     def check(self) -> None:
         """Raise Unavailable or Invalid unless the file stands at its path."""
@@ -132,6 +139,16 @@ class SqliteStore:
             return current
         return self._record(db, new, gone=rules.leaves(new))
 
+    def _delete(self, db: sqlite3.Connection, key: Key, expect: int | None) -> Object:
+        current = self._current(db, key)
+        if current is None:
+            raise NotFound(f"{key}: not found")
+        rules.admit(key, current, expect)
+        marked = rules.condemned(current)
+        if marked is None:
+            return self._record(db, current, gone=True)
+        return current if marked == current else self._record(db, marked, gone=False)
+
     def _current(self, db: sqlite3.Connection, key: Key) -> Object | None:
         row = db.execute(_ONE, key).fetchone()
         return codec.decode(key.kind, row[0]) if row else None
@@ -139,6 +156,7 @@ class SqliteStore:
     def _record(self, db: sqlite3.Connection, obj: Object, gone: bool) -> Object:
         """Write the object's row and the log's line; the caller holds the transaction."""
         revision: int = db.execute(_HEAD).fetchone()[0] + 1
+        self._fresh.append(revision)
         obj = rules.at_revision(obj, revision)
         key, body = obj.key, codec.encode(obj)
         if gone:
@@ -154,6 +172,7 @@ class SqliteStore:
     def _writing(self) -> Iterator[sqlite3.Connection]:
         """The writer's connection inside a transaction that commits when the block ends well."""
         with self._writer.use() as db:
+            self._fresh.clear()
             db.execute("BEGIN IMMEDIATE")
             try:
                 yield db
@@ -162,7 +181,11 @@ class SqliteStore:
                 if db.in_transaction:
                     db.execute("ROLLBACK")
                 raise
-        self._announce()
+        self._wrote = time.monotonic()
+        if self._fresh and self._fresh[0] == self._head + 1:
+            self._head = self._fresh[-1]  # nothing of others' in between: not worth a look
+        if not all(watch.informed for watch in self._watches):
+            self._announce()
 
     # --- reading and waking ------------------------------------------------------------------
 
@@ -215,6 +238,25 @@ class SqliteWatch:
         self._kinds = kinds
         self._identity = identity
         self._closed = False
+        self._skipped: set[int] = set()  # told by the watcher, behind a change that it does not know yet
+        self.informed = False  # the watcher tells us of this store object's own writes
+
+    def skip(self, revision: int) -> int:
+        """The watcher knows this change, which it made through this very store: it need not be brought,
+        and is not worth waking for. Returns the revision up to which nothing is left to bring."""
+        self.informed = True
+        with self._store._beat:
+            if revision > self._since:
+                self._skipped.add(revision)
+                self._go_on(self._since)
+            return self._since
+
+    def _go_on(self, revision: int) -> None:
+        self._since = max(self._since, revision)
+        while self._since + 1 in self._skipped:
+            self._since += 1
+        if self._skipped:
+            self._skipped = {r for r in self._skipped if r > self._since}
 
     def next(self, timeout: float | None = None) -> Changes:
         """The changes since the last call; [] after ``timeout`` seconds, or when closed."""
@@ -224,7 +266,8 @@ class SqliteWatch:
             seen = store._beats
             changes = store.changes(self._since, self._identity)
             if changes:
-                self._since = changes[-1].revision
+                with store._beat:
+                    self._go_on(changes[-1].revision)
                 wanted = [c for c in changes if self._kinds is None or c.object.KIND in self._kinds]
                 if wanted:
                     return wanted

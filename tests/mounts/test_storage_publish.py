@@ -443,7 +443,7 @@ def test_mounts_of_the_host_reach_containers_that_ask(bed: Bed, mode: str, seen:
 
 def test_a_damaged_record_is_named_and_refused(bed: Bed) -> None:
     bed.publish(bed.pod(empty("cache")))
-    path = Journal(bed.root).path("uid-1")
+    path = Journal(bed.root).folder / "uid-1.json"
     good = path.read_bytes()
     for bad in (
         b"",

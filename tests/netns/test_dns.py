@@ -442,7 +442,7 @@ def test_it_stops_at_once_with_questions_waiting_and_starts_again(
         query = bytes(DNSRecord.question("example.com").pack())
         held.sendall(len(query).to_bytes(2, "big") + query)
         deadline = time.monotonic() + 5
-        while not server._forwarder.asking:
+        while not server.resolver.waiting:
             assert time.monotonic() < deadline
         assert server.ready
         began = time.monotonic()

@@ -23,7 +23,7 @@ from netplane.kernel import netns
 from netplane.kernel.nftables import NftDriver
 from netplane.model.base import Object
 from netplane.model.errors import KernelError
-from netplane.model.facts import Chain, Element, Fact, Plan, Sysctl
+from netplane.model.facts import Chain, Element, Fact, Plan, Set, Sysctl
 from netplane.model.services import EndpointPort, ServicePort
 from netplane.model.snapshot import Snapshot
 from netplane.services import ServicesRoom
@@ -100,7 +100,7 @@ class Node:
         return [f for s in self.room.scopes(None, snapshot) for f in self.room.render(s, snapshot)]
 
     def sync(self, *objects: Object) -> Plan:
-        facts = [f for f in self.wanted(*objects) if not isinstance(f, Sysctl)]
+        facts = [f for f in self.wanted(*objects) if isinstance(f, (Chain, Set, Element))]
         plan = diff(self.driver.observe(), facts)
         self.driver.apply(plan)
         return plan

@@ -281,11 +281,20 @@ def test_gc_releases_what_is_not_listed_of_its_own_network(runtime: Runtime) -> 
     runtime("ADD", container="keep")
     runtime("ADD", container="drop")
     runtime("ADD", container="other", name="othernet")
-    assert runtime("GC")["code"] == 7
     valid = [{"containerID": "keep", "ifname": "eth0"}]
     assert runtime("GC", **{"cni.dev/valid-attachments": valid}) == ""
     left = {a.spec.container_id for a in runtime.host.snapshot().list(Attachment)}
     assert left == {"keep", "other"}
+    assert runtime("GC", **{"cni.dev/valid-attachments": None}) == ""  # Go's nil slice: none is valid
+    assert {a.spec.container_id for a in runtime.host.snapshot().list(Attachment)} == {"other"}
+
+
+def test_gc_without_a_list_releases_only_what_has_no_namespace_any_more(runtime: Runtime) -> None:
+    for container in ("alive", "dead"):
+        runtime("ADD", container=container)
+    runtime.host.gone.add("/n/dead")
+    assert runtime("GC") == ""
+    assert {a.spec.container_id for a in runtime.host.snapshot().list(Attachment)} == {"alive"}
 
 
 def test_a_declared_pod_stays_and_its_labels_win(runtime: Runtime) -> None:

@@ -1,0 +1,36 @@
+"""A result's ``dns``: what the pod's resolv.conf says where this node answers the cluster's names. Pure
+but for one look at the node's own resolv.conf.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..model import resolvconf
+from ..model.base import ObjectMeta
+from ..model.own import Attachment
+from ..model.pods import Pod
+from ..model.snapshot import Snapshot
+from .render import CniConfig
+
+
+def pod_dns(attachment: Attachment, snapshot: Snapshot, config: CniConfig) -> dict[str, Any]:
+    """CNI's dns of an attachment; {} where the node answers no names, so that the runtime decides."""
+    if not config.dns_domain:
+        return {}
+    spec = attachment.spec
+    pod = snapshot.get(Pod, spec.pod_namespace, spec.pod_name)
+    if pod is None:  # a container that is nobody's pod yet
+        pod = Pod(metadata=ObjectMeta(namespace=spec.pod_namespace or "default", name=spec.pod_name))
+    servers = config.dns_servers or tuple(entry.gateway for entry in spec.ips if entry.gateway)
+    found = resolvconf.resolv(pod, servers, config.dns_domain, _host(config.resolv_conf))
+    named = {"nameservers": found.nameservers, "search": found.searches, "options": found.options}
+    return {key: list(values) for key, values in named.items() if values}
+
+
+def _host(path: str) -> resolvconf.Resolv:
+    try:
+        return resolvconf.parse(Path(path).read_text(errors="replace")) if path else resolvconf.Resolv()
+    except OSError:
+        return resolvconf.Resolv()

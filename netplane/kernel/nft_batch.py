@@ -1,0 +1,194 @@
+"""Plans of elements alone as netlink batches, encoded in C: the way of nearly every change.
+
+libnftables parses text, asks the kernel what there is and evaluates; for an element of a set that exists
+nothing of this is needed. What a set is made of is asked once, by name.
+
+Rule 1: a batch is one transaction: all of the plan, or nothing.
+Rule 2: what this cannot say (`encodable`: chains and sets; intervals, dynamic and timed sets, types
+        that are not known here) is libnftables' to say; the same plan goes there.
+Rule 3: a refusal carries the errno alone; who wants the words asks libnftables for the same plan.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+from collections.abc import Iterable, Iterator
+
+from ..model.errors import KernelError
+from ..model.facts import Element, Plan
+from . import nlmsg
+from ._nft import ffi, lib
+from .netns import open_socket
+
+TABLE = "netplane"
+NETLINK_NETFILTER = 12
+NFPROTO_INET = 1
+NFT_MSG_NEWSET, NFT_MSG_GETSET = 10 << 8 | 9, 10 << 8 | 10
+NFT_MSG_NEWGEN, NFT_MSG_GETGEN = 10 << 8 | 15, 10 << 8 | 16
+NFTA_GEN_ID = 1
+NFTA_SET_TABLE, NFTA_SET_NAME, NFTA_SET_FLAGS = 1, 2, 3
+NFTA_SET_KEY_TYPE, NFTA_SET_KEY_LEN, NFTA_SET_DATA_TYPE, NFTA_SET_DATA_LEN = 4, 5, 6, 7
+# interval, timeout, eval (dynamic), object, concatenated intervals: their elements have more to them
+UNUSUAL = 0x4 | 0x10 | 0x20 | 0x40 | 0x80
+MAP = 0x8
+VERDICT = 0xFFFFFF00
+# nft's numbers of datatypes (userspace's own, kept in the set) → the letter in nft.c, bytes in registers
+TYPES = {
+    4: ("i", 4),
+    7: ("4", 4),
+    8: ("6", 16),
+    12: ("p", 4),
+    13: ("s", 4),
+    19: ("i", 4),
+    23: ("c", 4),
+    41: ("n", 16),
+}
+_BE32 = struct.Struct(">I")
+_NFGENMSG = struct.Struct(">BBH")
+
+
+class Batches:
+    """The encoder's socket, and the layouts of the sets of our table. One thread at a time."""
+
+    def __init__(self, netns: str = "") -> None:
+        self._sock = socket.socket(fileno=open_socket(netns, NETLINK_NETFILTER))
+        self._layouts: dict[str, str] = {}
+        self._sock.bind((0, 0))
+        self.portid = int(self._sock.getsockname()[0])
+
+    def close(self) -> None:
+        self._sock.close()
+
+    def forget(self) -> None:
+        """Sets may have come, gone or changed."""
+        self._layouts.clear()
+
+    def generation(self) -> int:
+        """The number of commits that this namespace has seen, by anybody."""
+        answer = self._request(NFT_MSG_GETGEN, _NFGENMSG.pack(0, 0, 0))
+        for kind, body in answer:
+            if kind == NFT_MSG_NEWGEN:
+                return _u32(nlmsg.attrs(body, 4), NFTA_GEN_ID)
+        return -1
+
+    def encodable(self, plan: Plan) -> bool:
+        """Whether all of the plan are elements of sets that this can say. Raises KernelError."""
+        if any(key[0] != "element" for key in plan.remove):
+            return False
+        if any(type(f) is not Element for facts in (plan.add, plan.change) for f in facts):
+            return False
+        names = {str(key[1]) for key in plan.remove}
+        names.update(f.of for facts in (plan.add, plan.change) for f in facts)
+        return all(self._layout(name) for name in names)
+
+    def apply(self, plan: Plan) -> None:
+        """Carry an encodable plan out. Raises KernelError (EINVAL: words that are not of a set's types)."""
+        batch = ffi.new("struct np_nft_batch *")
+        try:
+            _must(lib.np_nft_begin(batch), "begin")
+            for name, lines in _stale(plan).items():
+                self._put(batch, True, name, lines)
+            for name, lines in _fresh(plan).items():
+                self._put(batch, False, name, lines)
+            _must(lib.np_nft_commit(batch, self._sock.fileno()), "commit")
+        finally:
+            lib.np_nft_free(batch)
+
+    def _put(self, batch: object, remove: bool, name: str, lines: list[str]) -> None:
+        layout = self._layout(name)
+        if remove:
+            layout = layout.partition(":")[0]
+        text = "\n".join(lines).encode()
+        done = lib.np_nft_elements(
+            batch, remove, TABLE.encode(), name.encode(), layout.encode(), ffi.from_buffer(text), len(text)
+        )
+        _must(done, f"elements of {name}")
+
+    def _layout(self, name: str) -> str:
+        """The types of a set's elements; "" for one that libnftables must serve, or that is not there."""
+        found = self._layouts.get(name)
+        if found is None:
+            found = self._layouts[name] = layout_of(self._ask(name))
+        return found
+
+    def _ask(self, name: str) -> dict[int, bytes]:
+        """The set's attributes; {} when there is none."""
+        body = _NFGENMSG.pack(NFPROTO_INET, 0, 0)
+        body += nlmsg.text(NFTA_SET_TABLE, TABLE) + nlmsg.text(NFTA_SET_NAME, name)
+        for kind, answer in self._request(NFT_MSG_GETSET, body):
+            if kind == NFT_MSG_NEWSET:
+                return nlmsg.attrs(answer, 4)
+        return {}
+
+    def _request(self, kind: int, body: bytes) -> list[tuple[int, bytes]]:
+        """(type, body) of what one question is answered with."""
+        head = nlmsg.NLMSGHDR.pack(16 + len(body), kind, nlmsg.NLM_F_REQUEST, 1, 0)
+        self._sock.sendto(head + body, (0, 0))
+        return [(got, answer) for got, _, _, _, answer in nlmsg.messages(self._sock.recv(1 << 16))]
+
+
+def layout_of(attrs: dict[int, bytes]) -> str:
+    """A set's attributes as nft.c's layout ("4ps:c"), "" for what it does not know."""
+    flags = _u32(attrs, NFTA_SET_FLAGS)
+    if not attrs or flags & UNUSUAL:
+        return ""
+    key = _letters(_u32(attrs, NFTA_SET_KEY_TYPE), _u32(attrs, NFTA_SET_KEY_LEN))
+    if not key or not flags & MAP:
+        return key
+    kind = _u32(attrs, NFTA_SET_DATA_TYPE)
+    value = "v" if kind == VERDICT else _letters(kind, _u32(attrs, NFTA_SET_DATA_LEN))
+    return f"{key}:{value}" if value else ""
+
+
+def _letters(kind: int, length: int) -> str:
+    """The types that a concatenation's number holds, six bits each, the last part lowest."""
+    parts = []
+    while kind:
+        parts.append(TYPES.get(kind & 0x3F, ("", 0)))
+        kind >>= 6
+    known = all(letter for letter, _ in parts) and length == sum(size for _, size in parts)
+    # a port or protocol alone is no concatenation: its key has its own length, unpadded
+    return "".join(letter for letter, _ in reversed(parts)) if known else ""
+
+
+def _stale(plan: Plan) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for of, item in _gone(plan):
+        found.setdefault(of, []).append(" ".join(map(str, item)))
+    return found
+
+
+def _gone(plan: Plan) -> Iterator[tuple[str, Iterable[object]]]:
+    yield from ((f.of, f.item) for f in plan.change)
+    yield from ((str(key[1]), key[2]) for key in plan.remove)  # type: ignore[misc]
+
+
+def _fresh(plan: Plan) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for facts in (plan.add, plan.change):
+        for fact in facts:
+            lines = found.get(fact.of)
+            if lines is None:
+                lines = found[fact.of] = []
+            item, value = fact.item, fact.value
+            parts = item if value is None else item + value
+            lines.append(
+                _FORMS[len(parts)] % parts if len(parts) < len(_FORMS) else " ".join(map(str, parts))
+            )
+    return found
+
+
+_FORMS = tuple(" ".join(["%s"] * n) for n in range(9))  # quicker than join for 300,000 elements
+
+
+def _u32(attrs: dict[int, bytes], kind: int) -> int:
+    return int(_BE32.unpack_from(attrs[kind])[0]) if kind in attrs else 0
+
+
+def _must(result: int, what: str) -> None:
+    if result:
+        detail = os.strerror(-result) if -result != errno.EINVAL else ""
+        raise KernelError(-result, f"nftables batch: {what}", detail)

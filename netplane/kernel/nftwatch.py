@@ -1,0 +1,153 @@
+"""Tells when another program changes our nftables table, so that the loop can mend it at once.
+
+Rule 1: an event is a hint, never the truth: the callback gathers the flock, and then somebody lists.
+Rule 2: our own commits are left out: batches by their socket, before they reach us (a filter in the
+        kernel), and those of libnftables by the process that the generation's message names.
+Rule 3: events that were lost may have been ours to see: "overrun", unless it was our own transaction
+        that filled the buffer.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import select
+import socket
+import struct
+import threading
+from collections.abc import Callable, Iterable, Iterator
+
+from . import netns
+from . import nlmsg as nl
+
+NETLINK_NETFILTER, SOL_NETLINK, NETLINK_ADD_MEMBERSHIP = 12, 270, 1
+NFNLGRP_NFTABLES = 7
+SO_ATTACH_FILTER, SO_RCVBUFFORCE = 26, 33
+NFPROTO_INET, TABLE = 1, "netplane"
+NEWGEN = 10 << 8 | 15
+NFTA_TABLE_NAME, NFTA_NAME, NFTA_CHAIN_NAME = 1, 2, 3  # the first attribute of every message names its table
+NFTA_GEN_PROC_PID, NFTA_GEN_PROC_NAME = 2, 3
+WORDS = {0: "table", 2: "table", 3: "chain", 5: "chain", 6: "rule", 8: "rule", 9: "set", 11: "set"}
+REMOVING = {2, 5, 8, 11, 14}
+_BUFFER = 8 << 20
+_BPF_LD_W_ABS, _BPF_JEQ, _BPF_RET = 0x20, 0x15, 0x06
+_FILTER = struct.Struct("=HBBI")
+OVERRUN = "overrun"
+
+
+class NftMonitor:
+    """Calls ``callback(words)`` in a thread of its own.
+
+    ``own``: the netlink port ids whose commits are ours; ``busy``: a count that changes with every
+    transaction of ours by libnftables.
+    """
+
+    def __init__(
+        self,
+        callback: Callable[[str], None],
+        netns_path: str = "",
+        own: Iterable[int] = (),
+        busy: Callable[[], int] = lambda: 0,
+    ) -> None:
+        self._callback = callback
+        self._busy = busy
+        self._seen = busy()
+        self._pid = os.getpid()  # as the kernel counts; in a pid namespace it is learned from a commit
+        self._sock = socket.socket(fileno=netns.open_socket(netns_path, NETLINK_NETFILTER))
+        self._sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, _BUFFER)
+        self._sock.bind((0, 0))
+        self._own = frozenset(own)
+        _leave_out(self._sock, self._own)
+        self._sock.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, NFNLGRP_NFTABLES)
+        self._touched = ""
+        self._wake, self._stop = os.pipe2(os.O_CLOEXEC)
+        self._thread = threading.Thread(target=self._run, name="nft monitor", daemon=True)
+
+    def start(self) -> NftMonitor:
+        self._thread.start()
+        return self
+
+    def close(self) -> None:
+        os.write(self._stop, b"x")
+        if self._thread.is_alive():
+            self._thread.join()
+        self._sock.close()
+        os.close(self._wake)
+        os.close(self._stop)
+
+    def __enter__(self) -> NftMonitor:
+        return self.start()
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _run(self) -> None:
+        while True:
+            ready, _, _ = select.select([self._sock.fileno(), self._wake], [], [])
+            if self._wake in ready:
+                return
+            try:
+                data = self._sock.recv(1 << 18)
+            except OSError as exc:
+                if exc.errno == errno.ENOBUFS:
+                    self._overrun()
+                continue
+            for words in self.foreign(data):
+                self._callback(words)
+
+    def _overrun(self) -> None:
+        now = self._busy()
+        if now == self._seen:
+            self._callback(OVERRUN)
+        self._seen = now
+        self._touched = ""
+
+    def foreign(self, data: bytes) -> Iterator[str]:
+        """What another program's commits did to our table: one line a commit, at its end."""
+        for kind, _, _, portid, body in nl.messages(data):
+            if kind != NEWGEN:
+                if not self._touched and _ours(body):
+                    self._touched = _words(kind, body)
+                continue
+            attrs = nl.attrs(body, 4)
+            pid = int.from_bytes(attrs.get(NFTA_GEN_PROC_PID, b""), "big")
+            if portid in self._own:  # the filter lets our generations pass: this is how the kernel counts us
+                self._pid = pid
+            elif self._touched and pid != self._pid:
+                yield f"{self._touched} by {nl.string(attrs.get(NFTA_GEN_PROC_NAME))} (process {pid})"
+            self._touched = ""
+
+
+def _ours(body: bytes) -> bool:
+    return body[0] == NFPROTO_INET and nl.string(nl.attrs(body, 4).get(NFTA_TABLE_NAME)) == TABLE
+
+
+def _words(kind: int, body: bytes) -> str:
+    number = kind & 0xFF
+    what = WORDS.get(number, "element")
+    where = {"table": NFTA_TABLE_NAME, "chain": NFTA_CHAIN_NAME}.get(what, NFTA_NAME)
+    name = nl.string(nl.attrs(body, 4).get(where)) if what != "table" else ""
+    verb = "removed" if number in REMOVING else "added or changed"
+    return f"{what} {name} {verb}".replace("  ", " ") if name.isprintable() else f"{what} {verb}"
+
+
+def _leave_out(sock: socket.socket, portids: Iterable[int]) -> None:
+    """Have the kernel drop what these ports committed, but for the messages that end a commit.
+
+    All messages of one buffer belong to one commit, and the one of a generation stands alone.
+    """
+    code = [_FILTER.pack(_BPF_LD_W_ABS, 0, 0, 4)]  # nlmsg_type and nlmsg_flags
+    kind = int.from_bytes(struct.pack("=HH", NEWGEN, 0), "big")
+    code.append(_FILTER.pack(0x54, 0, 0, 0xFFFF0000))  # and
+    pids = [int.from_bytes(struct.pack("=I", p), "big") for p in portids]
+    code.append(_FILTER.pack(_BPF_JEQ, len(pids) + 1, 0, kind))
+    code.append(_FILTER.pack(_BPF_LD_W_ABS, 0, 0, 12))  # nlmsg_pid
+    for i, pid in enumerate(pids):
+        code.append(_FILTER.pack(_BPF_JEQ, len(pids) - i, 0, pid))
+    code.append(_FILTER.pack(_BPF_RET, 0, 0, 0xFFFFFFFF))
+    code.append(_FILTER.pack(_BPF_RET, 0, 0, 0))
+    program = ctypes.create_string_buffer(b"".join(code))
+    sock.setsockopt(
+        socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HL", len(code), ctypes.addressof(program))
+    )

@@ -1,0 +1,308 @@
+"""The Controller service: volumes are made, attached, grown and removed; nothing is mounted here.
+
+Every call is idempotent: it compares what it is asked with the record, and goes on where an earlier,
+cut-off call stopped. The codes are those of the specification's tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from netplane.model.base import amend
+
+from .. import images
+from . import checks, wish
+from .depot import Depot, Snapshot, Volume, id_of, now
+from .identity import TOPOLOGY
+from .protocol import message, number
+from .refusal import CODE, Refused, in_use, invalid, missing
+
+_CAPABILITIES = (
+    "CREATE_DELETE_VOLUME", "PUBLISH_UNPUBLISH_VOLUME", "LIST_VOLUMES", "GET_CAPACITY",
+    "CREATE_DELETE_SNAPSHOT", "LIST_SNAPSHOTS", "CLONE_VOLUME", "PUBLISH_READONLY", "EXPAND_VOLUME",
+    "LIST_VOLUMES_PUBLISHED_NODES", "GET_VOLUME", "GET_VOLUME_HEALTH", "LIST_VOLUME_HEALTH",
+    "SINGLE_NODE_MULTI_WRITER", "MODIFY_VOLUME", "GET_SNAPSHOT",
+)  # fmt: skip
+
+
+class Controller:
+    """``node``: the one node whose disk this driver has; every volume is accessible there only."""
+
+    def __init__(self, depot: Depot, node: str, most: int = 0) -> None:
+        self._depot = depot
+        self._node = node
+        self._most = most
+
+    def ControllerGetCapabilities(self, _request: Any) -> Any:
+        enum = "ControllerServiceCapability.RPC.Type"
+        found = [{"rpc": {"type": number(enum, name)}} for name in _CAPABILITIES]
+        return message("ControllerGetCapabilitiesResponse")(capabilities=found)
+
+    # --- create and delete ---------------------------------------------------------------------
+
+    def CreateVolume(self, request: Any) -> Any:
+        checks.required(request, "name", "volume_capabilities")
+        want = wish.read(request)
+        refuse_elsewhere(request.accessibility_requirements, self._node)
+        name = id_of("vol", request.name)
+        source_id = _source(request.volume_content_source)
+        with self._depot.alone(name, source_id[1]):
+            source = self._find_source(source_id)
+            volume = self._depot.peek(self._depot.volumes, name)
+            if volume is None or volume.phase == "removing":
+                volume = self._admit(request.name, want, source_id, source)
+            self._refuse_other(volume, want, source_id)
+            if volume.phase == "making":
+                self._depot.fill(volume, source)
+                volume = self._depot.keep(amend(volume, phase="ready"))
+            self._provision(volume)
+        return message("CreateVolumeResponse")(volume=self._shown(volume))
+
+    def _admit(
+        self, name: str, want: wish.Wish, source_id: tuple[str, str], source: Volume | Snapshot | None
+    ) -> Volume:
+        """The record, once there is room for what it promises. Raises Refused(RESOURCE_EXHAUSTED)."""
+        backend, fstype = want.backend, want.fstype
+        least = images.SMALLEST.get(fstype, 0) if backend == "image" else 0
+        if source is not None:
+            if (source.backend, source.block) != (backend, want.block) and "backend" in want.parameters:
+                raise invalid(
+                    f"volume_content_source: it is a {source.backend}, parameters[backend] is {backend}"
+                )
+            if source.block != want.block:
+                raise invalid(
+                    "volume_content_source: a block volume and a file system cannot be copied into each other"
+                )
+            backend, fstype, least = source.backend, source.fstype, source.size
+        size = want.size(least)
+        volume = Volume(
+            id=id_of("vol", name), name=name, size=size, backend=backend, fstype=fstype, block=want.block,
+            parameters=want.parameters, mutable=want.mutable, source=source_id, created=now(),
+        )  # fmt: skip
+        with self._depot.admission():
+            free = self._depot.free()
+            if backend == "image" and want.parameters.get("overcommit") != "true" and size > free:
+                message_ = f"{size} bytes are asked for and {free} are not promised yet on node {self._node}"
+                raise Refused(CODE.RESOURCE_EXHAUSTED, message_)
+            return self._depot.keep(volume)
+
+    def _refuse_other(self, volume: Volume, want: wish.Wish, source: tuple[str, str]) -> None:
+        """The name is taken by a volume that is not what is asked for."""
+        different = [
+            what
+            for what, same in (
+                (f"capacity {volume.size}", want.fits(volume.size)),
+                ("content source", volume.source == source),
+                ("parameters", volume.parameters == want.parameters),
+                ("access type", volume.block == want.block),
+                (f"file system {volume.fstype}", source[1] or volume.fstype == want.fstype),
+            )
+            if not same
+        ]
+        if different:
+            message_ = f"a volume named {volume.name!r} exists with another {different[0]}; use another name"
+            raise Refused(CODE.ALREADY_EXISTS, message_)
+
+    def DeleteVolume(self, request: Any) -> Any:
+        checks.required(request, "volume_id")
+        with self._depot.alone(request.volume_id):
+            volume = self._depot.peek(self._depot.volumes, request.volume_id)
+            if volume is not None:
+                _refuse_used(volume)
+                self._depot.keep(amend(volume, phase="removing"))
+                self._depot.drop(volume.id)
+                self._depot.volumes.remove(volume.id)
+        return message("DeleteVolumeResponse")()
+
+    # --- attach ----------------------------------------------------------------------------------
+
+    def ControllerPublishVolume(self, request: Any) -> Any:
+        checks.required(request, "volume_id", "node_id", "volume_capability")
+        checks.capability(request.volume_capability)
+        with self._depot.alone(request.volume_id):
+            volume = self._depot.volume(request.volume_id)
+            if request.node_id != self._node:
+                raise missing("node", request.node_id)
+            self._refuse_kind(volume, request.volume_capability)
+            asked = (str(request.volume_capability), request.readonly)
+            if volume.attached is None:
+                self._attach(volume, asked)
+            elif volume.attached != asked:
+                message_ = (
+                    f"{volume.id} is published to {self._node} with other arguments; unpublish it first"
+                )
+                raise Refused(CODE.ALREADY_EXISTS, message_)
+        return message("ControllerPublishVolumeResponse")()
+
+    def _attach(self, volume: Volume, asked: tuple[str, bool]) -> None:
+        with self._depot.admission():
+            attached = sum(1 for v in self._depot.volumes.all() if v.attached)
+            if self._most and attached >= self._most:
+                message_ = f"node {self._node} takes {self._most} volumes and has {attached}; unpublish one"
+                raise Refused(CODE.RESOURCE_EXHAUSTED, message_)
+            self._depot.keep(amend(volume, attached=asked))
+
+    def ControllerUnpublishVolume(self, request: Any) -> Any:
+        checks.required(request, "volume_id")
+        with self._depot.alone(request.volume_id):
+            volume = self._depot.peek(self._depot.volumes, request.volume_id)
+            if volume is not None and request.node_id in ("", self._node) and volume.attached:
+                if volume.stage or volume.targets:
+                    raise in_use(f"{volume.id} is still staged on {self._node}; unstage it first")
+                self._depot.keep(amend(volume, attached=None))
+        return message("ControllerUnpublishVolumeResponse")()
+
+    def ValidateVolumeCapabilities(self, request: Any) -> Any:
+        checks.required(request, "volume_id", "volume_capabilities")
+        block = checks.capabilities(request.volume_capabilities)
+        volume = self._depot.volume(request.volume_id)
+        answer = message("ValidateVolumeCapabilitiesResponse")
+        types = {c.mount.fs_type for c in request.volume_capabilities if c.mount.fs_type}
+        if block != volume.block:
+            return answer(message=f"it is a {'block' if volume.block else 'mount'} volume")
+        if types - {volume.fstype}:
+            return answer(message=f"its file system is {volume.fstype or volume.backend}")
+        unlike = [k for k, v in request.parameters.items() if volume.parameters.get(k) != v]
+        if unlike:
+            return answer(message=f"parameters[{unlike[0]}] was not what it was made with")
+        return answer(
+            confirmed={
+                "volume_context": request.volume_context,
+                "volume_capabilities": request.volume_capabilities,
+                "parameters": request.parameters,
+            }
+        )
+
+    # --- look -------------------------------------------------------------------------------------
+
+    def ListVolumes(self, request: Any) -> Any:
+        volumes = [v for v in self._depot.volumes.all() if v.phase == "ready"]
+        page, following = paged(volumes, request)
+        entries = [{"volume": self._shown(v), "status": self._status(v)} for v in page]
+        return message("ListVolumesResponse")(entries=entries, next_token=following)
+
+    def ControllerGetVolume(self, request: Any) -> Any:
+        checks.required(request, "volume_id")
+        volume = self._depot.volume(request.volume_id)
+        return message("ControllerGetVolumeResponse")(volume=self._shown(volume), status=self._status(volume))
+
+    def GetCapacity(self, request: Any) -> Any:
+        answer = message("GetCapacityResponse")
+        segments = dict(request.accessible_topology.segments)
+        if segments and segments.get(TOPOLOGY) != self._node:
+            return answer(available_capacity=0)
+        free = self._depot.free()
+        return answer(available_capacity=free, maximum_volume_size={"value": free})
+
+    # --- change -----------------------------------------------------------------------------------
+
+    def ControllerExpandVolume(self, request: Any) -> Any:
+        checks.required(request, "volume_id", "capacity_range")
+        need, limit = checks.capacity(request.capacity_range)
+        with self._depot.alone(request.volume_id):
+            volume = self._depot.volume(request.volume_id)
+            size = max(volume.size, -(-need // wish.BLOCK) * wish.BLOCK)
+            if limit and size > limit:
+                message_ = f"capacity_range.limit_bytes {limit}: {volume.id} has {size}; volumes only grow"
+                raise Refused(CODE.OUT_OF_RANGE, message_)
+            volume = self._grown(volume, size)
+        onward = volume.backend == "image" and (volume.stage is not None or not volume.block)
+        return message("ControllerExpandVolumeResponse")(
+            capacity_bytes=volume.size, node_expansion_required=onward
+        )
+
+    def _grown(self, volume: Volume, size: int) -> Volume:
+        if size == volume.size:
+            return volume
+        with self._depot.admission():
+            extra, free = size - volume.size, self._depot.free()
+            if volume.backend == "image" and volume.parameters.get("overcommit") != "true" and extra > free:
+                message_ = f"{extra} more bytes are asked for and {free} are free on node {self._node}"
+                raise Refused(CODE.OUT_OF_RANGE, message_)
+            if volume.backend == "image":
+                images.grow(self._depot.content(volume), size)
+            return self._depot.keep(amend(volume, size=size))
+
+    def ControllerModifyVolume(self, request: Any) -> Any:
+        checks.required(request, "volume_id", "mutable_parameters")
+        changes = wish.mutable(request.mutable_parameters)
+        with self._depot.alone(request.volume_id):
+            volume = self._depot.volume(request.volume_id)
+            volume = self._depot.keep(amend(volume, mutable={**volume.mutable, **changes}))
+            self._provision(volume)
+        return message("ControllerModifyVolumeResponse")()
+
+    def _provision(self, volume: Volume) -> None:
+        """Thick: every block of the image is taken now, so that a write never finds the disk full."""
+        if volume.backend == "image" and volume.mutable.get("provisioning") == "thick":
+            images.thicken(self._depot.content(volume))
+
+    # --- helpers ----------------------------------------------------------------------------------
+
+    def _find_source(self, source: tuple[str, str]) -> Volume | Snapshot | None:
+        kind, name = source
+        if not kind:
+            return None
+        return self._depot.snapshot(name) if kind == "snapshot" else self._depot.volume(name)
+
+    def _refuse_kind(self, volume: Volume, capability: Any) -> None:
+        if (capability.WhichOneof("access_type") == "block") != volume.block:
+            kind = "block" if volume.block else "mount"
+            raise invalid(f"volume_capability: {volume.id} is a {kind} volume")
+
+    def _shown(self, volume: Volume) -> dict[str, Any]:
+        enforced = "true" if volume.backend == "image" else "false"
+        shown: dict[str, Any] = {
+            "volume_id": volume.id,
+            "capacity_bytes": volume.size,
+            "volume_context": {"backend": volume.backend, "sizeEnforced": enforced},
+            "accessible_topology": [{"segments": {TOPOLOGY: self._node}}],
+        }
+        kind, name = volume.source
+        if kind:
+            shown["content_source"] = {kind: {f"{kind}_id": name}}
+        return shown
+
+    def _status(self, volume: Volume) -> dict[str, Any]:
+        return {"published_node_ids": [self._node] if volume.attached or volume.stage else []}
+
+
+def refuse_elsewhere(wanted: Any, node: str) -> None:
+    """What is made must be allowed on this node. Raises Refused(RESOURCE_EXHAUSTED)."""
+    requisite = [dict(t.segments) for t in wanted.requisite]
+    if requisite and all(s.get(TOPOLOGY) != node for s in requisite if s):
+        message_ = f"accessibility_requirements: this driver's disk is on {TOPOLOGY}={node} only"
+        raise Refused(CODE.RESOURCE_EXHAUSTED, message_)
+
+
+def _source(given: Any) -> tuple[str, str]:
+    kind = given.WhichOneof("type")
+    if not kind:
+        return ("", "")
+    name = given.snapshot.snapshot_id if kind == "snapshot" else given.volume.volume_id
+    if not name:
+        raise invalid(f"volume_content_source.{kind}: an id is required")
+    return (kind, name)
+
+
+def _refuse_used(volume: Volume) -> None:
+    if volume.targets:
+        raise in_use(f"{volume.id} is published at {volume.targets[0].path}; unpublish it first")
+    if volume.stage:
+        raise in_use(f"{volume.id} is staged at {volume.stage.path}; unstage it first")
+    if volume.attached:
+        raise in_use(f"{volume.id} is published to its node; call ControllerUnpublishVolume first")
+
+
+def paged(found: Iterable[Any], request: Any) -> tuple[list[Any], str]:
+    """One page by name, and the token of the next. A token is the id that it begins with."""
+    if request.max_entries < 0:
+        raise invalid("max_entries: must not be negative")
+    rows = sorted(found, key=lambda one: str(one.id))
+    begin = request.starting_token
+    if begin and not any(one.id == begin for one in rows):
+        raise Refused(CODE.ABORTED, "starting_token: not known (any more); begin again without it")
+    rows = [one for one in rows if one.id >= begin]
+    most = request.max_entries or len(rows)
+    return rows[:most], rows[most].id if len(rows) > most else ""

@@ -1,0 +1,270 @@
+"""The Node service: staging mounts a volume once, publishing shows it at targets.
+
+Rule 1: the record says what ought to be mounted, mountinfo what is; a repeated call mends the
+        difference (after a reboot nothing is mounted, whatever the record says).
+Rule 2: targets are made and removed by descriptor; a link in a target's path is refused.
+Rule 3: an image's loop device comes with its stage and goes with it.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from netplane.model.base import amend
+from netplane.model.errors import NetplaneError
+from netplane.model.facts import Fact, Plan
+from netplane.model.storage_facts import Directory, Mount, Point
+
+from .. import images, loops, mountinfo
+from ..mounts import Mounts
+from ..tree import translated
+from . import checks
+from .depot import Depot, Stage, Target, Volume
+from .identity import TOPOLOGY
+from .protocol import message, number
+from .refusal import CODE, Refused, in_use, invalid, missing
+
+_CAPABILITIES = (
+    "STAGE_UNSTAGE_VOLUME", "GET_VOLUME_STATS", "EXPAND_VOLUME", "GET_VOLUME_HEALTH",
+    "GET_STORAGE_HEALTH", "SINGLE_NODE_MULTI_WRITER",
+)  # fmt: skip
+_GENERIC = {"rw", "defaults"}
+_OPTIONS = {"xfs": ("nouuid",)}  # a clone has its source's UUID
+
+
+class Node:
+    """``most``: how many volumes the node takes; 0 is no limit."""
+
+    def __init__(self, depot: Depot, node: str, most: int = 0) -> None:
+        self._depot = depot
+        self._node = node
+        self._most = most
+        self._mounts = Mounts(depot.root)
+
+    def NodeGetCapabilities(self, _request: Any) -> Any:
+        enum = "NodeServiceCapability.RPC.Type"
+        found = [{"rpc": {"type": number(enum, name)}} for name in _CAPABILITIES]
+        return message("NodeGetCapabilitiesResponse")(capabilities=found)
+
+    def NodeGetInfo(self, _request: Any) -> Any:
+        return message("NodeGetInfoResponse")(
+            node_id=self._node,
+            max_volumes_per_node=self._most,
+            accessible_topology={"segments": {TOPOLOGY: self._node}},
+        )
+
+    # --- stage ------------------------------------------------------------------------------------
+
+    def NodeStageVolume(self, request: Any) -> Any:
+        checks.required(request, "volume_id", "staging_target_path", "volume_capability")
+        checks.path("staging_target_path", request.staging_target_path)
+        checks.capability(request.volume_capability)
+        with self._depot.alone(request.volume_id):
+            volume = self._depot.volume(request.volume_id)
+            _refuse_kind(volume, request.volume_capability)
+            stage = Stage(request.staging_target_path.rstrip("/"), str(request.volume_capability))
+            self._refuse_other_stage(volume, stage)
+            options = _flags(volume, request.volume_capability)
+            volume = self._depot.keep(amend(volume, stage=stage))
+            self._bring_up(volume, stage.path, options)
+        return message("NodeStageVolumeResponse")()
+
+    def _refuse_other_stage(self, volume: Volume, stage: Stage) -> None:
+        have = volume.stage
+        if have is None or have == stage:
+            return
+        if not volume.block and not _mounted(have.path):
+            return  # a reboot, or somebody's umount: nothing stands in the way
+        if have.path == stage.path:
+            message_ = f"{volume.id} is staged at {have.path} with other arguments; unstage it first"
+            raise Refused(CODE.ALREADY_EXISTS, message_)
+        raise in_use(f"{volume.id} is staged at {have.path}; unstage it there first")
+
+    def _bring_up(self, volume: Volume, path: str, options: tuple[str, ...]) -> None:
+        content = self._depot.content(volume)
+        if not content.exists():
+            raise Refused(CODE.INTERNAL, f"{volume.id}: its data is missing; restore it from a snapshot")
+        if volume.backend == "directory":
+            self._apply(Directory(path=path, mode=0o750), Mount(target=path, source=str(content)))
+            return
+        if not volume.block and not _mounted(path):
+            images.grow_unmounted(volume.fstype, content)  # a clone may be larger than its source
+        device = loops.attach(content)
+        if volume.block:
+            return
+        extra = (*_OPTIONS.get(volume.fstype, ()), *options)
+        mount = Mount(target=path, source=device, fstype=volume.fstype, options=extra)
+        self._apply(Directory(path=path, mode=0o750), mount)
+        images.grow_filesystem(volume.fstype, device, path)
+
+    def NodeUnstageVolume(self, request: Any) -> Any:
+        checks.required(request, "volume_id", "staging_target_path")
+        checks.path("staging_target_path", request.staging_target_path)
+        with self._depot.alone(request.volume_id):
+            volume = self._depot.volume(request.volume_id)
+            path = request.staging_target_path.rstrip("/")
+            if volume.stage is not None and volume.stage.path == path:
+                if any(_mounted(t.path) for t in volume.targets):
+                    raise in_use(f"{volume.id} is published at {volume.targets[0].path}; unpublish it first")
+                self._remove(("mount", path))
+                if volume.backend == "image":
+                    loops.detach(self._depot.content(volume))
+                self._depot.keep(amend(volume, stage=None, targets=()))
+        return message("NodeUnstageVolumeResponse")()
+
+    # --- publish ----------------------------------------------------------------------------------
+
+    def NodePublishVolume(self, request: Any) -> Any:
+        checks.required(request, "volume_id", "target_path", "volume_capability")
+        checks.path("target_path", request.target_path)
+        checks.capability(request.volume_capability)
+        if not request.staging_target_path:
+            raise in_use("staging_target_path: required; this driver stages volumes first")
+        with self._depot.alone(request.volume_id):
+            volume = self._depot.volume(request.volume_id)
+            _refuse_kind(volume, request.volume_capability)
+            stage = volume.stage
+            if stage is None or stage.path != request.staging_target_path.rstrip("/"):
+                raise in_use(f"{volume.id} is not staged at {request.staging_target_path}; stage it first")
+            read_only = request.readonly or checks.reads_only(request.volume_capability)
+            target = Target(request.target_path.rstrip("/"), read_only, str(request.volume_capability))
+            self._refuse_other_target(volume, target, checks.several(request.volume_capability))
+            rest = tuple(t for t in volume.targets if t.path != target.path)
+            volume = self._depot.keep(amend(volume, targets=(*rest, target)))
+            source = loops.attach(self._depot.content(volume)) if volume.block else stage.path
+            self._apply(
+                Point(path=target.path, source=source),
+                Mount(target=target.path, source=source, read_only=read_only),
+            )
+        return message("NodePublishVolumeResponse")()
+
+    def _refuse_other_target(self, volume: Volume, target: Target, several: bool) -> None:
+        for have in volume.targets:
+            if have == target or not _mounted(have.path):
+                continue
+            if have.path == target.path:
+                message_ = f"{volume.id} is published at {have.path} with other arguments; unpublish it first"
+                raise Refused(CODE.ALREADY_EXISTS, message_)
+            if not several:
+                raise in_use(
+                    f"{volume.id} is published at {have.path}, and its access mode allows one target;"
+                    " unpublish it there first"
+                )
+
+    def NodeUnpublishVolume(self, request: Any) -> Any:
+        checks.required(request, "volume_id", "target_path")
+        checks.path("target_path", request.target_path)
+        with self._depot.alone(request.volume_id):
+            volume = self._depot.volume(request.volume_id)
+            path = request.target_path.rstrip("/")
+            if any(t.path == path for t in volume.targets):
+                self._remove(("mount", path), ("point", path))
+                rest = tuple(t for t in volume.targets if t.path != path)
+                self._depot.keep(amend(volume, targets=rest))
+        return message("NodeUnpublishVolumeResponse")()
+
+    # --- look and grow ----------------------------------------------------------------------------
+
+    def NodeGetVolumeStats(self, request: Any) -> Any:
+        checks.required(request, "volume_id", "volume_path")
+        volume = self._shown_at(request.volume_id, request.volume_path)
+        answer = message("NodeGetVolumeStatsResponse")
+        size_unit, inode_unit = (number("VolumeUsage.Unit", u) for u in ("BYTES", "INODES"))
+        if volume.block:
+            used = min(os.stat(self._depot.content(volume)).st_blocks * 512, volume.size)
+            return answer(usage=[{"unit": size_unit, "total": volume.size, "used": used}])
+        with translated(f"measure {request.volume_path}"):
+            return answer(usage=_usage(request.volume_path, size_unit, inode_unit))
+
+    def NodeExpandVolume(self, request: Any) -> Any:
+        checks.required(request, "volume_id", "volume_path")
+        need, limit = checks.capacity(request.capacity_range)
+        with self._depot.alone(request.volume_id):
+            volume = self._shown_at(request.volume_id, request.volume_path)
+            if need > volume.size or (limit and limit < volume.size):
+                message_ = f"capacity_range: {volume.id} has {volume.size} bytes; expand it at the controller"
+                raise Refused(CODE.OUT_OF_RANGE, message_)
+            if volume.backend == "image":
+                device = loops.attach(self._depot.content(volume))
+                loops.resize(device)
+                if not volume.block:
+                    images.grow_filesystem(volume.fstype, device, request.volume_path)
+        return message("NodeExpandVolumeResponse")(capacity_bytes=volume.size)
+
+    def _shown_at(self, name: str, path: str) -> Volume:
+        volume = self._depot.volume(name)
+        places = {t.path for t in volume.targets} | ({volume.stage.path} if volume.stage else set())
+        if path.rstrip("/") not in places:
+            raise missing(f"a place of {name}:", path)
+        return volume
+
+    # --- start ------------------------------------------------------------------------------------
+
+    def reconcile(self) -> list[str]:
+        """At start: what no record accounts for is taken away. In words, what was done."""
+        done = []
+        wanted = {str(self._depot.content(v)) for v in self._depot.volumes.all() if v.stage}
+        for device, image in loops.backed_by(self._depot.data):
+            if image not in wanted and not any(m.device == _number(device) for m in mountinfo.read()):
+                loops.detach(self._depot.data / os.path.relpath(image, self._depot.data))
+                done.append(f"detached {device} from {image}")
+        return done
+
+    def _apply(self, *facts: Fact) -> None:
+        """All of them, or none: what was made before a failure is taken back."""
+        made: list[Fact] = []
+        try:
+            for fact in facts:
+                self._mounts.apply(Plan(add=(fact,)))
+                made.append(fact)
+        except NetplaneError:
+            self._mounts.apply(Plan(remove=tuple(f.key for f in made if isinstance(f, Mount | Point))))
+            raise
+
+    def _remove(self, *keys: tuple[str, str]) -> None:
+        self._mounts.apply(Plan(remove=keys))
+
+
+def _refuse_kind(volume: Volume, capability: Any) -> None:
+    block = capability.WhichOneof("access_type") == "block"
+    if block != volume.block:
+        raise invalid(f"volume_capability: {volume.id} is a {'block' if volume.block else 'mount'} volume")
+    asked = capability.mount.fs_type
+    if asked and asked != volume.fstype:
+        raise in_use(f"{volume.id} holds {volume.fstype or 'a directory'}, not {asked}")
+
+
+def _flags(volume: Volume, capability: Any) -> tuple[str, ...]:
+    """Mount flags for the file system; a directory is shown as it is and takes none."""
+    flags = tuple(f for f in capability.mount.mount_flags if f not in _GENERIC)
+    if flags and volume.backend == "directory":
+        raise invalid(f"mount_flags {', '.join(flags)}: a directory volume takes none; use backend image")
+    return flags
+
+
+def _mounted(path: str) -> bool:
+    return any(m.point == path for m in mountinfo.read())
+
+
+def _number(device: str) -> str:
+    found = os.stat(device).st_rdev
+    return f"{os.major(found)}:{os.minor(found)}"
+
+
+def _usage(path: str, size_unit: int, inode_unit: int) -> list[dict[str, int]]:
+    found = os.statvfs(path)
+    return [
+        {
+            "unit": size_unit,
+            "total": found.f_blocks * found.f_frsize,
+            "available": found.f_bavail * found.f_frsize,
+            "used": (found.f_blocks - found.f_bfree) * found.f_frsize,
+        },
+        {
+            "unit": inode_unit,
+            "total": found.f_files,
+            "available": found.f_favail,
+            "used": found.f_files - found.f_ffree,
+        },
+    ]

@@ -1,0 +1,109 @@
+"""The gRPC server on a unix socket: one wrapper around every call, one place for errors and logs.
+
+Rule 1: a message that leaves says what to do and never holds a secret; requests are not logged.
+Rule 2: a bug is INTERNAL with its name, in the log with its traceback, and never ends the server.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from netplane.model.errors import Invalid, NetplaneError
+
+from . import checks, protocol
+from .controller import Controller
+from .depot import Depot
+from .health import Health
+from .identity import Identity
+from .node import Node
+from .refusal import CODE, code_of
+from .snapshots import Snapshots
+
+log = logging.getLogger(__name__)
+WORKERS = 32
+
+
+class CsiServer:
+    """``endpoint``: unix:///PATH. ``most``: volumes this node takes, 0 for any number. Raises Invalid."""
+
+    def __init__(self, endpoint: str, root: str | Path, node: str, most: int = 0) -> None:
+        self._path = socket_path(endpoint)
+        depot = Depot(root)
+        self.node = Node(depot, node, most)
+        snapshots, health = Snapshots(depot, node), Health(depot)
+        services: dict[str, tuple[Any, ...]] = {
+            "Identity": (Identity(depot),),
+            "Controller": (Controller(depot, node, most), snapshots, health),
+            "GroupController": (snapshots,),
+            "Node": (self.node, health),
+        }
+        self._server = grpc.server(ThreadPoolExecutor(WORKERS, thread_name_prefix="csi"))
+        for name, parts in services.items():
+            self._server.add_generic_rpc_handlers((_service(name, parts),))
+
+    def start(self) -> None:
+        """Reconcile what a crash left, then listen, readable and writable for root alone."""
+        for line in self.node.reconcile():
+            log.info("%s", line)
+        if self._path.exists() and stat.S_ISSOCK(self._path.stat().st_mode):
+            self._path.unlink()
+        before = os.umask(0o177)
+        try:
+            if self._server.add_insecure_port(f"unix:{self._path}") == 0:
+                raise Invalid(f"--endpoint: {self._path} cannot be listened on")
+        except RuntimeError as exc:
+            raise Invalid(f"--endpoint: {self._path} cannot be listened on: {exc}") from exc
+        finally:
+            os.umask(before)
+        self._server.start()
+
+    def stop(self) -> None:
+        self._server.stop(grace=5).wait()
+        self._path.unlink(missing_ok=True)
+
+
+def socket_path(endpoint: str) -> Path:
+    path = Path(endpoint.removeprefix("unix://"))
+    if not endpoint.startswith("unix://") or not path.is_absolute() or len(str(path)) > 100:
+        raise Invalid(f"--endpoint {endpoint!r}: use unix:///PATH of at most 100 bytes")
+    if not path.parent.is_dir():
+        raise Invalid(f"--endpoint {endpoint!r}: there is no directory {path.parent}")
+    return path
+
+
+def _service(name: str, parts: tuple[Any, ...]) -> Any:
+    handlers = {}
+    for method, (request, response) in protocol.methods(name).items():
+        found = next((getattr(part, method) for part in parts if hasattr(part, method)), None)
+        if found is not None:
+            handlers[method] = grpc.unary_unary_rpc_method_handler(
+                _guarded(method, found),
+                request_deserializer=request.FromString,
+                response_serializer=response.SerializeToString,
+            )
+    return grpc.method_handlers_generic_handler(f"{protocol.PACKAGE}.{name}", handlers)
+
+
+def _guarded(method: str, call: Callable[[Any], Any]) -> Callable[[Any, Any], Any]:
+    def guarded(request: Any, context: Any) -> Any:
+        try:
+            checks.sizes(request)
+            return call(request)
+        except NetplaneError as exc:
+            code, message = code_of(exc), str(exc)
+            log.log(logging.ERROR if code == CODE.INTERNAL else logging.INFO, "%s: %s", method, message)
+        except Exception as exc:
+            log.exception("%s", method)
+            code, message = CODE.INTERNAL, f"{type(exc).__name__} in {method}; see the driver's log"
+        context.abort(code, message)
+        return None
+
+    return guarded

@@ -1,0 +1,164 @@
+"""Sparse files that hold a file system or raw blocks: made, copied, grown.
+
+Rule 1: an image appears under its name whole, by rename; what a crash left is overwritten.
+Rule 2: a copy shares blocks where the file system can (reflink on xfs and btrfs) and stays sparse
+        everywhere. Growing is online; nothing ever shrinks.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import struct
+import subprocess
+from pathlib import Path
+
+from netplane.model.errors import Invalid, KernelError, Unavailable
+
+from .tree import translated
+
+MIB = 1 << 20
+SMALLEST = {"ext4": 1 * MIB, "xfs": 300 * MIB, "btrfs": 114294784, "": 4096}  # what each mkfs accepts
+_MKFS = {
+    "ext4": ("mkfs.ext4", "-q", "-F", "-m", "0", "-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard"),
+    "xfs": ("mkfs.xfs", "-q", "-f", "-K"),
+    "btrfs": ("mkfs.btrfs", "-q", "-f", "-K"),
+}
+PACKAGE = {"ext4": "e2fsprogs", "xfs": "xfsprogs", "btrfs": "btrfs-progs"}
+_GROW = {  # the program, and whether it takes the device or the mount point
+    "ext4": (("resize2fs",), "device"),
+    "xfs": (("xfs_growfs",), "mounted"),
+    "btrfs": (("btrfs", "filesystem", "resize", "max"), "mounted"),
+}
+_WORDS = {"No space left": errno.ENOSPC, "Permission denied": errno.EPERM}
+TIMEOUT = 600.0  # seconds for one mkfs, copy or growth
+
+
+def make(image: Path, size: int, fstype: str) -> None:
+    """A sparse image of ``size`` bytes with an empty file system ("": raw). There already: fine.
+
+    Raises KernelError (ENOSPC), Invalid for a size the file system cannot have, Unavailable without
+    its mkfs.
+    """
+    if image.exists():
+        return
+    check(size, fstype)
+    fresh = image.with_name(f"{image.name}.new")
+    with translated(f"make image {image}"), open(fresh, "wb") as file:
+        file.truncate(size)
+    if fstype:
+        run(*_MKFS[fstype], str(fresh), package=PACKAGE[fstype])
+    _settle(fresh, image)
+
+
+def check(size: int, fstype: str) -> None:
+    """Raises Invalid for an unknown file system or too small a size."""
+    if fstype not in SMALLEST:
+        kinds = ", ".join(sorted(k for k in SMALLEST if k))
+        raise Invalid(f"file system {fstype!r} is not supported; use one of {kinds}")
+    if size < SMALLEST[fstype]:
+        raise Invalid(f"{size} bytes are too few for {fstype or 'an image'}: at least {SMALLEST[fstype]}")
+
+
+def copy(source: Path, image: Path) -> None:
+    """A copy of an image, sharing its blocks where the file system can. There already: fine."""
+    if image.exists():
+        return
+    fresh = image.with_name(f"{image.name}.new")
+    fresh.unlink(missing_ok=True)
+    run("cp", "--reflink=auto", "--sparse=always", "--", str(source), str(fresh))
+    _settle(fresh, image)
+
+
+def copy_tree(source: Path, target: Path) -> None:
+    """A copy of a directory's content with owners, modes, times, xattrs and links; reflinked."""
+    run("cp", "--archive", "--reflink=auto", "--sparse=always", "--", f"{source}/.", f"{target}/")
+
+
+def new_identity(image: Path, fstype: str) -> None:
+    """A copy of a btrfs needs a UUID of its own, or the kernel takes both for one file system.
+
+    xfs is mounted with nouuid instead, and ext4 does not mind.
+    """
+    if fstype == "btrfs":
+        run("btrfstune", "-f", "-m", str(image), package=PACKAGE[fstype])
+
+
+def grow(image: Path, size: int) -> None:
+    """Make the file larger; a smaller ``size`` changes nothing."""
+    with translated(f"grow {image}"), open(image, "r+b") as file:
+        if os.fstat(file.fileno()).st_size < size:
+            file.truncate(size)
+            os.fsync(file.fileno())
+
+
+def thicken(image: Path) -> None:
+    """Take every block of an image now. Raises KernelError(ENOSPC); what was taken stays."""
+    with translated(f"allocate {image}"), open(image, "r+b") as file:
+        os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+
+
+def grow_unmounted(fstype: str, image: Path) -> None:
+    """Let the file system in an unmounted image take all of it; only ext4 can. Large enough: nothing.
+
+    Growing a mounted ext4 needs CAP_SYS_RESOURCE, which containers often lack; this does not.
+    """
+    if fstype != "ext4" or _ext4_size(image) >= os.stat(image).st_size - (1 << 16):
+        return
+    run("e2fsck", "-f", "-p", str(image), package=PACKAGE[fstype], fine=(0, 1))
+    run("resize2fs", str(image), package=PACKAGE[fstype])
+
+
+def _ext4_size(image: Path) -> int:
+    """Bytes, from the superblock (Documentation/filesystems/ext4, "Super Block")."""
+    with translated(f"read {image}"), open(image, "rb") as file:
+        file.seek(1024)
+        raw = file.read(1024)
+    blocks, power = struct.unpack_from("<4xI16xI", raw)
+    return int(blocks) << (10 + int(power))
+
+
+def grow_filesystem(fstype: str, device: str, mounted: str) -> None:
+    """Let a mounted file system take all of its device."""
+    if fstype == "ext4" and _ext4_size(Path(device)) >= _device_size(device) - (1 << 16):
+        return
+    program, takes = _GROW[fstype]
+    run(*program, device if takes == "device" else mounted, package=PACKAGE[fstype])
+
+
+def tools(fstype: str) -> bool:
+    return not fstype or shutil.which(_MKFS[fstype][0]) is not None
+
+
+def _device_size(device: str) -> int:
+    with translated(f"measure {device}"), open(device, "rb") as file:
+        return file.seek(0, os.SEEK_END)
+
+
+def run(*argv: str, package: str = "", fine: tuple[int, ...] = (0,)) -> str:
+    """A program's stdout. Raises KernelError with its own words, Unavailable when it is not there."""
+    try:
+        done = subprocess.run(
+            argv, capture_output=True, text=True, check=False, timeout=TIMEOUT, stdin=subprocess.DEVNULL
+        )
+    except FileNotFoundError:
+        hint = f" (Debian: {package})" if package else ""
+        raise Unavailable(f"{argv[0]} is needed{hint}") from None
+    except subprocess.TimeoutExpired:
+        raise KernelError(errno.ETIMEDOUT, f"{argv[0]} {argv[-1]}") from None
+    if done.returncode not in fine:
+        words = (done.stderr or done.stdout).strip().splitlines()
+        code = next((n for text, n in _WORDS.items() if any(text in line for line in words)), errno.EIO)
+        raise KernelError(code, f"{argv[0]} {argv[-1]}", words[-1] if words else f"exit {done.returncode}")
+    return done.stdout
+
+
+def _settle(fresh: Path, image: Path) -> None:
+    with translated(f"make image {image}"):
+        fd = os.open(fresh, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.replace(fresh, image)

@@ -1,0 +1,140 @@
+"""Loop devices by ioctl (linux/loop.h): attach, find, resize, detach.
+
+Rule 1: an image has one loop device at most; it is found by the backing file's device and inode, so a
+        fresh process knows it again and nobody attaches it twice.
+Rule 2: LOOP_CONFIGURE (Linux 5.8) sets all in one step; there is no half-made loop after a crash.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+from netplane.model.errors import KernelError
+
+from .tree import translated
+
+LOOP_CLR_FD, LOOP_SET_CAPACITY, LOOP_CONFIGURE = 0x4C01, 0x4C07, 0x4C0A
+LOOP_CTL_GET_FREE = 0x4C82
+READ_ONLY, DIRECT_IO = 1, 16  # LO_FLAGS_*
+LOOP_MAJOR = 7
+BLOCK = 4096
+TRIES = 50  # races with other users of loop devices
+
+
+def find(image: Path) -> str:
+    """The loop device ("/dev/loop3") that this image is attached to, or ""."""
+    try:
+        wanted = os.stat(image)
+    except FileNotFoundError:
+        return ""
+    for device, backing in attached():
+        if backing == (wanted.st_dev, wanted.st_ino):
+            return device
+    return ""
+
+
+def attached() -> Iterator[tuple[str, tuple[int, int]]]:
+    """Every loop device in use, with (device, inode) of what backs it."""
+    for entry in Path("/sys/block").glob("loop*/loop/backing_file"):
+        device = f"/dev/{entry.parts[3]}"
+        status = _status(device)
+        if status is not None:
+            yield device, status
+
+
+def backed_by(folder: Path) -> list[tuple[str, str]]:
+    """(device, image path) of the loop devices whose backing file lies beneath ``folder``."""
+    found = []
+    for entry in Path("/sys/block").glob("loop*/loop/backing_file"):
+        try:
+            backing = entry.read_text().rstrip("\n")
+        except OSError:
+            continue
+        if backing.startswith(f"{folder}/"):
+            found.append((f"/dev/{entry.parts[3]}", backing.removesuffix(" (deleted)")))
+    return found
+
+
+def _status(device: str) -> tuple[int, int] | None:
+    """LOOP_GET_STATUS64: struct loop_info64 begins with the backing file's device and inode."""
+    try:
+        with open(device, "rb", buffering=0) as file:
+            buffer = bytearray(232)
+            fcntl.ioctl(file, 0x4C05, buffer)
+    except OSError:
+        return None
+    dev, inode = struct.unpack_from("=QQ", buffer)
+    return _kernel_dev(dev), inode
+
+
+def _kernel_dev(number: int) -> int:
+    """huge_encode_dev, which the kernel puts into lo_device, as st_dev."""
+    major, minor = (number & 0xFFF00) >> 8, (number & 0xFF) | ((number >> 12) & 0xFFF00)
+    return os.makedev(major, minor)
+
+
+def attach(image: Path) -> str:
+    """A loop device on the image; the one that is there already. Raises KernelError."""
+    there = find(image)
+    if there:
+        return there
+    with translated(f"attach {image} to a loop device"):
+        backing = os.open(image, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            return _configure(backing, image)
+        finally:
+            os.close(backing)
+
+
+def _configure(backing: int, image: Path) -> str:
+    control = os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        for _ in range(TRIES):
+            number = fcntl.ioctl(control, LOOP_CTL_GET_FREE)
+            device = f"/dev/loop{number}"
+            _make_node(device, number)
+            with open(device, "r+b", buffering=0) as file:
+                try:
+                    fcntl.ioctl(file, LOOP_CONFIGURE, _config(backing, image))
+                    return device
+                except OSError as exc:
+                    if exc.errno != errno.EBUSY:  # somebody else took it first
+                        raise
+    finally:
+        os.close(control)
+    raise KernelError(errno.EBUSY, f"attach {image} to a loop device", "no free loop device was to be had")
+
+
+def _config(backing: int, image: Path) -> bytes:
+    """struct loop_config: fd, block size, struct loop_info64, 8 reserved words."""
+    info = struct.pack(
+        "=QQQQQIIII64s64s32s2Q", 0, 0, 0, 0, 0, 0, 0, 0, 0, os.fsencode(image)[:63], b"", b"", 0, 0
+    )
+    return struct.pack("=II", backing, 0) + info + bytes(64)
+
+
+def _make_node(device: str, number: int) -> None:
+    """Where /dev is no devtmpfs, a device that the kernel has just made has no node yet."""
+    if not os.path.exists(device):
+        os.mknod(device, stat.S_IFBLK | 0o600, os.makedev(LOOP_MAJOR, number))
+
+
+def resize(device: str) -> None:
+    """The image has grown: so does the device."""
+    with translated(f"resize {device}"), open(device, "r+b", buffering=0) as file:
+        fcntl.ioctl(file, LOOP_SET_CAPACITY, 0)
+
+
+def detach(image: Path) -> None:
+    """Detach the image's loop device; none: fine. One that is in use goes with its last user."""
+    device = find(image)
+    if not device:
+        return
+    with translated(f"detach {device} from {image}"), open(device, "r+b", buffering=0) as file:
+        fcntl.ioctl(file, LOOP_CLR_FD, 0)
