@@ -13,6 +13,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext, suppress
+from errno import EEXIST
 from pathlib import Path
 from typing import Any
 
@@ -94,8 +95,10 @@ class Verbs:
         except _Claimed:
             self._give_back(attachment)
             raise
-        except BaseException:
+        except BaseException as exc:
             self._undo(attachment)
+            if isinstance(exc, KernelError) and exc.errno == EEXIST:
+                self._check_name(request)
             raise
 
     def _loopback(self, request: Request) -> dict[str, Any]:
@@ -131,16 +134,20 @@ class Verbs:
         return drafted
 
     def _check_free(self, request: Request, record: Attachment | None) -> None:
-        """The netns is there and the interface is not. A record without its interface is released."""
+        """The netns is there. A record without its interface is released; one with it is an answer.
+
+        Without a record the kernel itself refuses the second of a name, at no cost to all others.
+        """
         if not request.config.is_ipam:
-            self._check_interface(request)
+            if not self.host.netns_exists(request.netns):
+                raise Refused(ENVIRONMENT, f"CNI_NETNS: {request.netns} holds no network namespace")
+            if record is not None or request.chained:
+                self._check_name(request)
         if record is not None:
             log.info("ADD meets the record of %s, whose interface is gone: released", record.name)
             self._release(record)
 
-    def _check_interface(self, request: Request) -> None:
-        if not self.host.netns_exists(request.netns):
-            raise Refused(ENVIRONMENT, f"CNI_NETNS: {request.netns} holds no network namespace")
+    def _check_name(self, request: Request) -> None:
         there = self.host.link_exists(request.netns, request.ifname)
         if there and not request.chained:
             raise Refused(
