@@ -44,6 +44,7 @@ from .kernel.conntrack import Conntrack
 from .kernel.flows import FlowDriver
 from .kernel.flowtable import FlowTable
 from .kernel.linkwatch import LinkMonitor
+from .kernel.nft_guard import GuardDriver
 from .kernel.nftables import NftDriver
 from .kernel.nftwatch import NftMonitor
 from .kernel.rtnetlink import LinkDriver
@@ -123,6 +124,7 @@ class Agent:
         self._edge_failures: dict[str, str] = {}
         self._controls: Controls = {}  # what operators ask of the edges, on the agent's socket
         self._core: Core | None = None
+        self._cni: CniServer | None = None
         self._nft: NftDriver | None = None
 
     def run(self, stopping: threading.Event) -> None:
@@ -163,11 +165,17 @@ class Agent:
 
     def _monitors(self, core: Core) -> Iterator[AbstractContextManager[Any]]:
         """What tells us that somebody else changed what is ours."""
-        mend = _Calm(core.resync)
+        mend = _Calm(partial(self._mend, core))
         yield LinkMonitor(mend, own=self._links.portids)
         if self._nft is not None:
             busy = partial(getattr, self._nft, "transactions")
             yield NftMonitor(mend, own=self._nft.portids, busy=busy)
+
+    def _mend(self, core: Core) -> None:
+        """Compare everything; a link that went may mean that a namespace went without its DEL."""
+        if self._cni is not None:
+            self._cni.look()
+        core.resync()
 
     def status(self) -> dict[str, Any]:
         """Core's status with the node's name and the edges that could not be opened."""
@@ -201,7 +209,7 @@ class Agent:
     def _build(self, store: Store, machine: cluster.Machine) -> Core:
         nft = self._nft = NftDriver()
         drivers: dict[str, tuple[Driver, ...]] = {
-            "cni": (self._links, nft),
+            "cni": (self._links, nft, GuardDriver()),
             "overlay": (self._links,),
             "services": (nft, self._links, FlowDriver(), self._checks),  # flows go after the rules
             "dns": (self._names,),
@@ -336,6 +344,7 @@ class Agent:
         host = _Host(self.config.node, self.boot_id, core, self._links, birth)
         server = CniServer(str(self.config.run_dir / CNI_SOCKET), host, self._cni_config)
         server.start()
+        self._cni = server
         return server
 
 

@@ -51,7 +51,7 @@ def on_pod_network(attachment: Attachment) -> bool:
 def routed(request: Request) -> bool:
     """Whether addresses get a host's length and everything goes by the gateway."""
     config = request.config
-    if config.is_ipam:
+    if config.is_ipam or request.chained:
         return False
     return config.kind == "ptp" or (config.kind == "bridge" and not config.own_range)
 
@@ -94,6 +94,9 @@ def draft(node: str, boot_id: str, request: Request, pod_mtu: int) -> Attachment
 def with_lease(attachment: Attachment, request: Request, lease: Lease) -> Attachment:
     """The record with its addresses and the routes that follow."""
     config = request.config
+    if attachment.spec.kind == "chained":
+        held: Attachment = amend(attachment, spec=amend(attachment.spec, ips=lease.ips))
+        return held
     ips = tuple(_finished(entry, request) for entry in lease.ips)
     routes = [*config.leases.routes, *lease.routes]
     if (attachment.spec.kind in ("bridge", "ptp") and not config.own_range) or config.is_default_gateway:
@@ -168,7 +171,9 @@ def _kept(request: Request, kind: str) -> dict[str, Any]:
     kept: dict[str, Any] = {"cniVersion": config.version}
     if config.ip_masq is not None:
         kept["ipMasq"] = config.ip_masq
-    hairpin = config.hairpin_mode if config.hairpin_mode is not None else not config.own_range
+    # with bridge netfilter on, a pod that reaches itself by a host port leaves by the port it came from
+    ports = bool(config.runtime_config.port_mappings) and not config.promisc_mode
+    hairpin = config.hairpin_mode if config.hairpin_mode is not None else ports or not config.own_range
     if not hairpin:
         kept["hairpinMode"] = False
     if config.is_gateway or config.is_default_gateway:

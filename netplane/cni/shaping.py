@@ -12,12 +12,10 @@ Rule 3: with macspoofchk only the pod's own MAC and addresses pass the host end:
 from __future__ import annotations
 
 from collections.abc import Iterator
-from ipaddress import ip_address
 
-from ..model.facts import Chain, Fact, Shaper
+from ..model.facts import Fact, Guard, Shaper
 from ..model.own import Attachment
 
-FIRST = "-500"  # before every other hook of ingress
 _PACKET = 1 << 16
 _SMALLEST = 14  # Ethernet's header: a bucket holds a packet of the interface's MTU at least
 
@@ -36,12 +34,10 @@ def render_shaping(attachment: Attachment) -> Iterator[Fact]:
 
 
 def render_guard(attachment: Attachment) -> Iterator[Fact]:
-    """One chain at the host end, when there is one and anything to look for."""
-    spec = attachment.spec
+    """At the host end, when there is one and anything to look for."""
     rules = tuple(_rules(attachment))
-    if rules and spec.host_ifname:
-        name = f"cni-guard-{attachment.name.partition('.')[0]}"
-        yield Chain(name, rules, type="filter", hook="ingress", priority=FIRST, device=spec.host_ifname)
+    if rules and attachment.spec.host_ifname:
+        yield Guard(link=attachment.spec.host_ifname, rules=rules)
 
 
 def _rules(attachment: Attachment) -> Iterator[str]:
@@ -57,14 +53,12 @@ def _rules(attachment: Attachment) -> Iterator[str]:
 
 
 def _sources(mac: str, addresses: list[str]) -> Iterator[str]:
-    """nft 1.0.6 does not take arp's own words in table inet: sender MAC and address by their place."""
     four = sorted(a for a in addresses if ":" not in a)
     six = [*sorted(a for a in addresses if ":" in a), "fe80::/10", "::"]
     yield f"ether saddr != {mac} drop"
-    yield f"ether type arp @nh,64,48 != 0x{mac.replace(':', '')} drop"
+    yield f"arp saddr ether != {mac} drop"
     if four:
-        numbers = ", ".join(f"0x{int(ip_address(a)):08x}" for a in four)
-        yield f"ether type arp @nh,112,32 != {{ {numbers} }} drop"
+        yield f"arp saddr ip != {{ {', '.join(four)} }} drop"
         yield f"ip saddr != {{ {', '.join(four)} }} drop"
     else:
         yield "ether type { ip, arp } drop"
