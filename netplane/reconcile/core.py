@@ -113,17 +113,18 @@ class Core:
 
     def status(self) -> dict[str, Any]:
         """What `netplane status` shows: in sync or not, the store, and per room what fails and why."""
-        failures = {**self._rooms.failures, **self._controls.failures}
+        heard = self._mirror.heard  # first: what is heard is queued, what is queued fails or goes well
         queues = (self._rooms.queue, self._controls.queue)
         pending = max(len(self._rooms.held), queues[0].taken) + queues[1].taken
         pending += sum(queue.pending() for queue in queues)
+        failures = {**self._rooms.failures, **self._controls.failures}
         snapshot, problem = self._mirror.snapshot, self._mirror.problem
         claimed = [s for settler in self._rooms.settlers for s in settler.ledger.scopes()]
         names = dict.fromkeys((*self._rooms.rooms, *self._controls.controllers))
         names.update(dict.fromkeys(s.room for s in failures))
         return {
             "synced": self._rooms.passed.is_set() and not (pending or failures or problem),
-            "revision": snapshot.revision,
+            "revision": heard,
             "store": problem or ("ok" if snapshot.synced else "listing"),
             "pending": pending,
             "rooms": {
