@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import socket
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import click
 
 from ..agent import DATAPATHS, ROOMS, Agent, AgentConfig
 from ..cluster.config import ClusterConfig
+from ..dns import handover
 from ..store import DEFAULT
 
 
@@ -42,6 +45,13 @@ def _masks(_context: click.Context, _parameter: click.Parameter, value: str) -> 
 @click.option("--cluster-cidr", callback=_split, default="10.244.0.0/16", metavar="CIDR[,CIDR]")
 @click.option("--node-mask", callback=_masks, default="24,64", show_default=True, metavar="V4[,V6]")
 @click.option("--service-cidr", callback=_split, default="10.96.0.0/16", metavar="CIDR[,CIDR]")
+@click.option(
+    "--node-port-addresses",
+    callback=_split,
+    default="",
+    metavar="CIDR[,CIDR]",
+    help="Node ports answer at the node's addresses in these networks.  [default: the node IPs]",
+)
 @click.option("--datapath", type=click.Choice(DATAPATHS), default="auto", show_default=True)
 @click.option("--rooms", callback=_split, default=",".join(ROOMS), show_default=True)
 @click.option("--domain", default="cluster.local", show_default=True, help="The cluster's DNS domain.")
@@ -57,7 +67,11 @@ def agent(
     verbose: bool,
     **options: Any,
 ) -> None:
-    """Make this node's kernel hold exactly what the objects in the store mean."""
+    """Make this node's kernel hold exactly what the objects in the store mean.
+
+    SIGUSR2 starts the program anew in the same process, after an upgrade for instance: DNS queries wait
+    in their sockets meanwhile. SIGTERM ends it.
+    """
     logging.basicConfig(
         level=logging.DEBUG if verbose else logging.INFO,
         format="%(asctime)s %(levelname).1s %(name)s: %(message)s",
@@ -72,4 +86,14 @@ def agent(
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
+
+    def renew(*_: object) -> None:
+        running.restarting = True
+        stopping.set()
+
+    signal.signal(signal.SIGUSR2, renew)
     running.run(stopping)
+    if running.restarting:
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # until the new one knows what to do with it
+        handover.pass_on(running.held, os.environ)
+        os.execv(sys.executable, sys.orig_argv)
