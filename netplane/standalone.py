@@ -90,7 +90,7 @@ def _document(raw: bytes) -> dict[str, Any]:
         doc = None
     if not isinstance(doc, dict):
         raise Invalid("the network configuration on stdin is not a JSON object")
-    if doc.get("standalone", not doc.get("ipam")) is False or not (doc.get("standalone") or doc.get("ipam")):
+    if not doc.get("standalone", bool(doc.get("ipam"))):
         raise Unavailable(
             f"no netplane agent at {doc.get('socket') or SOCKET}; start one, or give the network"
             ' configuration an ipam section or "standalone": true to do without'

@@ -99,7 +99,7 @@ def test_a_namespace_that_vanishes_during_add(machine: Machine, make_netns: Make
     warm = make_netns("warm")
     machine("ADD", warm)
     before = machine.host()
-    for after_ms in (0, 1, 2, 3, 4, 5, 7, 10):
+    for after_ms in (0, 2, 3, 5):
         pod = make_netns(f"pod{after_ms}")
         process = machine.begin("ADD", pod)
         time.sleep(after_ms / 1000)  # the moment is what varies
