@@ -128,7 +128,8 @@ class HealthServer:
     ) -> None:
         path = run_dir / SOCKET
         path.unlink(missing_ok=True)
-        self._servers = [_Server((socket.AF_UNIX, str(path)), status, registry, controls or {}, proxy)]
+        mine = {} if controls is None else controls
+        self._servers = [_Server((socket.AF_UNIX, str(path)), status, registry, mine, proxy)]
         os.chmod(path, 0o600)
         if listen:
             host, port = split_listen(listen)

@@ -43,7 +43,8 @@ def choose(
     here: set[Backend] = set()
     nearby: set[str] = set()
     for number, endpoint in _candidates(slices, port, family):
-        backend = Backend(endpoint.addresses[0], number)  # they are interchangeable: kube-proxy's choice
+        # they are interchangeable: kube-proxy's choice; in the case that the kernel gives back
+        backend = Backend(endpoint.addresses[0].lower(), number)
         states[backend] = max(states.get(backend, 0), _state(endpoint))
         if endpoint.hints is not None and endpoint.ready:
             hinted[backend] = hints(endpoint.hints)

@@ -5,15 +5,19 @@ Rule 1: a ClusterIP, an external IP, a load balancer's IP and a node port are th
         those that --node-port-addresses names), never at localhost.
 Rule 2: headless and ExternalName services have none, nor has one that names another proxy, nor one
         that asks for what another service holds.
-Rule 3: dnsrr only changes what the DNS answers: a ClusterIP or node port that such a service holds
+Rule 3: addresses are written as RFC 5952 has them, whatever case the objects use: what the kernel
+        lists must be what was wanted.
+Rule 4: dnsrr only changes what the DNS answers: a ClusterIP or node port that such a service holds
         works like any other.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from ipaddress import ip_address
 from typing import NamedTuple
 
+from ..model.errors import Invalid
 from ..model.services import HEADLESS, PROXY_NAME, PUBLISH_MODE, Service, ServicePort
 
 
@@ -44,7 +48,7 @@ def served(service: Service) -> bool:
 
 def cluster_ips(service: Service) -> tuple[str, ...]:
     spec = service.spec
-    return tuple(ip for ip in spec.cluster_ips or (spec.cluster_ip,) if ip not in ("", "None"))
+    return tuple(ip.lower() for ip in spec.cluster_ips or (spec.cluster_ip,) if ip not in ("", "None"))
 
 
 def families(service: Service) -> tuple[str, ...]:
@@ -63,7 +67,7 @@ def frontends(service: Service, port: ServicePort, node_ips: tuple[str, ...]) ->
     for address in cluster_ips(service):
         yield Frontend(address, protocol, port.port, False, inside)
     for address in spec.external_ips:
-        yield Frontend(address, protocol, port.port, True, outside, mesh=mesh)
+        yield Frontend(address.lower(), protocol, port.port, True, outside, mesh=mesh)
     guarded = bool(spec.load_balancer_source_ranges)
     for address in _ingress(service):
         yield Frontend(address, protocol, port.port, True, outside, guarded, mesh)
@@ -78,4 +82,12 @@ def _ingress(service: Service) -> Iterator[str]:
     if service.spec.type == "LoadBalancer":
         for ingress in service.status.load_balancer.ingress:
             if ingress.ip and ingress.ip_mode != "Proxy":  # Proxy: KEP-1860, not ours to shortcut
-                yield ingress.ip
+                yield _address(ingress.ip, service)
+
+
+def _address(text: str, service: Service) -> str:
+    """In the form that the kernel gives back. Nobody checks a status that a load balancer writes."""
+    try:
+        return str(ip_address(text))
+    except ValueError:
+        raise Invalid(f"{service.key}: status.loadBalancer.ingress: {text!r} is no IP address") from None

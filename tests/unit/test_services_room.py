@@ -316,3 +316,22 @@ def test_this_nodes_zone_touches_every_service_and_nothing_else_of_a_node_does()
 def test_a_wrong_cidr_is_refused_by_name() -> None:
     with pytest.raises(Invalid, match=r"services: cluster_cidrs: '10.244.0.1/16' is not a CIDR.*host bits"):
         ServicesRoom("n1", cluster_cidrs=["10.244.0.1/16"])
+
+
+def test_addresses_are_written_as_the_kernel_gives_them_back() -> None:
+    shouting = service(ips=("FD96::1",), type="LoadBalancer", external_ips=("2001:DB8::7",))
+    status = ServiceStatus(
+        load_balancer=LoadBalancerStatus(ingress=(LoadBalancerIngress(ip="2001:db8:0::8"),))
+    )
+    found = elements(amend(shouting, status=status), endpoints("FD01::5"))
+    assert {key[0] for key in found["svc-services6"]} == {"fd96::1", "2001:db8::7", "2001:db8::8"}
+    assert set(found["svc-cluster-ips6"]) == {("fd96::1",)}
+    assert set(found["svc-endpoints6-tcp"].values()) == {"fd01::5 8080"}
+
+
+def test_a_load_balancers_status_that_is_no_address_is_refused_by_name() -> None:
+    status = ServiceStatus(load_balancer=LoadBalancerStatus(ingress=(LoadBalancerIngress(ip="pending"),)))
+    with pytest.raises(
+        Invalid, match=r"default/web: status\.loadBalancer\.ingress: 'pending' is no IP address"
+    ):
+        facts(amend(service(type="LoadBalancer"), status=status), TWO)
