@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from netplane.kernel import netns
+from netplane.kernel.nftables import NftDriver
 from netplane.lab.settings import Settings
 from netplane.model.base import Key, amend
 from netplane.model.services import (
@@ -208,3 +210,28 @@ def test_health_check_node_ports_answer_as_kube_proxys(world: World) -> None:
     eventually(lambda: asked() == (503, "0", {**body, "localEndpoints": 0}))
     world.store.delete(Key("Service", "default", "lb"))
     eventually(lambda: asked() is None)
+
+
+def test_an_agent_killed_in_the_middle_of_commits_leaves_whole_services_and_recovers(world: World) -> None:
+    """Hundreds of services come; the agent is killed at five moments, and never seen half done."""
+    for number in range(1, 251):
+        address = vip(world, "IPv4", number).replace(".9.", ".10.")
+        world.store.put(service(f"many{number}", (address,)))
+        world.store.put(endpoints(world.pods["a"].ip, world.pods["b"].ip, of=f"many{number}"))
+        if number % 50 == 0:
+            world.node.agent.kill()
+            assert_whole(world)
+            world.node.agent.start()
+    world.node.agent.wait()
+    assert len(assert_whole(world)) >= 250
+
+
+def assert_whole(world: World) -> set[str]:
+    """Every address that has a class with two slots has both of them; all such addresses."""
+    held = netns.call(world.node.netns, NftDriver).observe()
+    balanced = {
+        k[2][0] for k, mark in held.items() if k[:2] == ("element", "svc-services4") and mark == ("1:2",)
+    }
+    slots = {k[2] for k in held if k[:2] == ("element", "svc-endpoints4-tcp")}
+    assert all((address, 80, slot) in slots for address in balanced for slot in (0, 1))
+    return balanced
