@@ -208,7 +208,8 @@ def load(services: int, endpoints: int, rounds: int) -> bool:
     size = f"{services:,} services x {endpoints} endpoints"
     print(f"load {size}, from objects in the store to committed: {mine:.2f} s")
     print(
-        f"  floor, nft -f of the same maps:              {floor:.2f} s   ours/floor {mine / floor:.2f}  (must 2)"
+        f"  floor, nft -f of the same maps:              {floor:.2f} s"
+        f"   ours/floor {mine / floor:.2f}  (must 2)"
     )
     if services <= 5000:
         peer = nft_file(peer_text(services))
