@@ -291,12 +291,12 @@ def test_an_endpoint_that_leaves_gets_no_new_connection_and_keeps_its_old_ones(n
 def test_a_restart_adopts_the_rules_and_established_connections_live_on(net: Net) -> None:
     objects = web("b", "c")
     net.node.sync(*objects)
-    handles = netns.run(net.ns["node"], "nft", "-a", "list", "ruleset")
+    handles = netns.run(net.ns["node"], "nft", "-s", "-a", "list", "ruleset")
     held = net.connect("a", VIP[4])
     assert held.recv(64)
     net.node.start()  # a new process knows nothing but what the kernel holds
     assert net.node.sync(*objects) == Plan()
-    assert netns.run(net.ns["node"], "nft", "-a", "list", "ruleset") == handles
+    assert netns.run(net.ns["node"], "nft", "-s", "-a", "list", "ruleset") == handles
     held.sendall(b"on")
     assert held.recv(64) == b"on"
     held.close()
