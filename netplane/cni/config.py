@@ -68,6 +68,7 @@ class NetConf(msgspec.Struct, frozen=True, rename="camel"):
     ip_masq: bool | None = None  # None: the agent's
     hairpin_mode: bool = True
     standalone: bool = False
+    state_dir: str = ""  # of work without an agent
     capabilities: dict[str, bool] = {}
     ipam: dict[str, Any] = {}  # for work without an agent; with one, the node's pod CIDRs rule
     dns: DNS = field(default_factory=DNS)
@@ -123,6 +124,9 @@ def parse_config(raw: bytes, only_identity: bool = False) -> NetConf:
         raise Refused(DECODE, f"the network configuration is not JSON: {exc}") from None
     if not isinstance(doc, dict):
         raise Refused(DECODE, f"the network configuration is a JSON object, not {doc!r:.40}")
+    runtime = doc.get("runtimeConfig")
+    if isinstance(runtime, dict):
+        doc["runtimeConfig"] = {k: _go_names(v) if k in CAPABILITIES else v for k, v in runtime.items()}
     if _GC_KEYS[0] in doc and doc[_GC_KEYS[0]] is None:
         doc[_GC_KEYS[0]] = []  # what libcni sends for a runtime that has no attachment: Go's nil slice
     doc = {key: value for key, value in doc.items() if value is not None}
@@ -139,6 +143,14 @@ def parse_config(raw: bytes, only_identity: bool = False) -> NetConf:
         raise Refused(CONFIG, f"the network configuration is wrong: {exc}") from None
     _check_values(config)
     return config
+
+
+def _go_names(value: Any) -> Any:
+    """containerd's structures have no JSON names: HostPort for hostPort, null for an empty list."""
+    if isinstance(value, dict):
+        named = {key[:1].lower() + key[1:]: inner for key, inner in value.items()}
+        return {key: inner for key, inner in named.items() if inner is not None}
+    return [_go_names(one) for one in value] if isinstance(value, list) else value
 
 
 def _check_version(version: object) -> None:

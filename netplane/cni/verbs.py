@@ -13,6 +13,7 @@ import os
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from errno import EEXIST
 from typing import Any
 
 from ..model.base import Object, ObjectMeta, amend
@@ -56,7 +57,7 @@ class Verbs:
         if verb is not None:
             with self._locks.hold((request.container_id, request.ifname)), self._lane(request.command):
                 return verb(request)
-        return {"STATUS": self.status, "GC": self.collect}[request.command](request)
+        return {"STATUS": self.status, "GC": self.collect, "VERSION": _versions}[request.command](request)
 
     def _lane(self, command: str) -> AbstractContextManager[Any]:
         """ADDs are work for the processor: more at once than it has cores would only be in each other's
@@ -82,8 +83,10 @@ class Verbs:
         except _Claimed:
             self.ipam.release(name)
             raise
-        except BaseException:
+        except BaseException as exc:
             self._undo(attachment)
+            if isinstance(exc, KernelError) and exc.errno == EEXIST:
+                self._check_name(request)
             raise
 
     def _planned(self, name: str, request: Request) -> Attachment:
@@ -98,18 +101,24 @@ class Verbs:
         return planned
 
     def _check_free(self, request: Request, record: Attachment | None) -> None:
-        """The netns is there and the interface is not. A record without its interface is released."""
+        """The netns is there. A record without its interface is released; one with it is an answer.
+
+        Without a record the kernel itself refuses the second of a name, at no cost to all others.
+        """
         if not self.host.netns_exists(request.netns):
             raise Refused(ENVIRONMENT, f"CNI_NETNS: {request.netns} holds no network namespace")
+        if record is not None:
+            self._check_name(request)
+            log.info("ADD meets the record of %s, whose interface is gone: released", record.name)
+            self._release(record)
+
+    def _check_name(self, request: Request) -> None:
         if self.host.link_exists(request.netns, request.ifname):
             raise Refused(
                 ENVIRONMENT,
                 f"CNI_IFNAME: {request.ifname} exists already in {request.netns};"
                 " call DEL first, or use another name",
             )
-        if record is not None:
-            log.info("ADD meets the record of %s, whose interface is gone: released", record.name)
-            self._release(record)
 
     def _claim(self, attachment: Attachment) -> None:
         """Write the record; creating it *is* the claim."""
@@ -264,6 +273,13 @@ class Verbs:
         return names.attachment_name(
             self.host.node, request.container_id, request.ifname, request.config.name
         )
+
+
+def _versions(request: Request) -> dict[str, Any]:
+    """The binary answers this by itself; others that speak to the socket may ask too."""
+    from .config import VERSIONS
+
+    return {"cniVersion": request.config.version, "supportedVersions": list(VERSIONS)}
 
 
 class _Claimed(Conflict):

@@ -26,6 +26,7 @@ RECONNECT = 0.5  # seconds, doubled up to 15
 class Mirror:
     def __init__(self, store: Store, listener: Listener, kinds: Iterable[str] | None = None) -> None:
         self.snapshot = Snapshot()
+        self.heard = 0  # the revision up to which the listener has been told
         self.problem = ""  # why the store does not answer, "" when it does
         self._store = store
         self._listener = listener
@@ -41,6 +42,10 @@ class Mirror:
     def start(self) -> None:
         self._thread.start()
 
+    def load(self) -> None:
+        """Read the store once, and do not follow it. Raises Unavailable, Invalid."""
+        self._relist(*self._store.list(self._kinds))
+
     def stop(self) -> None:
         self._stopping.set()
         if self._watch is not None:
@@ -55,9 +60,7 @@ class Mirror:
         """Our own writes as the store returned them, each with whether the object went with it."""
         with self._lock:
             events = [self._own(obj, gone) for obj, gone in written]
-            real = [e for e in events if e is not None]
-            if real:
-                self._listener(real, self.snapshot)
+            self._tell(events)
 
     def _own(self, obj: Object, gone: bool) -> Event | None:
         if not gone and obj.revision <= self._brought and self.snapshot.find(obj.key) is None:
@@ -116,9 +119,7 @@ class Mirror:
                 with self._lock:
                     events = [self._apply(c.object, c.deleted, c.revision) for c in changes]
                     self._advance(changes[-1].revision)
-                    real = [e for e in events if e is not None]
-                    if real:
-                        self._listener(real, self.snapshot)
+                    self._tell(events)
 
     def _relist(self, objects: list[Object], revision: int) -> None:
         """Compare a full list with what is known; what is known newer (our own writes) stays."""
@@ -132,6 +133,10 @@ class Mirror:
             self._brought = revision
             first = not self.snapshot.synced
             self.snapshot = self.snapshot.at(max(revision, self.snapshot.revision), True)
-            real = [e for e in events if e is not None]
-            if real or first:
-                self._listener(real, self.snapshot)
+            self._tell(events, always=first)
+
+    def _tell(self, events: list[Event | None], always: bool = False) -> None:
+        real = [e for e in events if e is not None]
+        if real or always:
+            self._listener(real, self.snapshot)
+        self.heard = self.snapshot.revision
