@@ -44,19 +44,22 @@ from .dns.table import NameTable
 from .dns.zone import DnsRoom, ReplaceableRoom
 from .health import Controls, HealthServer, split_listen
 from .kernel import netns
+from .kernel.conntrack import Conntrack
 from .kernel.flows import FlowDriver
 from .kernel.flowtable import FlowTable
 from .kernel.linkwatch import LinkMonitor
+from .kernel.nft_guard import GuardDriver
 from .kernel.nft_text import joined
 from .kernel.nftables import NftDriver
 from .kernel.nftwatch import NftMonitor
 from .kernel.rtnetlink import LinkDriver
-from .kernel.underlay import addresses_within, node_addresses, underlay_of
+from .kernel.underlay import addresses_within, default_route_device, node_addresses, underlay_of
 from .model import checks
 from .model.base import Key, Object
 from .model.changes import Put, Write
 from .model.errors import Invalid, NetplaneError, Unavailable
-from .model.facts import Driver, Scope
+from .model.facts import Driver, Link, Plan, Scope
+from .model.flows import Flows
 from .model.nodes import Node
 from .model.snapshot import Snapshot
 from .overlay.room import OverlayRoom, pod_mtu
@@ -139,6 +142,7 @@ class Agent:
             "/explain": self._explain
         }  # what operators ask of the edges, on the agent's socket
         self._core: Core | None = None
+        self._cni: CniServer | None = None
         self._nft: NftDriver | None = None
 
     def run(self, stopping: threading.Event) -> None:
@@ -184,11 +188,17 @@ class Agent:
 
     def _monitors(self, core: Core) -> Iterator[AbstractContextManager[Any]]:
         """What tells us that somebody else changed what is ours."""
-        mend = _Calm(core.resync)
+        mend = _Calm(partial(self._mend, core))
         yield LinkMonitor(mend, own=self._links.portids)
         if self._nft is not None:
             busy = partial(getattr, self._nft, "transactions")
             yield NftMonitor(mend, own=self._nft.portids, busy=busy)
+
+    def _mend(self, core: Core) -> None:
+        """Compare everything; a link that went may mean that a namespace went without its DEL."""
+        if self._cni is not None:
+            self._cni.look()
+        core.resync()
 
     def status(self) -> dict[str, Any]:
         """Core's status with the node's name and the edges that could not be opened."""
@@ -253,7 +263,7 @@ class Agent:
     def _build(self, store: Store, machine: cluster.Machine) -> Core:
         nft = self._nft = NftDriver()
         drivers: dict[str, tuple[Driver, ...]] = {
-            "cni": (self._links, nft),
+            "cni": (self._links, nft, GuardDriver()),
             "overlay": (self._links,),
             "services": (nft, self._links, FlowDriver(self._metrics.swept), self._checks),
             "dns": (self._names, self._links, nft),
@@ -416,6 +426,7 @@ class Agent:
         host = _Host(self.config.node, self.boot_id, core, self._links, birth)
         server = CniServer(str(self.config.run_dir / CNI_SOCKET), host, self._cni_config)
         server.start()
+        self._cni = server
         return server
 
 
@@ -425,6 +436,7 @@ class _Host:
     def __init__(self, node: str, boot_id: str, core: Core, links: LinkDriver, birth: Birth | None) -> None:
         self.node, self.boot_id = node, boot_id
         self._core, self._links, self._birth = core, links, birth
+        self._tracker = Conntrack()
 
     def snapshot(self) -> Snapshot:
         return self._core.snapshot()
@@ -466,6 +478,18 @@ class _Host:
 
     def netns_exists(self, path: str) -> bool:
         return netns.exists(path)
+
+    def peer(self, netns_path: str, ifname: str) -> str:
+        return self._links.peer(netns_path, ifname)
+
+    def default_link(self) -> str:
+        return default_route_device() or ""
+
+    def raise_loopback(self, netns_path: str) -> None:
+        self._links.apply(Plan(add=(Link(name="lo", netns=netns_path),)))
+
+    def forget(self, flows: Iterable[Flows]) -> None:
+        self._tracker.forget(flows)
 
 
 class _Calm:

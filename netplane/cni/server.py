@@ -27,6 +27,7 @@ from .request import parse, version_of
 from .verbs import Verbs
 
 log = logging.getLogger(__name__)
+RECONCILE = 60.0  # seconds between looks for namespaces that went without DEL
 PATIENCE = 30.0  # seconds for the other end to send its request and to take its answer
 
 
@@ -37,6 +38,9 @@ class CniServer:
         self.path = path
         self.verbs = Verbs(host, config or CniConfig())
         self._listener: socket.socket | None = None
+        self._look = threading.Event()
+        self._stopping = False
+        self._keeper = threading.Thread(target=self._keep, name="cni-keeper", daemon=True)
         self._threads = [
             threading.Thread(target=self._accept, name=f"cni-{i}", daemon=True) for i in range(workers)
         ]
@@ -45,20 +49,37 @@ class CniServer:
         """Undo what a crash left, then listen. Raises Unavailable, or Invalid when another agent does."""
         self.verbs.recover()
         self._listener = _listen(self.path)
-        for thread in self._threads:
+        for thread in (*self._threads, self._keeper):
             thread.start()
 
     def stop(self) -> None:
         """Take no more requests, finish those in hand."""
         if self._listener is None:
             return
+        self._stopping = True
+        self._look.set()
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)  # wakes accept()
-        for thread in self._threads:
+        for thread in (*self._threads, self._keeper):
             thread.join()
         self._listener.close()
         Path(self.path).unlink(missing_ok=True)
         self._listener = None
+
+    def look(self) -> None:
+        """Some link went: see soon whether a namespace went without its DEL."""
+        self._look.set()
+
+    def _keep(self) -> None:
+        """Release what outlives its namespace, when told to look and every while."""
+        while not self._stopping:
+            self._look.wait(RECONCILE)
+            self._look.clear()
+            try:
+                if not self._stopping:
+                    self.verbs.reconcile()
+            except Exception as exc:
+                log.warning("looking for namespaces that are gone: %s", exc)
 
     def _accept(self) -> None:
         """Every thread waits for a connection of its own: the kernel wakes one, and nothing is handed on."""

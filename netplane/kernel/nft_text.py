@@ -55,8 +55,7 @@ def _add_chain(chain: Chain) -> str:
     priority = chain.priority
     if chain.hook != "prerouting":
         priority = str(PRIORITIES.get(priority, priority))
-    hook = f'{chain.hook} device "{chain.device}"' if chain.device else chain.hook
-    head = f"type {chain.type} hook {hook} priority {priority}; policy {chain.policy or 'accept'};"
+    head = f"type {chain.type} hook {chain.hook} priority {priority}; policy {chain.policy or 'accept'};"
     return f"add chain {TABLE} {chain.name} {{ {head} }}"
 
 

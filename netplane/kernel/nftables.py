@@ -30,12 +30,8 @@ WORTHWHILE = 500  # elements that come with new sets and chains are then a batch
 _NEXT = b" ; "  # between statements: nft quotes only a buffer's first line, so it gets one line
 
 
-class NftDriver:
-    """Accepts Chain, Set and Element. Raises Unavailable when libnftables is not there."""
-
-    name = "nftables"
-    accepts: tuple[type[Fact], ...] = (Chain, Set, Element)
-    parallel = False
+class Nft:
+    """libnftables' command line, one statement at a time. Raises Unavailable when it is not there."""
 
     def __init__(self) -> None:
         try:
@@ -45,6 +41,28 @@ class NftDriver:
         except (ImportError, OSError) as exc:
             raise Unavailable(f"libnftables is needed (Debian: libnftables1): {exc}") from exc
         self._nft.set_numeric_proto_output(True)  # names need /etc/protocols, which may be missing
+
+    def run(self, text: str, json: bool = False, terse: bool = False) -> bytes:
+        """All statements, a line each, in one transaction; what they print (``terse``: without
+        elements). Raises KernelError."""
+        script = text.strip().encode().replace(b"\n", _NEXT)
+        self._nft.set_json_output(json)
+        self._nft.set_terse_output(terse)
+        status, output, error = self._nft.cmd(script)
+        if status:
+            raise failure(script, error)
+        return bytes(output)
+
+
+class NftDriver:
+    """Accepts Chain, Set and Element. Raises Unavailable when libnftables is not there."""
+
+    name = "nftables"
+    accepts: tuple[type[Fact], ...] = (Chain, Set, Element)
+    parallel = False
+
+    def __init__(self) -> None:
+        self._nft = Nft()
         self._lock = threading.RLock()
         self._batches = nft_batch.Batches()
         self.transactions = 0  # by libnftables, until now
@@ -159,15 +177,9 @@ class NftDriver:
             raise
 
     def _run(self, text: str, json: bool = False, terse: bool = False) -> bytes:
-        script = text.strip().encode().replace(b"\n", _NEXT)
         with self._lock:
             self.transactions += not json
-            self._nft.set_json_output(json)
-            self._nft.set_terse_output(terse)
-            status, output, error = self._nft.cmd(script)
-        if status:
-            raise failure(script, error)
-        return bytes(output)
+            return self._nft.run(text, json, terse)
 
 
 class _View:
