@@ -180,7 +180,7 @@ def test_a_new_file_is_in_force_and_a_wrong_one_is_reported(lab: Lab, files: Pat
     name = "db.team.svc.cluster.local"
     assert f"{name}.\t7\tA\t" in command(lab, "query", name)
     (files / "dns.yaml").write_text("ttl: 99\nnegativeTTL: 3\n")
-    until(lambda: f"{name}.\t99\tA\t" in command(lab, "query", name), "the new TTL")
+    until(lambda: f"{name}.\t99\tA\t" in command(lab, "query", name), "the new TTL", 40)
     (files / "dns.yaml").write_text("ttl: 99\npods: sometimes\n")
     node = lab.nodes[0]
     status = ("status", "--run-dir", str(node.run_dir), "-o", "json")
@@ -189,12 +189,12 @@ def test_a_new_file_is_in_force_and_a_wrong_one_is_reported(lab: Lab, files: Pat
         text = node.run(lab.settings.programs.netplane, *status)
         return str(json.loads(text).get("dns", {}).get("config", ""))
 
-    until(lambda: "dns.yaml:2: pods: 'sometimes' is not supported" in refused(), "the refusal")
+    until(lambda: "dns.yaml:2: pods: 'sometimes' is not supported" in refused(), "the refusal", 40)
     assert f"{name}.\t99\tA\t" in command(lab, "query", name)
     metrics = node.python(lambda: urllib.request.urlopen("http://127.0.0.1:9153/metrics").read().decode())
     assert "netplane_dns_config_refused 1.0" in metrics and "netplane_dns_cache_entries" in metrics
     (files / "dns.yaml").write_text("ttl: 7\nautopath: true\n")
-    until(lambda: refused() == "", "the good file")
+    until(lambda: refused() == "", "the good file", 40)
 
 
 def test_an_agent_with_a_wrong_file_does_not_start(lab: Lab, tmp_path: Path) -> None:
