@@ -44,28 +44,34 @@ from .dns.table import NameTable
 from .dns.zone import DnsRoom, ReplaceableRoom
 from .health import Controls, HealthServer, split_listen
 from .kernel import netns
+from .kernel.conntrack import Conntrack
 from .kernel.flows import FlowDriver
 from .kernel.flowtable import FlowTable
 from .kernel.linkwatch import LinkMonitor
+from .kernel.nft_guard import GuardDriver
+from .kernel.nft_text import joined
 from .kernel.nftables import NftDriver
 from .kernel.nftwatch import NftMonitor
 from .kernel.rtnetlink import LinkDriver
-from .kernel.underlay import node_addresses, underlay_of
+from .kernel.underlay import addresses_within, default_route_device, node_addresses, underlay_of
 from .model import checks
 from .model.base import Key, Object
 from .model.changes import Put, Write
 from .model.errors import Invalid, NetplaneError, Unavailable
-from .model.facts import Driver, Scope
+from .model.facts import Driver, Link, Plan, Scope
+from .model.flows import Flows
 from .model.nodes import Node
 from .model.snapshot import Snapshot
 from .overlay.room import OverlayRoom, pod_mtu
 from .policy.birth import Birth
 from .policy.counters import DropCounters
-from .policy.flows import FlowDriver as PolicyFlows
+from .policy.flows import PolicyFlows
 from .policy.room import PolicyRoom
 from .reconcile.base import Room
 from .reconcile.core import Core
+from .services.explain import explain
 from .services.health import HealthChecks
+from .services.metrics import ServiceCounts, ServiceMetrics
 from .services.room import ServicesRoom
 from .store import Store, open_store
 
@@ -73,6 +79,7 @@ log = logging.getLogger(__name__)
 
 ROOMS = ("cni", "overlay", "services", "policy", "dns")
 DATAPATHS = ("auto", "kernel", "fast")
+TO_BE_DELETED = "ToBeDeletedByClusterAutoscaler"  # the taint that kube-proxy looks for too
 CNI_SOCKET = "cni.sock"
 DRAIN = 2.0  # seconds that DNS questions to upstreams may take at the end
 CALM = 0.2  # seconds that link events are gathered before everything is compared again
@@ -95,6 +102,7 @@ class AgentConfig:
     dns_config: str = ""
     resolv_conf: str = "/etc/resolv.conf"
     http_listen: str = ""
+    node_port_addresses: tuple[str, ...] = ()  # CIDRs; none: the node's own addresses
 
     def __post_init__(self) -> None:
         faults = list(checks.dns_subdomain("--node", self.node))
@@ -102,6 +110,8 @@ class AgentConfig:
             faults += checks.one_of("--rooms", room, ROOMS)
         for address in self.node_ips:
             faults += checks.ip("--node-ip", address)
+        for cidr in self.node_port_addresses:
+            faults += checks.cidr("--node-port-addresses", cidr)
         faults += checks.unique("--node-ip", (":" in a for a in self.node_ips), "family, IPv6: ")
         if faults:
             raise Invalid("; ".join(f"{path}: {reason}" for path, reason in faults))
@@ -118,7 +128,8 @@ class Agent:
         self._registry = CollectorRegistry()
         self._links = LinkDriver()
         self._names = NameTable(config.domain)
-        self._checks = HealthChecks(self._proxy_healthy)
+        self._metrics = ServiceMetrics(self._registry)
+        self._checks = HealthChecks(self.proxy_healthy)
         self._dns = dns_config.read(config.dns_config) if config.dns_config else dns_config.DnsConfig()
         self._dns_setup: Setup | None = None
         self._inherited = handover.Inherited.of(os.environ)
@@ -127,8 +138,11 @@ class Agent:
         self._flows: PolicyFlows | None = None
         self._policy: PolicyRoom | None = None
         self._edge_failures: dict[str, str] = {}
-        self._controls: Controls = {}  # what operators ask of the edges, on the agent's socket
+        self._controls: Controls = {
+            "/explain": self._explain
+        }  # what operators ask of the edges, on the agent's socket
         self._core: Core | None = None
+        self._cni: CniServer | None = None
         self._nft: NftDriver | None = None
 
     def run(self, stopping: threading.Event) -> None:
@@ -153,7 +167,12 @@ class Agent:
             core.start()
             stack.callback(core.stop)
             health = HealthServer(
-                self.config.run_dir, self.status, self._registry, self.config.http_listen, self._controls
+                self.config.run_dir,
+                self.status,
+                self._registry,
+                self.config.http_listen,
+                self._controls,
+                self,
             )
             health.start()
             stack.callback(health.stop)
@@ -169,11 +188,17 @@ class Agent:
 
     def _monitors(self, core: Core) -> Iterator[AbstractContextManager[Any]]:
         """What tells us that somebody else changed what is ours."""
-        mend = _Calm(core.resync)
+        mend = _Calm(partial(self._mend, core))
         yield LinkMonitor(mend, own=self._links.portids)
         if self._nft is not None:
             busy = partial(getattr, self._nft, "transactions")
             yield NftMonitor(mend, own=self._nft.portids, busy=busy)
+
+    def _mend(self, core: Core) -> None:
+        """Compare everything; a link that went may mean that a namespace went without its DEL."""
+        if self._cni is not None:
+            self._cni.look()
+        core.resync()
 
     def status(self) -> dict[str, Any]:
         """Core's status with the node's name and the edges that could not be opened."""
@@ -191,9 +216,36 @@ class Agent:
                 status["synced"] = False
         return {"node": self.config.node, **status}
 
-    def _proxy_healthy(self) -> bool:
+    def proxy_healthy(self) -> bool:
         """As load balancers are told of it: the kernel takes what it is given."""
         return self._core is None or self._core.healthy()
+
+    def node_eligible(self) -> bool:
+        """Whether load balancers may go on using this node: neither it nor its taints say it leaves."""
+        assert self._core is not None
+        node = self._core.snapshot().get(Node, "", self.config.node)
+        return node is None or not (node.deleting or any(t.key == TO_BE_DELETED for t in node.spec.taints))
+
+    def probed(self, path: str, code: int) -> None:
+        self._metrics.probed(path, code)
+
+    def _explain(self, words: dict[str, str]) -> dict[str, Any]:
+        """What applies to a connection, and how the kernel differs. Raises Invalid, NotFound."""
+        assert self._core is not None
+        room = self._core.room(ServicesRoom.name)
+        if not isinstance(room, ServicesRoom) or self._nft is None:
+            raise Invalid("this agent serves no services; start it with --rooms services")
+        found = explain(room, self._core.snapshot(), words.get("source", ""), words.get("destination", ""))
+        return {
+            **{
+                name: getattr(found, name)
+                for name in ("source", "destination", "verdict", "reason", "service")
+            },
+            "endpoints": found.endpoints,
+            "notes": found.notes,
+            "elements": [f"{f.of}: {joined(f.item)} → {joined(f.value or ())}" for f in found.facts],
+            "differs": self._nft.differing(found.facts),
+        }
 
     def _machine(self, instance: str) -> cluster.Machine:
         addresses = self.config.node_ips or tuple(node_addresses())
@@ -211,9 +263,9 @@ class Agent:
     def _build(self, store: Store, machine: cluster.Machine) -> Core:
         nft = self._nft = NftDriver()
         drivers: dict[str, tuple[Driver, ...]] = {
-            "cni": (self._links, nft),
+            "cni": (self._links, nft, GuardDriver()),
             "overlay": (self._links,),
-            "services": (nft, self._links, FlowDriver(), self._checks),  # flows go after the rules
+            "services": (nft, self._links, FlowDriver(self._metrics.swept), self._checks),
             "dns": (self._names, self._links, nft),
         }
         if "policy" in self.config.rooms:
@@ -221,7 +273,9 @@ class Agent:
             drivers["policy"] = (nft, self._flows)
         rooms = [(room, drivers[room.name]) for room in self._rooms(machine)]
         controllers = [] if store.allocates else cluster.controllers(self.config.cluster)
-        core = Core(store, rooms, controllers, self._rank)
+        core = Core(store, rooms, controllers, self._rank, self._metrics)
+        if "services" in self.config.rooms:
+            self._registry.register(ServiceCounts(core.snapshot, nft.counted, machine.node_ips))
         if self._policy is not None and self._flows is not None:
             self._registry.register(DropCounters(self._policy, core.snapshot, nft.counters, self._flows))
         return core
@@ -260,6 +314,7 @@ class Agent:
                 ranges.cluster_cidrs,
                 ranges.service_cidrs,
                 bridge_netfilter="cni" not in config.rooms and Path("/proc/sys/net/bridge").exists(),
+                node_port_ips=addresses_within(within) if (within := config.node_port_addresses) else None,
             ),
             "dns": self._dns_room,
         }
@@ -367,10 +422,11 @@ class Agent:
     def _open_cni(self, core: Core) -> CniServer:
         if not core.wait_synced(0):
             raise Unavailable("waiting for the first full pass")
-        birth = Birth(self._policy) if self._policy else None
+        birth = Birth(self._policy, "cni") if self._policy else None
         host = _Host(self.config.node, self.boot_id, core, self._links, birth)
         server = CniServer(str(self.config.run_dir / CNI_SOCKET), host, self._cni_config)
         server.start()
+        self._cni = server
         return server
 
 
@@ -380,39 +436,39 @@ class _Host:
     def __init__(self, node: str, boot_id: str, core: Core, links: LinkDriver, birth: Birth | None) -> None:
         self.node, self.boot_id = node, boot_id
         self._core, self._links, self._birth = core, links, birth
+        self._tracker = Conntrack()
 
     def snapshot(self) -> Snapshot:
         return self._core.snapshot()
 
     def put(self, obj: Object, expect: int | None = None) -> Object:
-        before = self._core.snapshot().find(obj.key) if self._birth else None
-        stored = self._core.put(obj, expect)
-        if self._birth:  # a pod's address is known: the peers of others' policies, before ADD returns
-            self._core.sync(self._birth.after_put(before, stored, self._core.snapshot()))
-        return stored
+        return self._core.put(obj, expect)
 
     def delete(self, key: Key, expect: int | None = None) -> Object:
         return self._core.delete(key, expect)
 
     def write(self, writes: Sequence[Write]) -> list[Object]:
-        before = [self._core.snapshot().find(w.object.key) if isinstance(w, Put) else None for w in writes]
+        pods = [w.object.key for w in writes if isinstance(w, Put)] if self._birth else []
+        before = {key: self._core.snapshot().find(key) for key in pods}
         stored = self._core.write(writes)
-        if self._birth:  # a pod's address is known: the peers of others' policies, before ADD returns
-            snapshot = self._core.snapshot()
-            touched = [self._birth.after_put(b, s, snapshot) for b, s in zip(before, stored, strict=True)]
-            self._core.sync(dict.fromkeys(scope for scopes in touched for scope in scopes))
+        if self._birth:  # a pod's address is known: others' policies name it, before ADD returns
+            self._core.sync(self._birth.after(before, self._core.snapshot()))
         return stored
 
     def sync(self, scopes: Iterable[Scope], before: Callable[[], object] | None = None) -> None:
         scopes = list(scopes)
+        birth = self._birth
+        if birth is None:
+            self._core.sync(scopes, before)
+            return
 
-        def first() -> None:
+        def isolated() -> None:
+            """The record, then what policy says of it, and only then the interface."""
             if before is not None:
                 before()
-            if self._birth:  # isolation stands before the interface is there
-                self._core.sync(self._birth.before_links(scopes, self._core.snapshot()))
+            self._core.sync(birth.before_links(scopes, self._core.snapshot()))
 
-        self._core.sync(scopes, first)
+        self._core.sync(scopes, isolated)
 
     def verify(self, scopes: Iterable[Scope]) -> list[str]:
         return self._core.verify(scopes)
@@ -422,6 +478,18 @@ class _Host:
 
     def netns_exists(self, path: str) -> bool:
         return netns.exists(path)
+
+    def peer(self, netns_path: str, ifname: str) -> str:
+        return self._links.peer(netns_path, ifname)
+
+    def default_link(self) -> str:
+        return default_route_device() or ""
+
+    def raise_loopback(self, netns_path: str) -> None:
+        self._links.apply(Plan(add=(Link(name="lo", netns=netns_path),)))
+
+    def forget(self, flows: Iterable[Flows]) -> None:
+        self._tracker.forget(flows)
 
 
 class _Calm:

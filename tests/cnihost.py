@@ -10,6 +10,7 @@ from netplane.model.base import Key, Object, ObjectMeta, amend
 from netplane.model.changes import Put, Write
 from netplane.model.errors import Conflict, NotFound
 from netplane.model.facts import Fact, FactKey, Link, Scope
+from netplane.model.flows import Flows
 from netplane.model.nodes import Node, NodeAddress, NodeSpec, NodeStatus
 from netplane.model.snapshot import Snapshot
 
@@ -40,6 +41,9 @@ class MemoryHost:
         self.kernel: dict[Scope, tuple[Fact, ...]] = {}
         self.links: set[tuple[str, str]] = set()
         self.gone: set[str] = set()
+        self.peers: dict[tuple[str, str], str] = {}
+        self.loopbacks: list[str] = []
+        self.forgotten: list[Flows] = []
         self.fail: Callable[[str, object], None] = no_fault
         self._lock = threading.RLock()
         self._snapshot = Snapshot.of((), synced=synced)
@@ -102,6 +106,18 @@ class MemoryHost:
 
     def netns_exists(self, path: str) -> bool:
         return path not in self.gone
+
+    def peer(self, netns: str, ifname: str) -> str:
+        return self.peers.get((netns, ifname), "")
+
+    def default_link(self) -> str:
+        return "w0"
+
+    def raise_loopback(self, netns: str) -> None:
+        self.loopbacks.append(netns)
+
+    def forget(self, flows: Iterable[Flows]) -> None:
+        self.forgotten += flows
 
     def keys(self, scope: Scope) -> set[FactKey]:
         return {fact.key for fact in self.kernel.get(scope, ())}

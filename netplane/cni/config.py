@@ -1,9 +1,11 @@
 """The network configuration on stdin: JSON into a NetConf, strictly.
 
-Ours: socket, mtu, ipMasq, hairpinMode, standalone, ipam. The specification's: cniVersion, name, type,
-capabilities, runtimeConfig, args, prevResult, dns and ``cni.dev/…``. Of runtimeConfig we take ips,
-mac and dns (`CAPABILITIES`); what a runtime may add unasked passes, what would have an effect that
-we do not give yet is refused.
+``kind`` says which reference plugin's work this is: bridge (default), ptp, macvlan, loopback; their
+keys mean what they mean there. The specification's keys pass, and of runtimeConfig the
+`CAPABILITIES`; what a runtime may add unasked passes, what would have an effect that we do not give
+is refused by name.
+
+Called by another plugin as its ``ipam.type``, we read nothing but what concerns addresses.
 """
 
 from __future__ import annotations
@@ -15,12 +17,17 @@ import msgspec
 from msgspec import field
 
 from ..model import checks
+from ..model.own import Bandwidth, PortMapping
+from . import together, unsupported
 from .errors import CONFIG, DECODE, UNSUPPORTED, VERSION, Refused
+from .ranges import NONE, OURS, Leases, parse_leases
 
 VERSIONS = ("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
-CAPABILITIES = ("dns", "ips", "mac")
+CAPABILITIES = ("aliases", "bandwidth", "cgroupPath", "dns", "ipRanges", "ips", "mac", "portMappings")
+KINDS = ("bridge", "ptp", "macvlan", "loopback")
+TYPE = OURS
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*")
-_RUNTIME_PASS = {"aliases", "cgroupPath", "infinibandGUID", "deviceID"}
+_RUNTIME_PASS = {"infinibandGUID", "deviceID"}
 _GC_KEYS = ("cni.dev/valid-attachments", "cni.dev/attachments")
 
 
@@ -41,10 +48,17 @@ class RuntimeDNS(msgspec.Struct, frozen=True):
     options: tuple[str, ...] = ()
 
 
-class Runtime(msgspec.Struct, frozen=True):
+class Runtime(msgspec.Struct, frozen=True, rename="camel"):
+    """``aliases``: the names, or a map of them by network (podman)."""
+
     ips: tuple[str, ...] = ()
     mac: str = ""
     dns: RuntimeDNS | None = None
+    port_mappings: tuple[PortMapping, ...] = ()
+    bandwidth: Bandwidth | None = None
+    ip_ranges: Any = None
+    aliases: tuple[str, ...] | dict[str, tuple[str, ...]] = ()
+    cgroup_path: str = ""
 
 
 class CniArgs(msgspec.Struct, frozen=True):
@@ -62,19 +76,49 @@ class NetConf(msgspec.Struct, frozen=True, rename="camel"):
 
     version: str = field(name="cniVersion")
     name: str = ""
-    type: str = "netplane"
+    type: str = TYPE
     socket: str = ""
-    mtu: int = 0  # 0: the agent's, from the overlay
-    ip_masq: bool | None = None  # None: the agent's
-    hairpin_mode: bool = True
+    kind: str = "bridge"
+    mtu: int = 0  # 0: the agent's, from the overlay; a network's own: the kernel's
+    bridge: str = ""
+    is_gateway: bool | None = None
+    is_default_gateway: bool | None = None
+    force_address: bool = False  # a gateway's address is always made to be what is asked for
+    ip_masq: bool | None = None  # None: the agent's, or for a network of its own no
+    ip_masq_backend: str | None = None
+    hairpin_mode: bool | None = None
+    promisc_mode: bool = False
+    macspoofchk: bool = False
+    port_isolation: bool = False
+    master: str = ""
+    mode: str = ""
+    sysctl: dict[str, str] = {}
     standalone: bool = False
+    state_dir: str = ""  # of work without an agent
     capabilities: dict[str, bool] = {}
-    ipam: dict[str, Any] = {}  # for work without an agent; with one, the node's pod CIDRs rule
+    ipam: dict[str, Any] = {}
     dns: DNS = field(default_factory=DNS)
     args: Args = field(default_factory=Args)
     runtime_config: Runtime = field(default_factory=Runtime)
     prev_result: dict[str, Any] | None = None
     valid_attachments: tuple[dict[str, Any], ...] | None = field(default=None, name=_GC_KEYS[0])
+    leases: Leases = field(default_factory=Leases, name="cni.dev/-leases")  # ipam, understood
+    document: dict[str, Any] = field(default_factory=dict, name="cni.dev/-document")  # as it came
+
+    @property
+    def is_ipam(self) -> bool:
+        """Whether another plugin calls us for its addresses."""
+        return self.type != TYPE
+
+    @property
+    def own_range(self) -> bool:
+        """Whether the network has addresses of its own, and not the node's pod CIDRs."""
+        return self.leases.type != ""
+
+    @property
+    def aliases(self) -> tuple[str, ...]:
+        given = self.runtime_config.aliases
+        return given.get(self.name, ()) if isinstance(given, dict) else given
 
     @property
     def labels(self) -> dict[str, str]:
@@ -108,37 +152,87 @@ class NetConf(msgspec.Struct, frozen=True, rename="camel"):
         return DNS(asked.servers, self.dns.domain, asked.searches, asked.options)
 
 
-_KNOWN = set(NetConf.__struct_encode_fields__)
+_KNOWN = {key for key in NetConf.__struct_encode_fields__ if not key.startswith("cni.dev/-")}
+_IDENTITY = ("cniVersion", "name", "type", "ipam", "kind")
+_AS_IPAM = {"cniVersion", "name", "type", "ipam", "args", "socket", "standalone", *_GC_KEYS, "prevResult"}
 
 
 def parse_config(raw: bytes, only_identity: bool = False) -> NetConf:
     """Raises Refused: 6 not JSON, 1 version, 2 unknown key, 7 a value that cannot be.
 
-    ``only_identity`` reads cniVersion and name and nothing else: for DEL, which must succeed for the
-    very configuration that ADD refused.
+    ``only_identity`` reads who is meant and whose addresses, and nothing else: for DEL, which must
+    succeed for the very configuration that ADD refused.
     """
+    doc = _document(raw)
+    _check_version(doc.get("cniVersion"))
+    if only_identity:
+        return _identity(doc)
+    runtime = doc.get("runtimeConfig", {})
+    if _is_ipam(doc):
+        kept = {key: value for key, value in doc.items() if key in _AS_IPAM}
+        asked = {k: v for k, v in runtime.items() if k in ("ips", "ipRanges")} if runtime else {}
+        return _converted({**kept, "runtimeConfig": asked}, doc)
+    unsupported.check(doc, _KNOWN)
+    _check_runtime(runtime)
+    return _converted(doc, doc)
+
+
+def _document(raw: bytes) -> dict[str, Any]:
     try:
         doc = msgspec.json.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError) as exc:
         raise Refused(DECODE, f"the network configuration is not JSON: {exc}") from None
     if not isinstance(doc, dict):
         raise Refused(DECODE, f"the network configuration is a JSON object, not {doc!r:.40}")
+    runtime = doc.get("runtimeConfig")
+    if isinstance(runtime, dict):
+        doc["runtimeConfig"] = {k: _go_names(v) if k in CAPABILITIES else v for k, v in runtime.items()}
     if _GC_KEYS[0] in doc and doc[_GC_KEYS[0]] is None:
         doc[_GC_KEYS[0]] = []  # what libcni sends for a runtime that has no attachment: Go's nil slice
-    doc = {key: value for key, value in doc.items() if value is not None}
-    if only_identity:
-        doc = {key: doc[key] for key in ("cniVersion", "name") if key in doc}
-    _check_version(doc.get("cniVersion"))
-    for key, value in doc.items():
-        if key not in _KNOWN and not key.startswith("cni.dev/"):
-            raise Refused(UNSUPPORTED, f"{key}: {_short(value)}: this key is not known; {_closest(key)}")
-    _check_runtime(doc.get("runtimeConfig", {}))
+    return {key: value for key, value in doc.items() if value is not None and not key.startswith("cni.dev/-")}
+
+
+def _is_ipam(doc: dict[str, Any]) -> bool:
+    ipam = doc.get("ipam")
+    return doc.get("type", TYPE) != TYPE and isinstance(ipam, dict) and ipam.get("type") == TYPE
+
+
+def _identity(doc: dict[str, Any]) -> NetConf:
+    """Lenient, but for what names the record: version and name."""
+    found = {key: doc[key] for key in _IDENTITY if isinstance(doc.get(key), str | dict)}
+    if not _is_ipam(doc):
+        found.pop("type", None)
+    if not isinstance(found.get("ipam", {}), dict):
+        del found["ipam"]
+    if found.get("kind") != "loopback":
+        found.pop("kind", None)
+    config = msgspec.convert(found, NetConf)
+    _check_name(config)
+    kind = config.ipam.get("type")
+    leases = Leases(kind if isinstance(kind, str) else "")
+    identity: NetConf = msgspec.structs.replace(config, leases=leases, document=doc)
+    return identity
+
+
+def _converted(kept: dict[str, Any], doc: dict[str, Any]) -> NetConf:
     try:
-        config = msgspec.convert(doc, NetConf)
+        config = msgspec.convert(kept, NetConf)
     except msgspec.ValidationError as exc:
         raise Refused(CONFIG, f"the network configuration is wrong: {exc}") from None
     _check_values(config)
-    return config
+    default = "" if config.kind in ("bridge", "ptp") else NONE
+    leases = parse_leases(config.ipam, config.runtime_config.ip_ranges, default)
+    whole: NetConf = msgspec.structs.replace(config, leases=leases, document=doc)
+    together.check(whole)
+    return whole
+
+
+def _go_names(value: Any) -> Any:
+    """containerd's structures have no JSON names: HostPort for hostPort, null for an empty list."""
+    if isinstance(value, dict):
+        named = {key[:1].lower() + key[1:]: inner for key, inner in value.items()}
+        return {key: inner for key, inner in named.items() if inner is not None}
+    return [_go_names(one) for one in value] if isinstance(value, list) else value
 
 
 def _check_version(version: object) -> None:
@@ -160,12 +254,16 @@ def _check_runtime(runtime: Any) -> None:
             )
 
 
-def _check_values(config: NetConf) -> None:
+def _check_name(config: NetConf) -> None:
     if not _NAME.fullmatch(config.name):
         raise Refused(
             CONFIG,
             f"name: {config.name!r:.80} must be letters, digits and _.-, beginning with a letter or digit",
         )
+
+
+def _check_values(config: NetConf) -> None:
+    _check_name(config)
     if config.mtu and not 1280 <= config.mtu <= 65535:
         raise Refused(CONFIG, f"mtu: {config.mtu} must be 1280 (what IPv6 needs) to 65535, or 0")
     labels = config.args.cni.labels
@@ -173,14 +271,6 @@ def _check_values(config: NetConf) -> None:
         raise Refused(CONFIG, 'args.cni.labels: a list of {"key": …, "value": …}, or a map')
     for path, reason in checks.label_map("args.cni.labels", config.labels):
         raise Refused(CONFIG, f"{path}: {reason}")
-
-
-def _closest(key: str) -> str:
-    for known in sorted(_KNOWN):
-        if known.lower() == key.lower().replace("_", "").replace("-", ""):
-            return f"did you mean {known}?"
-    ours = sorted(k for k in _KNOWN if not k.startswith("cni.dev/"))
-    return f"use one of {', '.join(ours)}"
 
 
 def _short(value: object) -> str:

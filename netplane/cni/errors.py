@@ -7,7 +7,7 @@ from typing import Any
 from ..model.errors import Conflict, Invalid, KernelError, NotFound, Unavailable
 
 VERSION, UNSUPPORTED, UNKNOWN, ENVIRONMENT, IO, DECODE, CONFIG = 1, 2, 3, 4, 5, 6, 7
-LATER, NOT_READY = 11, 50
+LATER, NOT_READY, LIMITED = 11, 50, 51
 DIFFERS = 100  # ours: CHECK found something else than ADD made
 INTERNAL = 999  # the reference plugins' own for what should not happen
 NEWEST = "1.1.0"

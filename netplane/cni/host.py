@@ -8,6 +8,7 @@ from typing import Protocol
 from ..model.base import Key, Object
 from ..model.changes import Write
 from ..model.facts import Scope
+from ..model.flows import Flows
 from ..model.snapshot import Snapshot
 
 
@@ -32,3 +33,15 @@ class Host(Protocol):
 
     def link_exists(self, netns: str, ifname: str) -> bool: ...
     def netns_exists(self, path: str) -> bool: ...
+
+    def peer(self, netns: str, ifname: str) -> str:
+        """The node's end of a veth that another plugin made; "" when it is none, or elsewhere."""
+
+    def default_link(self) -> str:
+        """The link of the node's default route; "" without one."""
+
+    def raise_loopback(self, netns: str) -> None:
+        """Set lo up there."""
+
+    def forget(self, flows: Iterable[Flows]) -> None:
+        """Let the kernel decide anew about these flows."""

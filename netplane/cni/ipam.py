@@ -1,4 +1,4 @@
-"""Addresses for pods: one per family, from the node's pod CIDRs, in turn.
+"""Addresses for pods: one of each set of ranges (the node's pod CIDRs, or a network's own), in turn.
 
 Rule 1: the record is the Attachment object; this is an index over those records, rebuilt from a
         snapshot at any time. Nothing is kept anywhere else.
@@ -13,11 +13,12 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
 from ..model.errors import Invalid, Unavailable
 from ..model.own import Attachment, AttachmentIP
 from .errors import CONFIG, Refused
+from .ranges import Range, RangeSet
 
 Network = IPv4Network | IPv6Network
 
@@ -31,19 +32,29 @@ def gateway(cidr: str) -> str:
 
 
 class Pool:
-    """One pod CIDR. Addresses are offsets from the network address here. Not thread-safe."""
+    """One range. Addresses are offsets from the network address here. Not thread-safe."""
 
-    def __init__(self, cidr: str) -> None:
-        self.network: Network = ip_network(cidr)
-        broadcast = 1 if self.network.version == 4 else 0
-        self.first, self.last = 2, self.network.num_addresses - 1 - broadcast
+    def __init__(self, given: Range) -> None:
+        self.given = given
+        self.network: Network = ip_network(given.subnet)
+        self.gateway = self._offset(given.gateway)
+        self.first, self.last = self._offset(given.first), self._offset(given.last)
+        self.first += self.first == self.gateway
+        self.last -= self.last == self.gateway
         self.used: dict[int, str] = {}  # offset -> holder
         self._fresh: deque[list[int]] = deque([[self.first, self.last]])  # spans not yet passed
         self._freed: OrderedDict[int, None] = OrderedDict()  # passed, and free: oldest first
 
+    def _offset(self, address: str) -> int:
+        return int(ip_address(address)) - int(self.network.network_address)
+
+    def holds(self, address: IPv4Address | IPv6Address) -> bool:
+        """Whether it is one that this range could have given (or could once: it is in the subnet)."""
+        return address.version == self.network.version and address in self.network
+
     @property
     def size(self) -> int:
-        return max(0, self.last - self.first + 1)
+        return max(0, self.last - self.first + 1 - (self.first < self.gateway < self.last))
 
     @property
     def full(self) -> bool:
@@ -65,7 +76,7 @@ class Pool:
                 self._fresh.popleft()
                 continue
             offset, span[0] = span[0], span[0] + 1
-            if offset not in self.used:
+            if offset not in self.used and offset != self.gateway:
                 return self._hold(offset, holder)
         if not self._freed:
             raise Unavailable(f"{self}: none is free")
@@ -74,8 +85,8 @@ class Pool:
 
     def claim(self, offset: int, holder: str) -> int:
         """This very offset. Raises Refused, naming its holder."""
-        if not self.first <= offset <= self.last:
-            what = {1: "the gateway's"}.get(offset, "reserved")
+        if offset == self.gateway or not self.first <= offset <= self.last:
+            what = "the gateway's" if offset == self.gateway else "reserved"
             raise Refused(CONFIG, f"ips: {self.network[offset]} is {what} in {self.network}; ask for another")
         if offset in self.used:
             raise Unavailable(f"ips: {self.network[offset]} is held by {self.used[offset]}")
@@ -94,10 +105,14 @@ class Pool:
 
 
 class Ipam:
-    """The pools of one node. Thread-safe: each method is one short critical section."""
+    """The pools of the node, or of a network of its own.
+
+    Thread-safe: each method is one short critical section.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._sets: tuple[tuple[Pool, ...], ...] = ()
         self._pools: tuple[Pool, ...] = ()
         self._taken: dict[str, tuple[str, tuple[AttachmentIP, ...]]] = {}  # name -> (holder, ips)
         self._pinned: set[str] = set()  # taken, with no record that says so (yet, or any more)
@@ -106,13 +121,18 @@ class Ipam:
     def cidrs(self) -> tuple[str, ...]:
         return tuple(str(pool.network) for pool in self._pools)
 
-    def rebuild(self, cidrs: Iterable[str], read: Callable[[], Iterable[Attachment]]) -> None:
+    @property
+    def sets(self) -> tuple[RangeSet, ...]:
+        return tuple(tuple(pool.given for pool in pools) for pools in self._sets)
+
+    def rebuild(self, sets: Iterable[RangeSet], read: Callable[[], Iterable[Attachment]]) -> None:
         """Begin anew from the records, which ``read`` gives; what is pinned stays."""
         with self._lock:
             records = sorted(read(), key=lambda a: a.revision)
             pinned = {name: held for name, held in self._taken.items() if name in self._pinned}
             self._taken = pinned | {a.name: (describe(a), a.spec.ips) for a in records}
-            self._pools = tuple(Pool(cidr) for cidr in cidrs)
+            self._sets = tuple(tuple(map(Pool, ranges)) for ranges in sets)
+            self._pools = tuple(pool for pools in self._sets for pool in pools)
             for holder, ips in self._taken.values():
                 for pool, offset in self._located(ips):
                     pool.used[offset] = holder
@@ -130,10 +150,12 @@ class Ipam:
         with self._lock:
             self._pinned.discard(name)
 
-    def take(self, name: str, holder: str, asked: tuple[str, ...] = ()) -> tuple[AttachmentIP, ...]:
-        """One address per family for the attachment ``name``, those in ``asked`` where it names them.
+    def take(
+        self, name: str, holder: str, asked: tuple[str, ...] = (), routed: bool = True
+    ) -> tuple[AttachmentIP, ...]:
+        """One address of each set for the attachment ``name``, those in ``asked`` where it names them.
 
-        They are pinned until `unpin`.
+        They are pinned until `unpin`. ``routed``: with a host's length, see `render`.
 
         Raises Unavailable (exhausted, held by somebody else) or Refused (outside of every range);
         then nothing is taken.
@@ -142,14 +164,13 @@ class Ipam:
             wanted = self._wanted(asked)
             done: list[tuple[Pool, int]] = []
             try:
-                for pool in self._pools:
-                    offset = wanted.get(pool)
-                    done.append((pool, pool.take(holder) if offset is None else pool.claim(offset, holder)))
+                for pools in self._sets:
+                    done.append(_one(pools, wanted, holder))
             except Exception:
                 for pool, offset in done:
                     pool.release(offset)
                 raise
-            ips = tuple(AttachmentIP(address=_with_prefix(p, o), gateway=str(p.network[1])) for p, o in done)
+            ips = tuple(_entry(pool, offset, routed) for pool, offset in done)
             self._taken[name] = (holder, ips)
             self._pinned.add(name)
             return ips
@@ -165,9 +186,9 @@ class Ipam:
     def check(self) -> None:
         """Raises Unavailable when the next `take` would find no address."""
         with self._lock:
-            for pool in self._pools:
-                if pool.full:
-                    raise Unavailable(f"{pool}: none is free")
+            for pools in self._sets:
+                if all(pool.full for pool in pools):
+                    raise Unavailable(f"{'; '.join(map(str, pools))}: none is free")
 
     def usage(self) -> tuple[str, ...]:
         with self._lock:
@@ -177,8 +198,8 @@ class Ipam:
         wanted: dict[Pool, int] = {}
         for text in asked:
             pool, offset = self._find(text)
-            if pool in wanted:
-                raise Refused(CONFIG, f"ips: {', '.join(asked)}: one address per family at most")
+            if any(pool in pools and any(p in wanted for p in pools) for pools in self._sets):
+                raise Refused(CONFIG, f"ips: {', '.join(asked)}: one address of each range set at most")
             wanted[pool] = offset
         return wanted
 
@@ -187,10 +208,12 @@ class Ipam:
             address = ip_address(text.partition("/")[0])
         except ValueError:
             raise Refused(CONFIG, f"ips: {text!r:.60} is not an IPv4 or IPv6 address") from None
-        for pool in self._pools:
-            if address in pool.network:
-                return pool, int(address) - int(pool.network.network_address)
-        raise Refused(CONFIG, f"ips: {address} is outside of this node's ranges {', '.join(self.cidrs)}")
+        inside = [pool for pool in self._pools if pool.holds(address)]
+        for pool in sorted(
+            inside, key=lambda p: not p.first <= int(address) - int(p.network.network_address) <= p.last
+        ):
+            return pool, int(address) - int(pool.network.network_address)
+        raise Refused(CONFIG, f"ips: {address} is outside of the ranges {', '.join(self.cidrs)}")
 
     def _located(self, ips: Iterable[AttachmentIP]) -> list[tuple[Pool, int]]:
         """The pools and offsets of addresses; those of ranges that the node has no more are left out."""
@@ -198,14 +221,26 @@ class Ipam:
         for entry in ips:
             address = ip_address(entry.address.partition("/")[0])
             for pool in self._pools:
-                if address in pool.network:
+                if pool.holds(address):
                     found.append((pool, int(address) - int(pool.network.network_address)))
         return found
 
 
-def _with_prefix(pool: Pool, offset: int) -> str:
-    """A host route's length: pods reach each other through the gateway, see `render`."""
-    return f"{pool.network[offset]}/{pool.network.max_prefixlen}"
+def _one(pools: tuple[Pool, ...], wanted: dict[Pool, int], holder: str) -> tuple[Pool, int]:
+    """An address of one set: the one that was asked for, or that of the first range that has any."""
+    for pool in pools:
+        if pool in wanted:
+            return pool, pool.claim(wanted[pool], holder)
+    for pool in pools:
+        if not pool.full:
+            return pool, pool.take(holder)
+    raise Unavailable(f"{'; '.join(map(str, pools))}: none is free")
+
+
+def _entry(pool: Pool, offset: int, routed: bool) -> AttachmentIP:
+    length = pool.network.max_prefixlen if routed else pool.network.prefixlen
+    subnet = pool.given.subnet if routed else ""
+    return AttachmentIP(address=f"{pool.network[offset]}/{length}", gateway=pool.given.gateway, subnet=subnet)
 
 
 def describe(attachment: Attachment) -> str:

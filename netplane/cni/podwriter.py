@@ -29,7 +29,7 @@ class PodWriter:
         def write() -> None:
             snapshot = self.host.snapshot()
             others = [a for a in _siblings(snapshot, attachment) if a.name != attachment.name]
-            if is_second(attachment, others):
+            if attachment.spec.kind == "ipam" or is_second(attachment, others):
                 self.host.write(also)
                 return
             pod = snapshot.get(Pod, attachment.spec.pod_namespace, attachment.spec.pod_name)
@@ -45,7 +45,7 @@ class PodWriter:
             snapshot = self.host.snapshot()
             pod = snapshot.get(Pod, attachment.spec.pod_namespace, attachment.spec.pod_name)
             writes: list[Write] = []
-            if pod is not None:
+            if pod is not None and attachment.spec.kind != "ipam":
                 after = pod_down(pod, attachment, _siblings(snapshot, attachment), self._addresses(snapshot))
                 if after is None:
                     writes = [Delete(pod.key, pod.revision)]
@@ -70,4 +70,5 @@ class PodWriter:
 def _siblings(snapshot: Snapshot, attachment: Attachment) -> tuple[Attachment, ...]:
     """The attachments of the same pod, this one included."""
     spec = attachment.spec
-    return snapshot.by(Attachment, "pod", f"{spec.pod_namespace}/{spec.pod_name}")
+    found = snapshot.by(Attachment, "pod", f"{spec.pod_namespace}/{spec.pod_name}")
+    return tuple(a for a in found if a.spec.kind != "ipam")

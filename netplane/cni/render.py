@@ -4,9 +4,7 @@ Rule 1: pods are routed, also to their neighbours on the same bridge: a pod's ad
         address and everything goes by the gateway. So replies of a service's endpoint on the same
         node come back through the NAT that sent them there, and policy sees every packet, with
         no need of br_netfilter.
-Rule 2: the node knows each pod's MAC by a permanent neighbour entry: the first packet waits for no
-        ARP, and an address that is used again never meets the last holder's MAC.
-Rule 3: the bridge would tell pods of the shorter way (ICMP redirect), around rule 1: dropped.
+Rule 2: the bridge would tell pods of the shorter way (ICMP redirect), around rule 1: dropped.
 """
 
 from __future__ import annotations
@@ -24,8 +22,6 @@ from ..model.facts import (
     Fact,
     Facts,
     Link,
-    Neighbour,
-    Route,
     Scope,
     Set,
     Sysctl,
@@ -34,9 +30,12 @@ from ..model.nodes import Node
 from ..model.own import Attachment
 from ..model.snapshot import Snapshot
 from .ipam import gateway
-from .names import BRIDGE, bridge_mac, host_mac
+from .masquerade import isolation, localnet, masked
+from .names import BRIDGE, bridge_mac
+from .ports import render_ports
+from .shaping import render_guard, render_shaping
+from .wiring import FORWARDING, ROOM, isolated, render_interface
 
-ROOM = "cni"
 BASE = Scope(ROOM)
 _MULTICAST = {4: "224.0.0.0/4", 6: "ff00::/8"}
 
@@ -104,8 +103,8 @@ def render_base(node: Node, config: CniConfig) -> Iterator[Fact]:
     for cidr in node.pod_cidrs:
         network = ip_network(cidr)
         yield Address(link=BRIDGE, address=f"{gateway(cidr)}/{network.prefixlen}")
-    yield Sysctl(name="net/ipv4/ip_forward", value="1")
-    yield Sysctl(name="net/ipv6/conf/all/forwarding", value="1")
+    yield from FORWARDING
+    yield from localnet(BRIDGE)
     yield Chain(
         name="cni-redirects",
         type="filter",
@@ -146,36 +145,33 @@ def _collapsed(cidrs: Iterable[str], version: int) -> list[str]:
 
 
 def render_attachment(attachment: Attachment, config: CniConfig) -> Iterator[Fact]:
-    """The veth pair, the pod's addresses and routes, and the node's neighbour entries."""
+    """Everything that one attachment wants of the kernel, by its kind and what was asked for."""
     spec = attachment.spec
-    yield Link(
-        name=spec.host_ifname,
-        kind="veth",
-        alias=f"{ALIAS}{ROOM}:{attachment.name}",
-        mtu=spec.mtu,
-        mac=host_mac(spec.host_ifname),
-        master=BRIDGE,
-        options=(
-            ("hairpin", int(bool(spec.config.get("hairpinMode", True)))),
-            ("peer", spec.ifname),
-            ("peer_mac", spec.mac),
-            ("peer_mtu", spec.mtu),
-            ("peer_netns", spec.netns),
-        ),
-    )
-    yield Link(name="lo", netns=spec.netns)  # the pair's own ends come up with it
-    for entry in spec.ips:
-        yield from _render_ip(attachment, entry.address, entry.gateway)
-        if config.ip_masq and spec.config.get("ipMasq", True) is False:
+    if spec.kind == "ipam":  # another plugin's interface, whose addresses alone are ours
+        return
+    if spec.kind == "chained":
+        yield from _tuned(attachment)
+    else:
+        yield from render_interface(attachment)
+    for name, value in spec.sysctls.items():
+        yield Sysctl(name=name, value=value, netns=spec.netns)
+    yield from render_shaping(attachment)
+    yield from render_guard(attachment)
+    yield from render_ports(attachment, spec.host_ifname if spec.kind == "ptp" else "")
+    if spec.config.get("portIsolation"):
+        yield from isolation()
+        yield from isolated(attachment)
+    masquerade = spec.config.get("ipMasq")
+    if spec.ipam and masquerade:
+        yield from masked(attachment)
+    elif not spec.ipam and config.ip_masq and masquerade is False:
+        for entry in spec.ips:
             plain = entry.address.partition("/")[0]
             yield Element(of=f"cni-unmasked{ip_address(plain).version}", item=(plain,))
 
 
-def _render_ip(attachment: Attachment, address: str, via: str) -> Iterator[Fact]:
+def _tuned(attachment: Attachment) -> Iterator[Fact]:
+    """An interface that another plugin made: only what was asked for is changed."""
     spec = attachment.spec
-    plain = address.partition("/")[0]
-    wide, anywhere = ("/128", "::/0") if ":" in plain else ("/32", "0.0.0.0/0")
-    yield Address(link=spec.ifname, address=address, netns=spec.netns)
-    yield Route(dst=via + wide, link=spec.ifname, netns=spec.netns, scope="link")
-    yield Route(dst=anywhere, link=spec.ifname, via=via, netns=spec.netns)
-    yield Neighbour(link=BRIDGE, address=plain, mac=spec.mac)
+    if spec.mtu or spec.config.get("mac"):
+        yield Link(name=spec.ifname, netns=spec.netns, mtu=spec.mtu, mac=spec.config.get("mac", ""))

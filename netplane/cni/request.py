@@ -46,6 +46,16 @@ class Request(msgspec.Struct, frozen=True):
     pod: PodRef = PodRef()
     ips: tuple[str, ...] = ()
     mac: str = ""
+    path: str = ""  # CNI_PATH, needed to delegate only
+    args: str = ""  # CNI_ARGS as they came, for a delegate
+
+    @property
+    def chained(self) -> bool:
+        """Whether a plugin before us made this very interface."""
+        before = (self.config.prev_result or {}).get("interfaces") or ()
+        return not self.config.is_ipam and any(
+            isinstance(one, dict) and one.get("name") == self.ifname and one.get("sandbox") for one in before
+        )
 
 
 def parse(frame: Frame) -> Request:
@@ -55,11 +65,13 @@ def parse(frame: Frame) -> Request:
     config = parse_config(frame.config, only_identity=frame.command == "DEL")
     _check_since(frame.command, config)
     if frame.command in ("STATUS", "GC", "VERSION"):
-        return Request(frame.command, config)
-    _check_environment(frame)
-    if frame.command == "CHECK" and config.prev_result is None:
+        return Request(frame.command, config, path=frame.path)
+    _check_environment(frame, config.kind)
+    if frame.command == "CHECK" and config.prev_result is None and not config.is_ipam:
         raise Refused(CONFIG, "prevResult: required for CHECK (CNI 0.4.0 and later)")
-    identity = Request(frame.command, config, frame.container_id, frame.netns, frame.ifname)
+    identity = Request(
+        frame.command, config, frame.container_id, frame.netns, frame.ifname, path=frame.path, args=frame.args
+    )
     if frame.command == "DEL":
         return identity
     words = parse_args(frame.args)
@@ -90,7 +102,7 @@ def _check_since(command: str, config: NetConf) -> None:
         raise Refused(VERSION, f"cniVersion: {config.version} has no {command}; it needs {wanted} or later")
 
 
-def _check_environment(frame: Frame) -> None:
+def _check_environment(frame: Frame, kind: str) -> None:
     if not NAME.fullmatch(frame.container_id):
         raise Refused(
             ENVIRONMENT,
@@ -103,7 +115,7 @@ def _check_environment(frame: Frame) -> None:
         raise Refused(
             ENVIRONMENT, f"CNI_IFNAME: {frame.ifname!r} must not be '.' or '..' nor hold '/', ':' or a space"
         )
-    if frame.ifname == "lo":
+    if frame.ifname == "lo" and kind != "loopback":
         raise Refused(ENVIRONMENT, "CNI_IFNAME: 'lo' is the loopback of every namespace; use another name")
     if not frame.netns and frame.command != "DEL":
         raise Refused(ENVIRONMENT, "CNI_NETNS: required, the path of the container's network namespace")

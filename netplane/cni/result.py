@@ -1,11 +1,13 @@
 """The result of ADD in each version of the specification (pure).
 
-Interfaces: 0 the bridge, 1 the host's veth end, 2 the container's; a host interface has no sandbox (a
-chained bandwidth plugin finds the host end by that). What a chain had before us comes first.
+Interfaces: the bridge, the host's veth end, the container's, as far as the kind has them; a host
+interface has no sandbox (a chained bandwidth plugin finds the host end by that). What a chain had
+before us comes first, and stays as it was.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -13,27 +15,48 @@ import msgspec
 from ..model.own import Attachment
 from .config import NetConf
 from .names import BRIDGE, bridge_mac, host_mac
+from .wiring import own_bridge
 
 
 def add_result(attachment: Attachment, config: NetConf, dns: dict[str, Any] | None = None) -> dict[str, Any]:
     """``dns``: the node's own, where neither the network nor a plugin before us names any."""
     spec = attachment.spec
-    newest = config.version == "1.1.0"
-    before = config.prev_result or {}
-    interfaces = [
-        *before.get("interfaces", ()),
-        _interface(BRIDGE, bridge_mac(spec.node)),
-        _interface(spec.host_ifname, host_mac(spec.host_ifname), mtu=spec.mtu if newest else 0),
-        _interface(spec.ifname, spec.mac, spec.netns, spec.mtu if newest else 0),
-    ]
-    mine = len(interfaces) - 1
-    return {
+    before = {} if spec.kind == "ipam" else config.prev_result or {}
+    named = msgspec.to_builtins(config.result_dns) or spec.config.get("dns") or before.get("dns")
+    dns = named or dns or {}
+    if spec.kind == "chained":
+        return {**before, "cniVersion": config.version, "dns": dns}
+    mine = [] if spec.kind == "ipam" else list(_interfaces(attachment, config.version == "1.1.0"))
+    interfaces = [*before.get("interfaces", ()), *mine]
+    found = {
         "cniVersion": config.version,
         "interfaces": interfaces,
-        "ips": [*before.get("ips", ()), *_ips(attachment, config.version, mine)],
-        "routes": [*before.get("routes", ()), *_routes(attachment)],
-        "dns": msgspec.to_builtins(config.result_dns) or before.get("dns") or dns or {},
+        "ips": [*before.get("ips", ()), *_ips(attachment, config.version, len(interfaces) - 1)],
+        "routes": [*before.get("routes", ()), *_routes(attachment, config.version)],
+        "dns": dns,
     }
+    if not interfaces:
+        del found["interfaces"]
+    return found
+
+
+def loopback_result(netns: str, config: NetConf) -> dict[str, Any]:
+    """lo and its addresses; with a previous result, that one as it is."""
+    if config.prev_result is not None:
+        return {**config.prev_result, "cniVersion": config.version}
+    lo = {"name": "lo", "mac": "00:00:00:00:00:00", "sandbox": netns}
+    ips = [_address(a, "", config.version, 0) for a in ("127.0.0.1/8", "::1/128")]
+    return {"cniVersion": config.version, "interfaces": [lo], "ips": ips, "dns": {}}
+
+
+def _interfaces(attachment: Attachment, newest: bool) -> Iterator[dict[str, Any]]:
+    spec = attachment.spec
+    if spec.kind == "bridge":
+        own = own_bridge(attachment)
+        yield _interface(own or BRIDGE, bridge_mac(f"{spec.node}/{own}" if own else spec.node))
+    if spec.kind != "macvlan":
+        yield _interface(spec.host_ifname, host_mac(spec.host_ifname), mtu=spec.mtu if newest else 0)
+    yield _interface(spec.ifname, spec.mac, spec.netns, spec.mtu if newest else 0)
 
 
 def _interface(name: str, mac: str, sandbox: str = "", mtu: int = 0) -> dict[str, Any]:
@@ -46,18 +69,29 @@ def _interface(name: str, mac: str, sandbox: str = "", mtu: int = 0) -> dict[str
 
 
 def _ips(attachment: Attachment, version: str, interface: int) -> list[dict[str, Any]]:
-    """Before 1.0.0 an address carries its family as "version"."""
+    return [_address(e.address, e.gateway, version, interface) for e in attachment.spec.ips]
+
+
+def _address(address: str, gateway: str, version: str, interface: int) -> dict[str, Any]:
+    """Before 1.0.0 an address carries its family as "version"; interface -1: there is none."""
+    one: dict[str, Any] = {"address": address}
+    if gateway:
+        one["gateway"] = gateway
+    if interface >= 0:
+        one["interface"] = interface
+    if version.startswith("0."):
+        one["version"] = "6" if ":" in address else "4"
+    return one
+
+
+def _routes(attachment: Attachment, version: str) -> list[dict[str, Any]]:
+    """Their properties came with 1.1.0; without a gw of its own a route goes by the address's gateway."""
     found = []
-    for entry in attachment.spec.ips:
-        one = {"address": entry.address, "gateway": entry.gateway, "interface": interface}
-        if version.startswith("0."):
-            one["version"] = "6" if ":" in entry.address else "4"
-        found.append(one)
+    for route in attachment.spec.routes:
+        words = {key: value for key, value in msgspec.to_builtins(route).items() if value}
+        if route.scope is not None:
+            words["scope"] = route.scope
+        if version != "1.1.0":
+            words = {key: value for key, value in words.items() if key in ("dst", "gw")}
+        found.append(words)
     return found
-
-
-def _routes(attachment: Attachment) -> list[dict[str, Any]]:
-    return [
-        {"dst": "::/0" if ":" in entry.address else "0.0.0.0/0", "gw": entry.gateway}
-        for entry in attachment.spec.ips
-    ]

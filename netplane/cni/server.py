@@ -1,6 +1,7 @@
 """The agent's end of the CNI binary: a unix socket, a thread per request in hand, one answer each.
 
-Rule 1: only root (and the agent's own user) may speak: the socket has mode 0600.
+Rule 1: only root (and the agent's own user) may speak: the socket has mode 0600, and the kernel is asked
+        who connected.
 Rule 2: whatever happens, the runtime gets CNI's JSON, never a traceback and never silence.
 """
 
@@ -11,6 +12,7 @@ import logging
 import os
 import socket
 import stat
+import struct
 import threading
 from pathlib import Path
 
@@ -25,6 +27,7 @@ from .request import parse, version_of
 from .verbs import Verbs
 
 log = logging.getLogger(__name__)
+RECONCILE = 60.0  # seconds between looks for namespaces that went without DEL
 PATIENCE = 30.0  # seconds for the other end to send its request and to take its answer
 
 
@@ -35,6 +38,9 @@ class CniServer:
         self.path = path
         self.verbs = Verbs(host, config or CniConfig())
         self._listener: socket.socket | None = None
+        self._look = threading.Event()
+        self._stopping = False
+        self._keeper = threading.Thread(target=self._keep, name="cni-keeper", daemon=True)
         self._threads = [
             threading.Thread(target=self._accept, name=f"cni-{i}", daemon=True) for i in range(workers)
         ]
@@ -43,20 +49,37 @@ class CniServer:
         """Undo what a crash left, then listen. Raises Unavailable, or Invalid when another agent does."""
         self.verbs.recover()
         self._listener = _listen(self.path)
-        for thread in self._threads:
+        for thread in (*self._threads, self._keeper):
             thread.start()
 
     def stop(self) -> None:
         """Take no more requests, finish those in hand."""
         if self._listener is None:
             return
+        self._stopping = True
+        self._look.set()
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)  # wakes accept()
-        for thread in self._threads:
+        for thread in (*self._threads, self._keeper):
             thread.join()
         self._listener.close()
         Path(self.path).unlink(missing_ok=True)
         self._listener = None
+
+    def look(self) -> None:
+        """Some link went: see soon whether a namespace went without its DEL."""
+        self._look.set()
+
+    def _keep(self) -> None:
+        """Release what outlives its namespace, when told to look and every while."""
+        while not self._stopping:
+            self._look.wait(RECONCILE)
+            self._look.clear()
+            try:
+                if not self._stopping:
+                    self.verbs.reconcile()
+            except Exception as exc:
+                log.warning("looking for namespaces that are gone: %s", exc)
 
     def _accept(self) -> None:
         """Every thread waits for a connection of its own: the kernel wakes one, and nothing is handed on."""
@@ -79,7 +102,7 @@ class CniServer:
             if not raw:
                 return
             try:
-                connection.sendall(self.answer(raw))
+                connection.sendall(_stranger(connection) or self.answer(raw))
             except OSError as exc:
                 log.warning("the answer to a CNI request was not taken (%s); the runtime will DEL", exc)
 
@@ -110,6 +133,15 @@ def _check_own_namespace(path: str) -> None:
     with contextlib.suppress(OSError):
         if path and os.path.samefile(path, "/proc/self/ns/net"):
             raise Refused(ENVIRONMENT, f"CNI_NETNS: {path} is the node's own network namespace")
+
+
+def _stranger(connection: socket.socket) -> bytes:
+    """What another user is told, whatever became of the socket's mode; b"" for root and our own."""
+    _, user, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    if user in (0, os.geteuid()):
+        return b""
+    refused = Refused(ENVIRONMENT, f"this agent answers root and user {os.geteuid()}, not user {user}")
+    return _failure(refused, "", "")
 
 
 def _receive(connection: socket.socket) -> bytes:

@@ -2,7 +2,7 @@
 
 Rule 1: the Attachment object is the journal. It is written (Pending) before the kernel is touched and
         removed before the kernel is cleaned, so a crash at any point is undone by `recover`.
-Rule 2: an address returns to the range only when the kernel holds nothing of it any more.
+Rule 2: an address and a port return only when the kernel holds nothing of them any more.
 Rule 3: one container interface, one operation at a time; different ones run in parallel.
 """
 
@@ -11,27 +11,34 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext, suppress
+from errno import EEXIST
+from pathlib import Path
 from typing import Any
 
-from ..model.base import Object, ObjectMeta, amend
+from ..model.base import amend
 from ..model.changes import Put
 from ..model.errors import Conflict, KernelError, NetplaneError, Unavailable
 from ..model.facts import Scope
 from ..model.nodes import Node
-from ..model.own import Attachment, AttachmentIP, AttachmentSpec
+from ..model.own import Allocation, Attachment
 from ..model.snapshot import Snapshot
-from . import names
-from .errors import CONFIG, DIFFERS, ENVIRONMENT, UNKNOWN, Refused
+from . import delegate, plan, tuning
+from .delegate import Lease
+from .errors import CONFIG, DIFFERS, ENVIRONMENT, IO, LIMITED, UNKNOWN, Refused
 from .host import Host
-from .ipam import Ipam, holder_of
+from .ipam import describe
 from .locks import Locks
+from .networks import Networks
 from .poddns import pod_dns
 from .podwriter import PodWriter
-from .render import BASE, ROOM, CniConfig
+from .ports import HostPorts, refuse_unreachable, udp_flows
+from .ranges import OURS, whole
+from .render import BASE, CniConfig
 from .request import Request
-from .result import add_result
+from .result import add_result, loopback_result
+from .wiring import ROOM
 
 log = logging.getLogger(__name__)
 
@@ -42,13 +49,15 @@ class Verbs:
     def __init__(self, host: Host, config: CniConfig) -> None:
         self.host = host
         self.config = config
-        self.ipam = Ipam()
+        self.networks = Networks(self._records)
+        self.ports = HostPorts()
         self._pods = PodWriter(host)
         self._locks = Locks()
         self._owed: dict[str, Attachment] = {}  # record gone, kernel not yet clean
         self._begin = threading.Lock()
         self._adding = threading.BoundedSemaphore((os.cpu_count() or 1) + 1)
         self._cidrs: tuple[str, ...] = ()  # what the index and the base were last made for
+        self._ports_known = False
 
     def run(self, request: Request) -> dict[str, Any] | None:
         """Carry one request out; the result for stdout, None for nothing. Raises NetplaneError."""
@@ -56,7 +65,7 @@ class Verbs:
         if verb is not None:
             with self._locks.hold((request.container_id, request.ifname)), self._lane(request.command):
                 return verb(request)
-        return {"STATUS": self.status, "GC": self.collect}[request.command](request)
+        return {"STATUS": self.status, "GC": self.collect, "VERSION": _versions}[request.command](request)
 
     def _lane(self, command: str) -> AbstractContextManager[Any]:
         """ADDs are work for the processor: more at once than it has cores would only be in each other's
@@ -66,69 +75,153 @@ class Verbs:
     # --- ADD ---------------------------------------------------------------------------------
 
     def add(self, request: Request) -> dict[str, Any]:
-        snapshot = self._ready()
-        name = self._name(request)
-        self._check_free(request, self._record(snapshot, name))
-        attachment = self._planned(name, request)
+        if request.config.kind == "loopback":
+            return self._loopback(request)
+        snapshot = self._ready(request)
+        attachment = self._draft(request)
+        self._check_free(request, self._record(snapshot, attachment.name))
+        attachment = self._leased(attachment, request)
         try:
-            self.host.sync([Scope(ROOM, name)], lambda: self._claim(attachment))
+            self._claim_ports(attachment)
+            self.host.sync([Scope(ROOM, attachment.name)], lambda: self._claim(attachment))
+            self.host.forget(udp_flows(attachment, gone=False))
             ready = amend(attachment, phase="Ready")
-            record = self.host.snapshot().get(Attachment, "", name)
+            record = self.host.snapshot().get(Attachment, "", attachment.name)
             if record is None:
-                raise Conflict(f"the record of {name} was deleted while its ADD was at work")
+                raise Conflict(f"the record of {attachment.name} was deleted while its ADD was at work")
             self._pods.up(ready, request.config.labels, [Put(ready, record.revision)])
-            dns = pod_dns(ready, self.host.snapshot(), self.config)
+            dns = pod_dns(ready, self.host.snapshot(), self.config) if plan.on_pod_network(ready) else None
             return add_result(ready, request.config, dns)
         except _Claimed:
-            self.ipam.release(name)
+            self._give_back(attachment)
             raise
-        except BaseException:
+        except BaseException as exc:
             self._undo(attachment)
+            if isinstance(exc, KernelError) and exc.errno == EEXIST:
+                self._check_name(request)
             raise
 
-    def _planned(self, name: str, request: Request) -> Attachment:
-        """The record of this ADD, its addresses taken."""
-        pod = (request.pod.namespace, request.pod.name)
-        if not request.pod.name:
-            pod = ("default", names.pod_name(request.container_id))
-        ips = self._take(name, holder_of(*pod, request.container_id, request.ifname), request.ips)
-        attachment = _attachment(name, self.host, request, pod)
-        mtu = request.config.mtu or self.config.pod_mtu
-        planned: Attachment = amend(attachment, spec=amend(attachment.spec, ips=ips, mtu=mtu))
-        return planned
-
-    def _check_free(self, request: Request, record: Attachment | None) -> None:
-        """The netns is there and the interface is not. A record without its interface is released."""
+    def _loopback(self, request: Request) -> dict[str, Any]:
         if not self.host.netns_exists(request.netns):
             raise Refused(ENVIRONMENT, f"CNI_NETNS: {request.netns} holds no network namespace")
-        if self.host.link_exists(request.netns, request.ifname):
+        self.host.raise_loopback(request.netns)
+        return loopback_result(request.netns, request.config)
+
+    def _draft(self, request: Request) -> Attachment:
+        """The record without addresses, with what has to be looked up."""
+        config = request.config
+        if config.sysctl and Path(tuning.ALLOWED).exists():
+            why = tuning.refused(config.sysctl, Path(tuning.ALLOWED).read_text())
+            if why:
+                raise Refused(CONFIG, why)
+        made = plan.draft(self.host.node, self.host.boot_id, request, self.config.pod_mtu)
+        spec = made.spec
+        if spec.kind == "chained":
+            spec = amend(spec, host_ifname=self.host.peer(request.netns, request.ifname))
+            needed = spec.bandwidth or spec.config.get("macspoofchk")
+            if needed and not spec.host_ifname:
+                raise Refused(
+                    CONFIG,
+                    f"bandwidth, macspoofchk: {request.ifname} is not a veth whose other end is on this node",
+                )
+        elif spec.kind == "macvlan" and not spec.bridge:
+            spec = amend(spec, bridge=self.host.default_link())
+            if not spec.bridge:
+                raise Refused(CONFIG, "master: the node has no default route to take the link of; name one")
+        if spec.kind == "macvlan" and not self.host.link_exists("", spec.bridge):
+            raise Refused(CONFIG, f"master: there is no link {spec.bridge} on node {self.host.node}")
+        drafted: Attachment = amend(made, spec=spec)
+        return drafted
+
+    def _check_free(self, request: Request, record: Attachment | None) -> None:
+        """The netns is there. A record without its interface is released; one with it is an answer.
+
+        Without a record the kernel itself refuses the second of a name, at no cost to all others.
+        """
+        if not request.config.is_ipam:
+            if not self.host.netns_exists(request.netns):
+                raise Refused(ENVIRONMENT, f"CNI_NETNS: {request.netns} holds no network namespace")
+            if record is not None or request.chained:
+                self._check_name(request)
+        if record is not None:
+            log.info("ADD meets the record of %s, whose interface is gone: released", record.name)
+            self._release(record)
+
+    def _check_name(self, request: Request) -> None:
+        there = self.host.link_exists(request.netns, request.ifname)
+        if there and not request.chained:
             raise Refused(
                 ENVIRONMENT,
                 f"CNI_IFNAME: {request.ifname} exists already in {request.netns};"
                 " call DEL first, or use another name",
             )
-        if record is not None:
-            log.info("ADD meets the record of %s, whose interface is gone: released", record.name)
-            self._release(record)
+        if request.chained and not there:
+            raise Refused(
+                ENVIRONMENT, f"prevResult.interfaces: there is no {request.ifname} in {request.netns}"
+            )
+
+    def _leased(self, attachment: Attachment, request: Request) -> Attachment:
+        """The record with its addresses taken, wherever they come from."""
+        leases = request.config.leases
+        if attachment.spec.kind == "chained":
+            lease = plan.lease_before(request)
+        elif leases.delegated:
+            try:
+                lease = delegate.lease(leases.type, request)
+            except BaseException:
+                with suppress(NetplaneError):
+                    delegate.ask("DEL", leases.type, request, request.config.document)
+                raise
+        elif leases.type in ("", OURS):
+            ips = self._take(attachment, request)
+            lease = Lease(ips)
+        else:
+            lease = Lease(())
+        try:
+            return plan.with_lease(attachment, request, lease)
+        except BaseException:
+            self._give_back(attachment)
+            raise
+
+    def _take(self, attachment: Attachment, request: Request) -> Any:
+        """Addresses; when there are none, once more on an index fresh from the records."""
+        leases, holder = request.config.leases, describe(attachment)
+        network, routed = request.config.name, plan.routed(request)
+        own = leases.type == OURS
+        ipam = self.networks.own(network, leases.sets) if own else self.networks.node
+        try:
+            return ipam.take(attachment.name, holder, request.ips, routed)
+        except Unavailable:
+            ipam = self.networks.renew(network, leases.sets) if own else self._index()
+            return ipam.take(attachment.name, holder, request.ips, routed)
+
+    def _claim_ports(self, attachment: Attachment) -> None:
+        if not attachment.spec.ports:
+            return
+        refuse_unreachable(attachment)
+        self._know_ports()
+        self.ports.claim(attachment, self._node_port_holder)
+
+    def _know_ports(self) -> None:
+        with self._begin:
+            if not self._ports_known:
+                self.ports.rebuild(self._records())
+                self._ports_known = True
+
+    def _node_port_holder(self, protocol: str, port: int) -> str:
+        held = self.host.snapshot().get(Allocation, "", f"nodeport.{protocol}.{port}")
+        return f"service {held.spec.holder_namespace}/{held.spec.holder_name} (node port)" if held else ""
 
     def _claim(self, attachment: Attachment) -> None:
         """Write the record; creating it *is* the claim."""
         try:
             self.host.put(attachment, 0)
-            self.ipam.unpin(attachment.name)
+            self._unpin(attachment)
         except Conflict as exc:
             spec = attachment.spec
             raise _Claimed(
                 f"{spec.ifname} of container {spec.container_id} is being added by somebody else"
             ) from exc
-
-    def _take(self, name: str, holder: str, asked: tuple[str, ...]) -> tuple[AttachmentIP, ...]:
-        """Addresses; when there are none, once more on an index fresh from the records."""
-        try:
-            return self.ipam.take(name, holder, asked)
-        except Unavailable:
-            self._index()
-            return self.ipam.take(name, holder, asked)
 
     def _undo(self, attachment: Attachment) -> None:
         """After a failed ADD: everything that can go, goes; what cannot is owed and logged."""
@@ -140,46 +233,95 @@ class Verbs:
     # --- DEL ---------------------------------------------------------------------------------
 
     def remove(self, request: Request) -> None:
+        if request.config.kind == "loopback":
+            return
         snapshot = self._synced()
-        name = self._name(request)
-        record = self._record(snapshot, name)
-        if record is not None:
+        found = [self._record(snapshot, name) for name in plan.record_names(self.host.node, request)]
+        records = [record for record in found if record is not None]
+        for record in records:
             self._release(record)
+        leases = request.config.leases
+        if leases.delegated and not any("delegate" in record.spec.config for record in records):
+            delegate.ask("DEL", leases.type, request, request.config.document)
 
     def _release(self, record: Attachment) -> None:
         """Pod, record, kernel, address: in this order (rules 1 and 2), each step idempotent."""
         self._owed[record.name] = record
-        self.ipam.pin(record)
+        ipam = self.networks.of(record)
+        if ipam is not None:
+            ipam.pin(record)
         self.host.sync([Scope(ROOM, record.name)], lambda: self._pods.down(record))
-        self.ipam.release(record.name)
+        self.host.forget(udp_flows(record, gone=True))
+        self._give_back(record)
+        self._tell_delegate("DEL", record)
         del self._owed[record.name]
+
+    def _give_back(self, record: Attachment) -> None:
+        self.ports.release(record.name)
+        ipam = self.networks.of(record)
+        if ipam is not None:
+            ipam.release(record.name)
+
+    def _unpin(self, record: Attachment) -> None:
+        ipam = self.networks.of(record)
+        if ipam is not None:
+            ipam.unpin(record.name)
+
+    def _tell_delegate(self, command: str, record: Attachment, prev: dict[str, Any] | None = None) -> None:
+        kept = record.spec.config.get("delegate")
+        if kept:
+            request = plan.delegated_request(record, kept)
+            more = {"prevResult": prev} if prev else {}
+            delegate.ask(command, record.spec.ipam, request, {**kept["config"], **more})
 
     # --- CHECK, STATUS, GC ---------------------------------------------------------------------
 
     def check(self, request: Request) -> None:
-        snapshot = self._ready()
-        record = snapshot.get(Attachment, "", self._name(request))
-        if record is None or record.phase != "Ready":
+        if request.config.kind == "loopback":
+            found = [] if self.host.netns_exists(request.netns) else [f"{request.netns} is gone"]
+        else:
+            found = list(self._differences(request))
+        if found:
+            raise Refused(DIFFERS, f"{request.ifname} is not as ADD made it: {'; '.join(found)}")
+
+    def _differences(self, request: Request) -> Iterator[str]:
+        """Of every record that may be meant: the previous result names our interface either way."""
+        snapshot = self._synced()
+        every = (self._record(snapshot, n) for n in plan.record_names(self.host.node, request))
+        records = [record for record in every if record is not None and record.phase == "Ready"]
+        if not records:
             raise Refused(
                 UNKNOWN,
                 f"{request.ifname} of container {request.container_id} in network"
                 f" {request.config.name} was never added on node {self.host.node}",
             )
-        known = {ip.get("address") for ip in (request.config.prev_result or {}).get("ips", ())}
-        missing = [e.address for e in record.spec.ips if e.address not in known]
-        if missing:
-            raise Refused(CONFIG, f"prevResult.ips: {', '.join(missing)} is missing, which ADD gave")
-        found = self.host.verify([BASE, Scope(ROOM, record.name)])
-        if found:
-            raise Refused(DIFFERS, f"{record.spec.ifname} is not as ADD made it: {'; '.join(found)}")
+        before = request.config.prev_result
+        for record in records:
+            known = {ip.get("address") for ip in (before or {}).get("ips") or ()}
+            missing = [e.address for e in record.spec.ips if e.address not in known]
+            if missing and before is not None:
+                raise Refused(CONFIG, f"prevResult.ips: {', '.join(missing)} is missing, which ADD gave")
+            self._tell_delegate("CHECK", record, before)
+            base = [BASE] if record.spec.kind in ("bridge", "ptp") and not record.spec.ipam else []
+            yield from self.host.verify([*base, Scope(ROOM, record.name)])
 
-    def status(self, _request: Request) -> None:
-        self._ready()
+    def status(self, request: Request) -> None:
+        leases = request.config.leases
+        if request.config.kind == "loopback":
+            return
         try:
-            self.ipam.check()
-        except Unavailable:
-            self._index()
-            self.ipam.check()
+            self._ready(request)
+        except KernelError as exc:  # the bridge, forwarding or masquerade: pods that run need them, too
+            raise Refused(LIMITED, str(exc)) from exc
+        if leases.delegated:
+            delegate.ask("STATUS", leases.type, request, request.config.document)
+        elif leases.type == OURS:
+            self.networks.check(request.config.name, leases.sets)
+        elif leases.type == "":
+            try:
+                self.networks.node.check()
+            except Unavailable:
+                self._index().check()
 
     def collect(self, request: Request) -> None:
         """GC: release what the runtime does not list; go on after an error, report them all."""
@@ -194,8 +336,13 @@ class Verbs:
                     self._release(record)
                 except NetplaneError as exc:
                     faults.append(f"{record.name}: {exc}")
+        if request.config.leases.delegated:
+            try:
+                delegate.ask("GC", request.config.leases.type, request, request.config.document)
+            except NetplaneError as exc:
+                faults.append(str(exc))
         if faults:
-            raise KernelError(5, f"GC of network {request.config.name}", "; ".join(faults))
+            raise Refused(IO, f"GC of network {request.config.name}: {'; '.join(faults)}")
 
     def _is_valid(self, request: Request) -> Callable[[Attachment], bool]:
         """Listed by the runtime; without any list (`cnitool gc`), while its namespace is there."""
@@ -205,7 +352,7 @@ class Verbs:
         keys = {(one.get("containerID"), one.get("ifname")) for one in listed}
         return lambda record: (record.spec.container_id, record.spec.ifname) in keys
 
-    # --- start -------------------------------------------------------------------------------
+    # --- start, and namespaces that go without DEL -----------------------------------------------
 
     def recover(self) -> None:
         """After a start: undo every ADD that was cut off, release what outlived its namespace.
@@ -223,13 +370,37 @@ class Verbs:
                 why = f"its namespace {spec.netns} is gone"
             else:
                 continue
-            log.info("attachment %s of pod %s/%s: %s: released", record.name, spec.pod_namespace,
-                     spec.pod_name, why)  # fmt: skip
+            self._note_release(record, why)
             self._undo(record)
 
-    def _ready(self) -> Snapshot:
-        """The snapshot, with the index and the node's base made for it. Raises Unavailable."""
+    def reconcile(self) -> None:
+        """Release what outlived its namespace while we run. Raises Unavailable before the store is read.
+
+        A path may be unbound while the namespace lives on: then the host's end is still there.
+        """
+        for record in self._synced().by(Attachment, "node", self.host.node):
+            if record.phase == "Ready" and self._is_dead(record):
+                with self._locks.hold((record.spec.container_id, record.spec.ifname)):
+                    again = self.host.snapshot().get(Attachment, "", record.name)
+                    if again is not None and again.phase == "Ready" and self._is_dead(again):
+                        self._note_release(again, f"its namespace {again.spec.netns} is gone")
+                        self._undo(again)
+
+    def _is_dead(self, record: Attachment) -> bool:
+        spec = record.spec
+        if self.host.netns_exists(spec.netns):
+            return False
+        return not (spec.host_ifname and self.host.link_exists("", spec.host_ifname))
+
+    def _note_release(self, record: Attachment, why: str) -> None:
+        pod = f"{record.spec.pod_namespace}/{record.spec.pod_name}"
+        log.info("attachment %s of pod %s: %s: released", record.name, pod, why)
+
+    def _ready(self, request: Request) -> Snapshot:
+        """The snapshot, with the node's index and base made for it if they are needed. Raises Unavailable."""
         snapshot = self._synced()
+        if request.config.own_range or request.chained:
+            return snapshot
         node = snapshot.get(Node, "", self.host.node)
         if node is None or not node.pod_cidrs:
             raise Unavailable(
@@ -250,53 +421,24 @@ class Verbs:
             raise Unavailable(f"the agent of node {self.host.node} has not read its store yet")
         return snapshot
 
-    def _index(self) -> None:
+    def _records(self) -> tuple[Attachment, ...]:
+        return self.host.snapshot().by(Attachment, "node", self.host.node)
+
+    def _index(self) -> Any:
         node = self.host.snapshot().get(Node, "", self.host.node)
-        self.ipam.rebuild(
-            node.pod_cidrs if node else (),
-            lambda: self.host.snapshot().by(Attachment, "node", self.host.node),
-        )
+        self.networks.renew_node(map(whole, node.pod_cidrs if node else ()))
+        return self.networks.node
 
     def _record(self, snapshot: Snapshot, name: str) -> Attachment | None:
         return self._owed.get(name) or snapshot.get(Attachment, "", name)
 
-    def _name(self, request: Request) -> str:
-        return names.attachment_name(
-            self.host.node, request.container_id, request.ifname, request.config.name
-        )
+
+def _versions(request: Request) -> dict[str, Any]:
+    """The binary answers this by itself; others that speak to the socket may ask too."""
+    from .config import VERSIONS
+
+    return {"cniVersion": request.config.version, "supportedVersions": list(VERSIONS)}
 
 
 class _Claimed(Conflict):
     """The record is somebody else's: nothing of it is ours to undo."""
-
-
-def _stored(obj: Object) -> Attachment:
-    assert isinstance(obj, Attachment)
-    return obj
-
-
-def _attachment(name: str, host: Host, request: Request, pod: tuple[str, str]) -> Attachment:
-    """The record of this ADD, all but its addresses and MTU."""
-    identity = (request.container_id, request.ifname, request.config.name)
-    kept: dict[str, Any] = {"cniVersion": request.config.version}
-    if request.config.ip_masq is not None:
-        kept["ipMasq"] = request.config.ip_masq
-    if not request.config.hairpin_mode:
-        kept["hairpinMode"] = False
-    return Attachment(
-        metadata=ObjectMeta(name=name),
-        spec=AttachmentSpec(
-            node=host.node,
-            container_id=request.container_id,
-            ifname=request.ifname,
-            netns=request.netns,
-            network=request.config.name,
-            pod_namespace=pod[0],
-            pod_name=pod[1],
-            pod_uid=request.pod.uid,
-            host_ifname=names.host_ifname(*identity),
-            mac=request.mac or names.pod_mac(*identity),
-            config=kept,
-            boot_id=host.boot_id,
-        ),
-    )

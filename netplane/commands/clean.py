@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from ..cluster import Instance
+from ..kernel.nft_guard import GuardDriver
 from ..kernel.nftables import NftDriver
 from ..kernel.rtnetlink import LinkDriver
 from ..model.facts import Plan
@@ -29,7 +30,8 @@ def clean(run_dir: Path, state_dir: Path) -> None:
     have = links.observe()
     links.apply(Plan(remove=tuple(have)))
     NftDriver().clean()
+    GuardDriver().clean()
     for path in (run_dir, state_dir):
         shutil.rmtree(path, ignore_errors=True)
     held.close()
-    click.echo(f"removed {len(have)} links, addresses and routes, the nft table, {run_dir} and {state_dir}")
+    click.echo(f"removed {len(have)} links, addresses and routes, the nft tables, {run_dir} and {state_dir}")

@@ -1,8 +1,9 @@
 """Remove links and what hangs on them, by key.
 
 Rule 1: a link goes only when it is ours; a name that is somebody else's by now is passed over.
-Rule 2: links of our own namespace go through the `Reaper`, in groups with those of other plans. What
-        can be asked without the RTNL lock is, for a deletion may hold it long.
+Rule 2: what goes from our own namespace goes through the `Reaper`, together with that of other plans:
+        a deletion holds the RTNL lock long, so nobody should have to ask for it twice. What can be asked
+        without that lock is.
 """
 
 from __future__ import annotations
@@ -14,28 +15,50 @@ from typing import Any
 
 from ..model.errors import KernelError
 from ..model.facts import Address, FactKey
-from . import qdiscmsg, routemsg, sysctl
-from .linkreap import Reaper, delete_ours
+from . import linkmsg, qdiscmsg, routemsg, sysctl
+from .linkreap import Reaper
 from .nlmsg import Request
+from .nlsocket import Socket
 from .session import GONE, Session
 
 
 def drop(session: Session, keys: Iterable[FactKey], reaper: Reaper) -> None:
     """What is gone already is fine, as is a namespace that is gone. Raises KernelError."""
-    links: dict[str, list[str]] = defaultdict(list)
-    rest: dict[str, list[FactKey]] = defaultdict(list)
+    groups: dict[str, list[FactKey]] = defaultdict(list)
     for key in keys:
-        if key[0] == "link":
-            if key[2] != "lo":  # never ours, and in every pod: not worth a wait for the lock
-                links[str(key[1])].append(str(key[2]))
-        elif key[0] != "sysctl":  # a sysctl has no absence
-            rest[str(key[1])].append(key)
-    for netns, names in links.items():
-        if _there(session, netns):
-            _drop_links(session, netns, names, reaper)
-    for netns, group in rest.items():
-        if _there(session, netns) and not (netns and _went_along(netns, group)):
-            _drop_rest(session, netns, group)
+        if key[0] != "sysctl" and key[::2] != ("link", "lo"):  # a sysctl has no absence, lo is in every pod
+            groups[str(key[1])].append(key)
+    own = groups.pop("", None)
+    if own:
+        reaper.reap(own)
+    for netns, group in groups.items():
+        if not _went_along(netns, group) and _there(session, netns):
+            delete(session.socket(netns), drop_rest(session, netns, group))
+
+
+def drop_rest(session: Session, netns: str, keys: list[FactKey]) -> list[int]:
+    """Remove all but the links and what goes with them; the indexes of those that are ours, for `delete`."""
+    names = [str(key[2]) for key in keys if key[0] == "link"]
+    doomed = ours(session.socket(netns), names)
+    rest = [key for key in keys if key[0] == "route" or (key[0] != "link" and key[2] not in doomed)]
+    if rest:
+        _remove(session, netns, rest)
+    for name in names:
+        session.forget(netns, name)
+    return list(doomed.values())
+
+
+def ours(sock: Socket, names: list[str]) -> dict[str, int]:
+    """The indexes of those links of these names that are ours. Raises KernelError."""
+    answers = sock.must([linkmsg.get(name) for name in names], fine=GONE)
+    found = {n: linkmsg.owned(a.body) for n, a in zip(names, answers, strict=True) if a.body}
+    return {name: index for name, (index, is_ours) in found.items() if is_ours}
+
+
+def delete(sock: Socket, doomed: list[int]) -> None:
+    """Delete these links and wait until the kernel has let them go. Raises KernelError."""
+    if doomed:
+        sock.must(linkmsg.delete_all(doomed), fine=GONE)
 
 
 def _there(session: Session, netns: str) -> bool:
@@ -49,23 +72,17 @@ def _there(session: Session, netns: str) -> bool:
     return True
 
 
-def _drop_links(session: Session, netns: str, names: list[str], reaper: Reaper) -> None:
-    if netns:
-        delete_ours(session.socket(netns), names)
-    else:
-        reaper.reap(names)
-    for name in names:
-        session.forget(netns, name)
-
-
 def _went_along(netns: str, keys: list[FactKey]) -> bool:
     """Whether the links that these keys name are gone, and so all that hung on them (a pod's end
     goes with ours). Asked of /proc/sys, which does not wait for the RTNL lock."""
     links = {str(key[2]) for key in keys if key[0] != "route"}
-    return bool(links) and all(sysctl.read(f"net/ipv4/conf/{n}/forwarding", netns) is None for n in links)
+    try:
+        return bool(links) and all(sysctl.read(f"net/ipv4/conf/{n}/forwarding", netns) is None for n in links)
+    except KernelError:  # no namespace at the path
+        return False
 
 
-def _drop_rest(session: Session, netns: str, keys: list[FactKey]) -> None:
+def _remove(session: Session, netns: str, keys: list[FactKey]) -> None:
     names = {str(key[2]) for key in keys if key[0] != "route"}
     index = {name: state.ifindex for name, state in session.states(netns, names).items()}
     requests = [r for r in (_removal(key, index) for key in keys) if r is not None]

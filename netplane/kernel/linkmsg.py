@@ -137,6 +137,13 @@ def differences(want: Mapping[str, str], have: Mapping[str, str]) -> list[str]:
     )
 
 
+def owned(body: bytes) -> tuple[int, bool]:
+    """Index of the link in an RTM_NEWLINK, and whether it is ours: all that a deletion needs to know."""
+    found = nl.attrs(body, 16)
+    mine = ours.is_ours(nl.string(found.get(nl.IFLA_IFALIAS)), nl.u32(found.get(nl.IFLA_GROUP)))
+    return nl.IFINFOMSG.unpack_from(body)[2], mine
+
+
 def parse(body: bytes) -> State:
     """The body of an RTM_NEWLINK."""
     _, _, index, flags, _ = nl.IFINFOMSG.unpack_from(body)

@@ -1,7 +1,7 @@
-"""Deletes links of one namespace, many in one request, and returns as soon as they are gone.
+"""Deletes for many at once, and knows when a link is gone.
 
-Rule 1: callers that come while one deletion is under way join the next: a group of links goes with
-        one request.
+Rule 1: callers that come while one deletion is under way join the next, which goes as one batch and
+        its links as one group.
 Rule 2: a link is gone when the kernel says so (RTM_DELLINK): no name, address, route or neighbour of it
         is left. The request itself returns about 20 ms later, when the last CPU has let the memory go
         (rcu_barrier, after the RTNL lock is released): a thread of ours waits for that, no caller does.
@@ -11,19 +11,17 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import socket
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 
 from ..model.errors import NetplaneError
-from . import linkmsg, netns
+from ..model.facts import FactKey
+from . import netns
 from . import nlmsg as nl
-from .nlsocket import Pool, Socket
-from .session import GONE
+from .ready import readable
 
-_OVERLAP = 8  # deletions whose memory is still being let go
 _RTMGRP_LINK = 1
 _BUFFER = 1 << 20
 
@@ -31,15 +29,15 @@ _BUFFER = 1 << 20
 class Reaper:
     """Gathers what threads ask for while ``delete`` works for those who asked before."""
 
-    def __init__(self, delete: Callable[[list[str]], None]) -> None:
+    def __init__(self, delete: Callable[[list[FactKey]], None]) -> None:
         self._delete = delete
         self._change = threading.Condition()
         self._waiting: list[_Ticket] = []
         self._leading = False  # somebody is deleting for all who waited
 
-    def reap(self, names: list[str]) -> None:
-        """Return when those of these links that are ours are gone. Raises KernelError."""
-        ticket = _Ticket(names)
+    def reap(self, keys: list[FactKey]) -> None:
+        """Return when these are gone. Raises KernelError."""
+        ticket = _Ticket(keys)
         with self._change:
             self._waiting.append(ticket)
             self._change.wait_for(lambda: ticket.done or not self._leading)
@@ -55,7 +53,7 @@ class Reaper:
             batch, self._waiting = self._waiting, []
         error: NetplaneError | None = None
         try:
-            self._delete([name for ticket in batch for name in ticket.names])
+            self._delete([key for ticket in batch for key in ticket.keys])
         except NetplaneError as exc:
             error = exc
         finally:
@@ -67,37 +65,13 @@ class Reaper:
 
 
 class _Ticket:
-    def __init__(self, names: list[str]) -> None:
-        self.names = names
+    def __init__(self, keys: list[FactKey]) -> None:
+        self.keys = keys
         self.done = False
         self.error: NetplaneError | None = None
 
 
-class Remover:
-    """Deletes links. ``pool``: sockets of the namespace at ``path``."""
-
-    def __init__(self, pool: Pool, path: str) -> None:
-        self._pool = pool
-        self._path = path
-        self._threads = ThreadPoolExecutor(_OVERLAP, thread_name_prefix="reaper")
-
-    def close(self) -> None:
-        self._threads.shutdown()
-
-    def delete(self, names: list[str]) -> None:
-        """Delete those of these links that are ours. Raises KernelError."""
-        with _Departures(self._path) as departures:  # listens before anything goes
-            with self._pool.take() as sock:
-                doomed = ours(sock, names)
-            if doomed:
-                departures.wait(doomed, self._threads.submit(self._send, doomed))
-
-    def _send(self, doomed: list[int]) -> None:
-        with self._pool.take() as sock:
-            sock.must(linkmsg.delete_all(doomed), fine=GONE)
-
-
-class _Departures:
+class Departures:
     """The kernel's notices of links that are gone, from the moment this is made."""
 
     def __init__(self, path: str) -> None:
@@ -105,7 +79,7 @@ class _Departures:
         self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
         self._sock.bind((0, _RTMGRP_LINK))
 
-    def __enter__(self) -> _Departures:
+    def __enter__(self) -> Departures:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -118,7 +92,7 @@ class _Departures:
         try:
             request.add_done_callback(_signal(wake))
             while left and not request.done():
-                ready, _, _ = select.select([self._sock.fileno(), wake], [], [])
+                ready = readable(self._sock.fileno(), wake)
                 if self._sock.fileno() in ready:
                     left -= self._gone()
             if request.done():
@@ -143,17 +117,3 @@ def _signal(wake: int) -> Callable[[Future[None]], None]:
             os.eventfd_write(wake, 1)
 
     return signal
-
-
-def ours(sock: Socket, names: list[str]) -> list[int]:
-    """The indexes of those links of these names that are ours. Raises KernelError."""
-    answers = sock.must([linkmsg.get(name) for name in names], fine=GONE)
-    states = [linkmsg.parse(answer.body) for answer in answers if answer.body]
-    return [state.ifindex for state in states if state.ours]
-
-
-def delete_ours(sock: Socket, names: list[str]) -> None:
-    """The same for a namespace where deletions are rare: one request, which is waited for."""
-    doomed = ours(sock, names)
-    if doomed:
-        sock.must(linkmsg.delete_all(doomed), fine=GONE)

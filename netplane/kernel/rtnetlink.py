@@ -14,6 +14,7 @@ import os
 import struct
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,12 +24,14 @@ from ..model.errors import Invalid, KernelError
 from ..model.facts import Address, Fact, FactKey, Fdb, Link, Mark, Neighbour, Plan, Route, Shaper, Sysctl
 from . import linkmsg, sysctl
 from .factput import put_facts
-from .linkdrop import drop
+from .linkdrop import delete, drop, drop_rest
 from .linkput import put
 from .linkread import View, link_faults, peer_faults
-from .linkreap import Reaper, Remover
+from .linkreap import Departures, Reaper
 from .nlsocket import Pool, Socket
 from .session import GONE, Session
+
+_OVERLAP = 8  # deletions at once that wait until the kernel has let the links' memory go
 
 
 class LinkDriver:
@@ -42,11 +45,11 @@ class LinkDriver:
         self._fd = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         self.netns = f"/proc/self/fd/{self._fd}"
         self._pool = Pool(lambda: Socket(self.netns, name=""))
-        self._remover = Remover(self._pool, self.netns)
-        self._reaper = Reaper(self._remover.delete)
+        self._reaper = Reaper(self._delete)
+        self._burials = ThreadPoolExecutor(_OVERLAP, thread_name_prefix="reaper")
 
     def close(self) -> None:
-        self._remover.close()
+        self._burials.shutdown()
         self._pool.close()
         os.close(self._fd)
 
@@ -91,6 +94,17 @@ class LinkDriver:
                 yield session
             finally:
                 session.close()
+
+    def _delete(self, keys: list[FactKey]) -> None:
+        with Departures(self.netns) as departures:  # it listens before anything goes
+            with self._session() as session:
+                doomed = drop_rest(session, "", keys)
+            if doomed:
+                departures.wait(doomed, self._burials.submit(self._bury, doomed))
+
+    def _bury(self, doomed: list[int]) -> None:
+        with self._pool.take() as sock:
+            delete(sock, doomed)
 
     def observe(self) -> dict[FactKey, Mark]:
         """Everything of ours in our namespace but sysctls and links of kind "", which bear no mark."""

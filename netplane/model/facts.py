@@ -235,10 +235,7 @@ ALIAS = "netplane:"  # prefix of every link alias of ours
 
 
 class Chain(Fact, frozen=True):
-    """A chain and its rules, in nft's words. ``hook`` empty: a regular chain.
-
-    ``device``: the link whose packets an ingress hook sees.
-    """
+    """A chain and its rules, in nft's words. ``hook`` empty: a regular chain."""
 
     TYPE: ClassVar[str] = "chain"
 
@@ -248,7 +245,6 @@ class Chain(Fact, frozen=True):
     hook: str = ""
     priority: str = ""  # dstnat, srcnat, filter, or a number
     policy: str = ""
-    device: str = ""
 
     @property
     def key(self) -> FactKey:
@@ -257,8 +253,24 @@ class Chain(Fact, frozen=True):
     @property
     def mark(self) -> Mark:
         """Rules do not read back as written, so a chain is compared by this hash, kept in a comment."""
-        head = (self.name, self.type, self.hook + self.device, self.priority, self.policy)
-        return digest(*head, *self.rules)
+        return digest(self.name, self.type, self.hook, self.priority, self.policy, *self.rules)
+
+
+class Guard(Fact, frozen=True):
+    """Rules, in nft's words, for every frame that a link receives (driver: kernel.nft_guard)."""
+
+    TYPE: ClassVar[str] = "guard"
+
+    link: str
+    rules: tuple[str, ...]
+
+    @property
+    def key(self) -> FactKey:
+        return ("guard", self.link)
+
+    @property
+    def mark(self) -> Mark:
+        return digest(self.link, *self.rules)
 
 
 class Set(Fact, frozen=True):

@@ -43,8 +43,39 @@ class Allocation(Object, frozen=True, kw_only=True):
 
 
 class AttachmentIP(Struct, frozen=True, kw_only=True):
-    address: str  # with prefix length: 10.244.1.5/24
+    address: str  # with prefix length: 10.244.1.5/24; a host's length when everything goes by the gateway
     gateway: str = ""
+    subnet: str = ""  # that the address is from, where its length does not say so
+
+
+class AttachmentRoute(Struct, frozen=True, kw_only=True):
+    """A route in CNI's words; "" and 0 are the kernel's choice, without gw the address's gateway."""
+
+    dst: str
+    gw: str = ""
+    mtu: int = 0
+    advmss: int = 0
+    priority: int = 0
+    table: int = 0
+    scope: int | None = None
+
+
+class PortMapping(Struct, frozen=True, kw_only=True):
+    """A port of the node that leads to one of the container."""
+
+    host_port: int
+    container_port: int
+    protocol: str = "tcp"
+    host_ip: str = field(default="", name="hostIP")
+
+
+class Bandwidth(Struct, frozen=True, kw_only=True):
+    """CNI's words and units: bits per second, bits; 0 is unlimited. Ingress is into the container."""
+
+    ingress_rate: int = 0
+    ingress_burst: int = 0
+    egress_rate: int = 0
+    egress_burst: int = 0
 
 
 class AttachmentSpec(Struct, frozen=True, kw_only=True):
@@ -62,6 +93,14 @@ class AttachmentSpec(Struct, frozen=True, kw_only=True):
     mac: str = ""
     mtu: int = 0
     ips: tuple[AttachmentIP, ...] = ()
+    kind: str = "bridge"  # bridge, ptp, macvlan; chained: on an interface made by another; ipam: no interface
+    bridge: str = ""  # the bridge that host_ifname is a port of, or the macvlan's master
+    ipam: str = ""  # "" the node's pod CIDRs, netplane: the network's ranges, none, or another plugin's name
+    routes: tuple[AttachmentRoute, ...] = ()
+    ports: tuple[PortMapping, ...] = ()
+    bandwidth: Bandwidth | None = None
+    sysctls: dict[str, str] = {}
+    aliases: tuple[str, ...] = ()  # further names of the container in this network
     config: dict[str, Any] = {}  # what DEL and CHECK need of the network configuration
     boot_id: str = field(default="", name="bootID")
 

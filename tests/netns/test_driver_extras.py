@@ -1,4 +1,4 @@
-"""Shapers, macvlans, promiscuous bridges, chains of one device, and what verify says of nft facts.
+"""Shapers, macvlans, promiscuous bridges, guards, and what verify says of nft facts.
 
 node (ns)          pod (ns)
   v0 ─── veth ───── v1
@@ -12,9 +12,11 @@ from collections.abc import Callable
 import pytest
 
 from netplane.kernel import netns
+from netplane.kernel.nft_guard import GuardDriver
 from netplane.kernel.nftables import NftDriver
 from netplane.kernel.rtnetlink import LinkDriver
-from netplane.model.facts import Chain, Element, Link, Plan, Set, Shaper
+from netplane.model.errors import KernelError
+from netplane.model.facts import Chain, Element, Guard, Link, Plan, Set, Shaper
 
 pytestmark = pytest.mark.root
 MakeNetns = Callable[[str], str]
@@ -96,24 +98,39 @@ def test_a_bridge_may_be_promiscuous(make_netns: MakeNetns) -> None:
     driver.close()
 
 
-def test_a_chain_of_one_device_and_what_verify_says(make_netns: MakeNetns) -> None:
+def test_guards_of_links_come_change_and_go(make_netns: MakeNetns) -> None:
     node, pod = make_netns("node"), make_netns("pod")
-    links, driver = netns.call(node, LinkDriver), netns.call(node, NftDriver)
+    links, driver = netns.call(node, LinkDriver), netns.call(node, GuardDriver)
     links.apply(Plan(add=(veth(pod),)))
-    rules = ("ether saddr != 02:00:00:00:00:01 drop", "ip saddr != 10.0.0.1 drop")
-    guard = Chain("cni-guard", rules, type="filter", hook="ingress", priority="-500", device="v0")
+    guard = Guard("v0", ("ether saddr != 02:00:00:00:00:01 drop", "arp saddr ip != { 10.0.0.1 } drop"))
+    driver.apply(Plan(add=(guard,)))
+    assert driver.observe() == {guard.key: guard.mark} and driver.verify([guard]) == []
+    other = Guard("v0", guard.rules[:1])
+    assert driver.verify([other]) == ["nftables guard of v0 was changed"]
+    driver.apply(Plan(change=(other,)))
+    assert driver.observe() == {other.key: other.mark}
+    links.apply(Plan(remove=(veth(pod).key,)))  # a chain may outlive its device: 6.16
+    driver.apply(Plan(remove=(other.key,)))
+    driver.apply(Plan(remove=(other.key,)))
+    assert driver.verify([guard]) == ["nftables guard of v0 is not there"]
+    assert netns.run(node, "nft", "list", "ruleset") == ""
+    with pytest.raises(KernelError, match="nftables"):
+        driver.apply(Plan(add=(Guard("v0", ("no such words",)),)))
+    links.close()
+
+
+def test_verify_names_what_is_missing_or_different(make_netns: MakeNetns) -> None:
+    driver = netns.call(make_netns("node"), NftDriver)
+    chain = Chain("cni-c", ("meta l4proto tcp accept",), type="filter", hook="forward", priority="filter")
     ports = Set("cni-p", ("type inet_proto . inet_service : ipv4_addr . inet_service",), map=True)
     one = Element("cni-p", ("tcp", 8080), ("10.0.0.1", 80))
-    facts = (guard, ports, one)
+    facts = (chain, ports, one)
     driver.apply(Plan(add=facts))
     assert driver.verify(facts) == []
-    assert driver.observe()[guard.key] == guard.mark
-    links.apply(Plan(remove=(veth(pod).key,)))  # a chain may outlive its device: 6.16
-    driver.apply(Plan(remove=(one.key, guard.key), add=(Element("cni-p", ("tcp", 8081), ("10.0.0.2", 80)),)))
-    other = Element("cni-p", ("tcp", 8081), ("10.0.0.1", 80))
-    assert driver.verify([*facts, other]) == [
-        "nftables chain cni-guard is not there",
+    moved = Element("cni-p", ("tcp", 8081), ("10.0.0.2", 80))
+    driver.apply(Plan(remove=(one.key, chain.key), add=(moved,)))
+    assert driver.verify([*facts, Element("cni-p", moved.item, ("10.0.0.1", 80))]) == [
+        "nftables chain cni-c is not there",
         "nftables element tcp . 8080 of cni-p is not there",
         "nftables element tcp . 8081 of cni-p is 10.0.0.2 . 80, not 10.0.0.1 . 80",
     ]
-    links.close()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from typing import Any
 
 import msgspec
 import pytest
 
 from netplane.cni import frame as wire
+from netplane.cni.config import NetConf, parse_config
 from netplane.cni.frame import Frame
 from netplane.cni.render import BASE
 from netplane.cni.server import CniServer
@@ -45,7 +47,7 @@ class Runtime:
             not snapshot.count(Attachment)
             and not snapshot.count(Pod)
             and not self.host.kernel.keys() - {BASE}
-            and all(": 0 of" in use for use in self.server.verbs.ipam.usage())
+            and all(": 0 of" in use for use in self.server.verbs.networks.node.usage())
         )
 
 
@@ -196,7 +198,7 @@ def test_a_record_without_its_interface_gives_way_to_a_new_add(runtime: Runtime)
     runtime.host.links.clear()
     assert "ips" in runtime("ADD")
     assert runtime.host.snapshot().count(Attachment) == 1
-    assert "1 of" in runtime.server.verbs.ipam.usage()[0]
+    assert "1 of" in runtime.server.verbs.networks.node.usage()[0]
 
 
 def test_of_two_adds_of_one_interface_one_wins(runtime: Runtime) -> None:
@@ -214,7 +216,7 @@ def test_of_two_adds_of_one_interface_one_wins(runtime: Runtime) -> None:
         thread.join()
     assert sorted("ips" in a for a in answers) == [False] * 7 + [True]
     assert {a["code"] for a in answers if "code" in a} == {4}
-    assert "1 of" in runtime.server.verbs.ipam.usage()[0]
+    assert "1 of" in runtime.server.verbs.networks.node.usage()[0]
 
 
 def test_adds_in_parallel_get_different_addresses(runtime: Runtime) -> None:
@@ -314,3 +316,33 @@ def test_a_mistake_of_ours_is_an_answer_too(runtime: Runtime) -> None:
 
     runtime.host.fail = fail
     assert runtime("ADD")["code"] == 999
+
+
+def test_ten_thousand_leases_cost_no_more_than_ten() -> None:
+    """ADD and DEL in networks that hold 10 and 10,000 addresses; the index and the store are in memory."""
+
+    def seconds(held: int) -> float:
+        host = MemoryHost(node("10.0.0.0/16"))
+        runtime = Runtime(host)
+        network = {"ipam": {"ranges": [[{"subnet": "10.9.0.0/16"}]]}, "bridge": "br9"}
+        for name, config in (("many", network), ("node", {})):
+            runtime("ADD", container=f"first-{name}", name=name, **config)
+            index = runtime.server.verbs.networks
+            ipam = index.node if not config else index.own(name, parse(name, config).leases.sets)
+            for i in range(held):
+                ipam.take(f"{name}{i}", "somebody")
+        best = []
+        for i in range(30):
+            begin = time.perf_counter()
+            for name, config in (("many", network), ("node", {})):
+                assert "ips" in runtime("ADD", container=f"c{i}", name=name, **config)
+                assert runtime("DEL", container=f"c{i}", name=name, **config) == ""
+            best.append(time.perf_counter() - begin)
+        return min(best)
+
+    def parse(name: str, config: dict[str, Any]) -> NetConf:
+        doc = {"cniVersion": "1.1.0", "name": name, "type": "netplane", **config}
+        return parse_config(json.dumps(doc).encode())
+
+    few, many = seconds(10), seconds(10_000)
+    assert many < 2 * few, f"{few * 1e3:.2f} ms with 10 leases, {many * 1e3:.2f} ms with 10,000"

@@ -1,0 +1,65 @@
+"""Bandwidth and spoof protection: what happens to an attachment's packets at its host end (pure).
+
+Rule 1: what comes to the pod waits in a token bucket at the host end; what it sends waits in one at
+        its own end, where a full queue slows the sender down instead of losing packets.
+Rule 2: a container that may configure its interface could remove its bucket: then the same rate,
+        a tenth and two large packets added, is the limit at the host end, where the excess is dropped.
+Rule 3: with macspoofchk only the pod's own MAC and addresses pass the host end: in Ethernet, ARP, IPv4
+        and IPv6 (which also needs :: and link-local addresses). It is seen before anything else, and
+        by the port: what two pods of one bridge exchange is checked, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ..model.facts import Fact, Guard, Shaper
+from ..model.own import Attachment
+
+_PACKET = 1 << 16
+_SMALLEST = 14  # Ethernet's header: a bucket holds a packet of the interface's MTU at least
+
+
+def render_shaping(attachment: Attachment) -> Iterator[Fact]:
+    spec, given = attachment.spec, attachment.spec.bandwidth
+    if given is None:
+        return
+    least = (spec.mtu or 1500) + _SMALLEST
+    if given.ingress_rate:
+        burst = max(given.ingress_burst // 8, least)
+        yield Shaper(link=spec.host_ifname, rate=given.ingress_rate // 8, burst=burst)
+    if given.egress_rate:
+        burst = max(given.egress_burst // 8, least)
+        yield Shaper(link=spec.ifname, rate=given.egress_rate // 8, burst=burst, netns=spec.netns)
+
+
+def render_guard(attachment: Attachment) -> Iterator[Fact]:
+    """At the host end, when there is one and anything to look for."""
+    rules = tuple(_rules(attachment))
+    if rules and attachment.spec.host_ifname:
+        yield Guard(link=attachment.spec.host_ifname, rules=rules)
+
+
+def _rules(attachment: Attachment) -> Iterator[str]:
+    spec = attachment.spec
+    if spec.config.get("macspoofchk"):
+        plain = [entry.address.partition("/")[0] for entry in spec.ips]
+        yield from _sources(spec.mac, plain)
+    if spec.bandwidth and spec.bandwidth.egress_rate and spec.host_ifname:
+        rate = spec.bandwidth.egress_rate // 8
+        burst = spec.bandwidth.egress_burst // 8
+        most = min(burst + 2 * _PACKET, 0xFFFFFFFF)
+        yield f"limit rate over {max(rate + rate // 10, 1)} bytes/second burst {most} bytes drop"
+
+
+def _sources(mac: str, addresses: list[str]) -> Iterator[str]:
+    four = sorted(a for a in addresses if ":" not in a)
+    six = [*sorted(a for a in addresses if ":" in a), "fe80::/10", "::"]
+    yield f"ether saddr != {mac} drop"
+    yield f"arp saddr ether != {mac} drop"
+    if four:
+        yield f"arp saddr ip != {{ {', '.join(four)} }} drop"
+        yield f"ip saddr != {{ {', '.join(four)} }} drop"
+    else:
+        yield "ether type { ip, arp } drop"
+    yield f"ip6 saddr != {{ {', '.join(six)} }} drop"

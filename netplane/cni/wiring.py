@@ -1,0 +1,161 @@
+"""An attachment's interface, addresses and routes, for each kind (pure).
+
+    bridge, node's pod CIDRs   eth0 ═ npv… ─ npbr0     routed: host addresses, all by the gateway
+    bridge, own ranges         eth0 ═ npv… ─ <bridge>  one segment, as the reference plugin has it
+    ptp                        eth0 ═ npv…             routed, no bridge
+    macvlan                    eth0 ─ <master>         the master's segment; nothing on the node
+
+Rule 1: the node knows a pod's MAC by a permanent neighbour entry, and a ptp pod its gateway's: the first
+        packet waits for no ARP, and an address used again never meets the last holder's MAC.
+Rule 2: a bridge that is not the node's is wanted by its attachments alone: it goes with the last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from ipaddress import ip_interface
+
+from ..model.facts import ALIAS, Address, Element, Fact, Link, Neighbour, Route, Sysctl
+from ..model.own import Attachment, AttachmentIP, AttachmentRoute
+from .masquerade import localnet
+from .names import BRIDGE, bridge_mac, host_mac
+from .ranges import scope_word
+from .together import MODES
+
+ROOM = "cni"
+FORWARDING = (
+    Sysctl(name="net/ipv4/ip_forward", value="1"),
+    Sysctl(name="net/ipv6/conf/all/forwarding", value="1"),
+)
+
+
+def render_interface(attachment: Attachment) -> Iterator[Fact]:
+    """Everything but what a chained or an ipam attachment has not: a link of ours."""
+    spec = attachment.spec
+    if spec.kind == "macvlan":
+        yield _macvlan(attachment)
+    else:
+        yield from _own_bridge(attachment)
+        yield _veth(attachment)
+    yield Link(name="lo", netns=spec.netns)  # the pair's own ends come up with it
+    for entry in spec.ips:
+        yield from _address(attachment, entry)
+    for route in spec.routes:
+        yield _route(attachment, route)
+
+
+def _veth(attachment: Attachment) -> Link:
+    spec = attachment.spec
+    bridged = spec.kind == "bridge"
+    port = (("hairpin", int(bool(spec.config.get("hairpinMode", True)))),) if bridged else ()
+    isolated = (("isolated", 1),) if bridged and spec.config.get("portIsolation") else ()
+    return Link(
+        name=spec.host_ifname,
+        kind="veth",
+        alias=f"{ALIAS}{ROOM}:{attachment.name}",
+        mtu=spec.mtu,
+        mac=host_mac(spec.host_ifname),
+        master=(spec.bridge or BRIDGE) if bridged else "",
+        options=(
+            *port,
+            *isolated,
+            ("peer", spec.ifname),
+            ("peer_mac", spec.mac),
+            ("peer_mtu", spec.mtu),
+            ("peer_netns", spec.netns),
+        ),
+    )
+
+
+def _macvlan(attachment: Attachment) -> Link:
+    spec = attachment.spec
+    return Link(
+        name=spec.ifname,
+        kind="macvlan",
+        netns=spec.netns,
+        alias=f"{ALIAS}{ROOM}:{attachment.name}",
+        mtu=spec.mtu,
+        mac=spec.mac,
+        options=(("link", spec.bridge), ("mode", MODES[spec.config.get("mode", "bridge")])),
+    )
+
+
+def own_bridge(attachment: Attachment) -> str:
+    """The bridge that is this network's and not the node's; "" without one."""
+    spec = attachment.spec
+    return spec.bridge if spec.kind == "bridge" and spec.bridge not in ("", BRIDGE) else ""
+
+
+def _own_bridge(attachment: Attachment) -> Iterator[Fact]:
+    name, spec = own_bridge(attachment), attachment.spec
+    if not name:
+        if spec.kind == "ptp":
+            yield from FORWARDING
+        return
+    options = (("promisc", 1),) if spec.config.get("promiscMode") else ()
+    yield Link(
+        name=name,
+        kind="bridge",
+        alias=f"{ALIAS}{ROOM}:",
+        mac=bridge_mac(f"{spec.node}/{name}"),
+        options=options,
+    )
+    if spec.config.get("isGateway"):
+        yield from FORWARDING
+        yield from localnet(name)
+
+
+def gateway_address(entry: AttachmentIP) -> str:
+    """The gateway with the length of the network that the address is from."""
+    length = ip_interface(entry.subnet or entry.address).network.prefixlen
+    return f"{entry.gateway}/{length}"
+
+
+def _address(attachment: Attachment, entry: AttachmentIP) -> Iterator[Fact]:
+    spec = attachment.spec
+    plain, _, length = entry.address.partition("/")
+    routed = int(length) == (128 if ":" in plain else 32)
+    wide = "/128" if ":" in plain else "/32"
+    yield Address(link=spec.ifname, address=entry.address, netns=spec.netns)
+    if routed and entry.gateway:
+        yield Route(dst=entry.gateway + wide, link=spec.ifname, netns=spec.netns, scope="link")
+    if spec.kind == "bridge":
+        name = own_bridge(attachment)
+        if name and spec.config.get("isGateway"):
+            yield Address(link=name, address=gateway_address(entry))
+        if not name or spec.config.get("isGateway"):
+            yield Neighbour(link=name or BRIDGE, address=plain, mac=spec.mac)
+    elif spec.kind == "ptp":
+        yield Route(dst=plain + wide, link=spec.host_ifname, scope="link")
+        yield Neighbour(link=spec.host_ifname, address=plain, mac=spec.mac)
+        if entry.gateway:
+            mac = host_mac(spec.host_ifname)
+            yield Neighbour(link=spec.ifname, address=entry.gateway, mac=mac, netns=spec.netns)
+            if spec.ipam:  # else it is on the node's bridge
+                yield Address(link=spec.host_ifname, address=entry.gateway + wide)
+
+
+def _route(attachment: Attachment, route: AttachmentRoute) -> Route:
+    spec = attachment.spec
+    scope = scope_word(route)
+    six = ":" in route.dst
+    gateways = (e.gateway for e in spec.ips if (":" in e.address) == six and e.gateway)
+    via = route.gw or ("" if scope == "link" else next(gateways, ""))
+    return Route(
+        dst=route.dst,
+        link=spec.ifname,
+        via=via,
+        netns=spec.netns,
+        mtu=route.mtu,
+        advmss=route.advmss,
+        metric=route.priority,
+        table=route.table or 254,
+        scope=scope,
+    )
+
+
+def isolated(attachment: Attachment) -> Iterator[Fact]:
+    """Pods with portIsolation do not reach each other by the gateway either (`masquerade.ISOLATION`)."""
+    for entry in attachment.spec.ips:
+        plain = entry.address.partition("/")[0]
+        yield Element(of=f"cni-isolated{6 if ':' in plain else 4}", item=(plain,))

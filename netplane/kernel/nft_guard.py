@@ -1,0 +1,89 @@
+"""What one link may send: chains at its ingress, in `table netdev netplane`.
+
+The inet family's ingress sees IP alone; ARP and everything else pass there (6.18). So these chains
+have a table of the netdev family, and are made and removed apart from those of `nftables`.
+
+Rule 1: a chain carries its mark in its first rule's comment, as in `nft_text`.
+Rule 2: the table is there while a chain is: the driver that removes the last one removes it.
+Rule 3: a link that goes may take its chain along (before 6.16), so a refused removal looks what is left.
+"""
+
+from __future__ import annotations
+
+import errno
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+
+from ..model.errors import KernelError
+from ..model.facts import Fact, FactKey, Guard, Mark, Plan
+from . import nft_read
+from .nftables import Nft
+
+TABLE = "netdev netplane"
+FIRST = -500  # before every other hook of ingress
+
+
+class GuardDriver:
+    """Accepts Guard. Works in the namespace of the thread that makes it."""
+
+    name = "guards"
+    accepts: tuple[type[Fact], ...] = (Guard,)
+    parallel = False
+
+    def __init__(self) -> None:
+        self._nft = Nft()
+        self._lock = threading.Lock()
+
+    def observe(self) -> Mapping[FactKey, Mark]:
+        """{key: mark} of every guard that is there."""
+        try:
+            listing = self._nft.run(f"list table {TABLE}", json=True)
+        except KernelError as exc:
+            if exc.errno == errno.ENOENT:
+                return {}
+            raise
+        return {("guard", key[1]): mark for key, mark in nft_read.marks(listing).items() if key[0] == "chain"}
+
+    def apply(self, plan: Plan) -> None:
+        """One transaction. Raises KernelError."""
+        with self._lock:
+            try:
+                self._nft.run("\n".join(transaction(plan)))
+            except KernelError:
+                held = self.observe()
+                left = Plan(plan.add, plan.change, tuple(key for key in plan.remove if key in held))
+                if left == plan:
+                    raise
+                self._nft.run("\n".join(transaction(left)))
+            if plan.remove and not self.observe():
+                self.clean()
+
+    def verify(self, facts: Iterable[Guard]) -> list[str]:
+        """In words, which guards are missing or different."""
+        held, found = self.observe(), []
+        for fact in facts:
+            if fact.key not in held:
+                found.append(f"nftables guard of {fact.link} is not there")
+            elif held[fact.key] != fact.mark:
+                found.append(f"nftables guard of {fact.link} was changed")
+        return found
+
+    def clean(self) -> None:
+        """Remove the table and all it holds; gone already is fine."""
+        self._nft.run(f"add table {TABLE}\ndelete table {TABLE}")
+
+
+def transaction(plan: Plan) -> Iterator[str]:
+    """The plan in nft's words. A changed chain is emptied and filled again; its hook never changes."""
+    yield f"add table {TABLE}"
+    for fact in (*plan.add, *plan.change):
+        head = f'type filter hook ingress device "{fact.link}" priority {FIRST}; policy accept;'
+        yield f"add chain {TABLE} {fact.link} {{ {head} }}"
+        yield f"flush chain {TABLE} {fact.link}"
+        first, *rest = fact.rules
+        yield f'add rule {TABLE} {fact.link} {first} comment "{fact.mark}"'
+        for rule in rest:
+            yield f"add rule {TABLE} {fact.link} {rule}"
+    for _, link in plan.remove:
+        yield f"flush chain {TABLE} {link}"
+        yield f"delete chain {TABLE} {link}"

@@ -1,0 +1,361 @@
+"""Bandwidth, spoof protection, isolation, sysctls, routes and kinds of interfaces on the real agent.
+
+outside (ns) ── wire ── node-1 (ns) ── npbr0, br-own, or none ── pods a, b (ns)
+192.168.77.1            192.168.77.11                            10.244.0.x, or 10.88.0.x
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import struct
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import pytest
+
+from netplane.kernel import netns
+from netplane.lab import Lab
+from tests.cnirun import OWN, Cni, plain
+
+pytestmark = pytest.mark.root
+MakeNetns = Callable[[str], str]
+MakeLab = Callable[..., Lab]
+MBIT = 1_000_000
+BRIDGED = {"ipam": OWN, "isDefaultGateway": True, "bridge": "br-own"}
+
+
+@pytest.fixture(scope="module")
+def lab(make_module_lab: MakeLab) -> Lab:
+    lab = make_module_lab(nodes=1)
+    lab.start_agents()
+    return lab
+
+
+def pings(at: str, to: str) -> bool:
+    return " 1 received" in netns.run(at, "ping", "-c", "1", "-w", "2", to, check=False)
+
+
+# --- bandwidth -----------------------------------------------------------------------------------
+
+
+def rate(sender: str, receiver: str, to: str) -> float:
+    """Mbit/s that 1.5 s of TCP carry; what the bucket's burst lets through at first is not counted."""
+    server = netns.call(receiver, lambda: socket.create_server((to, 0)))
+    with server, netns.call(sender, socket.create_connection, server.getsockname()) as client:
+        taker, _ = server.accept()
+        client.settimeout(0.05)
+        taker.setblocking(False)
+        begin, counted, data = time.monotonic(), 0, b"x" * 16384
+        while (now := time.monotonic()) < begin + 2:
+            with suppress(OSError):
+                client.send(data)
+            with suppress(BlockingIOError):
+                got = len(taker.recv(1 << 20))
+                counted += got if now > begin + 0.5 else 0
+        taker.close()
+        return counted * 8 / 1.5 / MBIT
+
+
+@pytest.mark.parametrize("way", ["ingress", "egress"])
+def test_bandwidth_holds_and_goes(lab: Lab, make_netns: MakeNetns, way: str) -> None:
+    cni, a, b = Cni(lab), make_netns("a"), make_netns("b")
+    limit = {f"{way}Rate": 20 * MBIT, f"{way}Burst": 100_000}
+    mine = plain(cni.add(a, {"runtimeConfig": {"bandwidth": limit}}))
+    other = plain(cni.add(b))
+    ways = {"ingress": (b, a, mine[0]), "egress": (a, b, other[0])}
+    assert 10 < rate(*ways.pop(way)) < 24
+    assert rate(*ways.popitem()[1]) > 60
+    cni.delete(a)
+    cni.delete(b)
+    assert "tbf" not in lab.nodes[0].run("tc", "qdisc")
+
+
+def test_a_pod_that_removes_its_bucket_is_limited_all_the_same(lab: Lab, make_netns: MakeNetns) -> None:
+    cni, a, b = Cni(lab), make_netns("a"), make_netns("b")
+    limit = {"egressRate": 20 * MBIT, "egressBurst": 100_000}
+    cni.add(a, {"runtimeConfig": {"bandwidth": limit}})
+    other = plain(cni.add(b))
+    netns.run(a, "tc", "qdisc", "del", "dev", "eth0", "root")
+    assert rate(a, b, other[0]) < 26
+    cni.delete(a)
+    cni.delete(b)
+
+
+# --- spoofing and isolation ----------------------------------------------------------------------
+
+
+def frame(at: str, dst: str, src: str, kind: int, payload: bytes) -> None:
+    """Send one frame as it is."""
+    packed = bytes.fromhex(dst.replace(":", "")) + bytes.fromhex(src.replace(":", ""))
+    raw = packed + struct.pack(">H", kind) + payload
+
+    def send() -> None:
+        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sock:
+            sock.bind(("eth0", 0))
+            sock.send(raw)
+
+    netns.call(at, send)
+
+
+@contextmanager
+def heard(at: str) -> Iterator[Callable[[bytes], bool]]:
+    """What comes to eth0: whether a frame with these bytes is among it, within a moment."""
+    sock = netns.call(at, lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3)))
+    sock.bind(("eth0", 3))
+    frames: list[bytes] = []
+
+    def among(words: bytes) -> bool:
+        deadline = time.monotonic() + 0.3
+        while time.monotonic() < deadline:
+            sock.settimeout(max(deadline - time.monotonic(), 0.01))
+            with suppress(OSError):
+                frames.append(sock.recv(2000))
+            if any(words in one for one in frames):
+                return True
+        return False
+
+    with sock:
+        yield among
+
+
+def ipv4(src: str, dst: str, payload: bytes) -> bytes:
+    head = struct.pack(">BBHHHBBH", 0x45, 0, 28 + len(payload), 1, 0, 64, 17, 0)
+    head += socket.inet_aton(src) + socket.inet_aton(dst)
+    total = sum(struct.unpack(">10H", head))
+    total = (total & 0xFFFF) + (total >> 16)
+    total = ~((total & 0xFFFF) + (total >> 16)) & 0xFFFF
+    return (
+        head[:10]
+        + struct.pack(">H", total)
+        + head[12:]
+        + struct.pack(">HHHH", 9, 9, 8 + len(payload), 0)
+        + payload
+    )
+
+
+def ipv6(src: str, dst: str, payload: bytes) -> bytes:
+    addresses = socket.inet_pton(socket.AF_INET6, src) + socket.inet_pton(socket.AF_INET6, dst)
+    return struct.pack(">IHBB", 6 << 28, len(payload), 59, 64) + addresses + payload
+
+
+def arp(mac: str, src: str, dst: str) -> bytes:
+    sender = bytes.fromhex(mac.replace(":", "")) + socket.inet_aton(src)
+    return struct.pack(">HHBBH", 1, 0x0800, 6, 4, 1) + sender + b"\0" * 6 + socket.inet_aton(dst) + b"MARK"
+
+
+@pytest.mark.parametrize("protected", [True, False])
+def test_a_pod_speaks_for_itself_alone(lab: Lab, make_netns: MakeNetns, protected: bool) -> None:
+    cni, a, b = Cni(lab), make_netns("a"), make_netns("b")
+    result = cni.add(a, {**BRIDGED, "macspoofchk": protected})
+    other = cni.add(b, BRIDGED)
+    mac, hers = result["interfaces"][2]["mac"], other["interfaces"][2]["mac"]
+    mine, to = plain(result), plain(other)
+    assert pings(a, to[0]) and pings(a, to[1]) and pings(a, "10.88.0.1")
+    false = "02:00:00:00:66:66"
+    with heard(b) as among:
+        for kind, words in (
+            (0x0800, ipv4(mine[0], to[0], b"TRUE4")),
+            (0x86DD, ipv6(mine[1], to[1], b"TRUE6")),
+        ):
+            frame(a, hers, mac, kind, words)
+            assert among(words[-5:])
+        lies = [
+            (mac, 0x0800, ipv4("10.88.0.77", to[0], b"LIE04")),
+            (mac, 0x86DD, ipv6("fd00:88::77", to[1], b"LIE06")),
+            (false, 0x0800, ipv4(mine[0], to[0], b"LIE4M")),
+            (false, 0x88B5, b"LIEMC"),
+            (mac, 0x0806, arp(mac, "10.88.0.1", to[0])),
+            (mac, 0x0806, arp(false, mine[0], to[0])),
+        ]
+        for source, kind, payload in lies:
+            frame(a, hers, source, kind, payload)
+            assert among(payload[-24:]) is not protected
+    cni.delete(a, BRIDGED)
+    cni.delete(b, BRIDGED)
+
+
+@pytest.mark.parametrize("network", [{}, BRIDGED], ids=["node", "own"])
+def test_isolated_pods_reach_the_world_and_not_each_other(
+    lab: Lab, make_netns: MakeNetns, network: dict[str, Any]
+) -> None:
+    cni, a, b, c = Cni(lab), make_netns("a"), make_netns("b"), make_netns("c")
+    alone = {**network, "portIsolation": True, "ipMasq": True}
+    cni.add(a, alone)
+    second = plain(cni.add(b, alone))
+    third = plain(cni.add(c, network))
+    for to in second:
+        assert not pings(a, to)
+    for to in (*third, "192.168.77.1"):
+        assert pings(a, to)
+    if network:  # not by the gateway either
+        netns.run(a, "ip", "route", "add", f"{second[0]}/32", "via", "10.88.0.1")
+        assert not pings(a, second[0])
+    for pod in (a, b, c):
+        cni.delete(pod, network)
+
+
+# --- tuning, routes, several addresses -------------------------------------------------------------
+
+
+def test_sysctls_are_set_in_the_pod_and_only_there(lab: Lab, make_netns: MakeNetns) -> None:
+    cni, a = Cni(lab), make_netns("a")
+    cni.add(a, {"sysctl": {"net.core.somaxconn": "777", "net/ipv4/conf/IFNAME/arp_filter": "1"}})
+    assert netns.run(a, "sysctl", "-n", "net.core.somaxconn", "net.ipv4.conf.eth0.arp_filter").split() == [
+        "777",
+        "1",
+    ]
+    assert lab.nodes[0].run("sysctl", "-n", "net.core.somaxconn").strip() != "777"
+    cni.delete(a)
+    for name in ("kernel.msgmax", "net/core/netdev_max_backlog", "net/../kernel/msgmax"):
+        answer = cni.call("ADD", a, {"sysctl": {name: "1"}})
+        assert answer["code"] == 7 and name in answer["msg"]
+
+
+def test_routes_keep_their_properties(lab: Lab, make_netns: MakeNetns) -> None:
+    routes = [
+        {"dst": "10.1.0.0/16", "mtu": 1300, "advmss": 1200, "priority": 50},
+        {"dst": "fd00:1::/32", "mtu": 1300},
+        {"dst": "10.2.0.0/16", "gw": "10.88.0.9", "table": 77},
+        {"dst": "10.3.0.0/16", "scope": 253},
+    ]
+    cni, a = Cni(lab), make_netns("a")
+    network = {**BRIDGED, "ipam": {**OWN, "routes": routes}}
+    result = cni.add(a, network)
+    assert [r for r in result["routes"] if r["dst"] not in ("0.0.0.0/0", "::/0")] == routes
+    shown = netns.run(a, "ip", "route", "show", "table", "all")
+    assert "10.1.0.0/16 via 10.88.0.1 dev eth0 proto 78 metric 50 mtu 1300 advmss 1200" in shown
+    assert "10.2.0.0/16 via 10.88.0.9 dev eth0 table 77" in shown
+    assert "10.3.0.0/16 dev eth0 proto 78 scope link" in shown
+    assert "fd00:1::/32 via fd00:88::1 dev eth0 proto 78 metric 1024 mtu 1300" in netns.run(
+        a, "ip", "-6", "route"
+    )
+    cni.delete(a, network)
+    old = cni.add(a, {**network, "cniVersion": "1.0.0"})
+    assert {"dst": "10.1.0.0/16"} in old["routes"]
+    cni.delete(a, network)
+
+
+def test_several_addresses_from_several_ranges(lab: Lab, make_netns: MakeNetns) -> None:
+    ranges = [
+        [{"subnet": "10.90.0.0/30"}, {"subnet": "10.91.0.0/24", "rangeStart": "10.91.0.100"}],
+        [{"subnet": "10.92.0.0/24", "gateway": "10.92.0.254"}],
+    ]
+    network = {"ipam": {"ranges": ranges}, "bridge": "br-many", "isGateway": True}
+    cni, a, b = Cni(lab), make_netns("a"), make_netns("b")
+    assert [ip["address"] for ip in cni.add(a, network)["ips"]] == ["10.90.0.2/30", "10.92.0.1/24"]
+    asked = {**network, "runtimeConfig": {"ips": ["10.92.0.50"]}}
+    assert [ip["address"] for ip in cni.add(b, asked)["ips"]] == ["10.91.0.100/24", "10.92.0.50/24"]
+    assert pings(a, "10.92.0.50") and pings(a, "10.92.0.254")
+    for pod in (a, b):
+        cni.delete(pod, network)
+    prepended = {**network, "runtimeConfig": {"ipRanges": [[{"subnet": "10.93.0.0/24"}]]}}
+    assert plain(cni.add(a, prepended))[0] == "10.93.0.2"
+    cni.delete(a, prepended)
+
+
+def test_an_address_asked_for_and_held_names_its_holder_and_an_empty_range_is_50(
+    lab: Lab, make_netns: MakeNetns
+) -> None:
+    network = {"ipam": {"ranges": [[{"subnet": "10.94.0.0/30"}]]}, "bridge": "br-small", "name": "small"}
+    cni, a, b = Cni(lab), make_netns("a"), make_netns("b")
+    assert cni.call("STATUS", "", network) == ""
+    cni.add(a, network)
+    answer = cni.call("ADD", b, {**network, "runtimeConfig": {"ips": ["10.94.0.2"]}})
+    assert answer["code"] == 11 and "10.94.0.2 is held by pod default/ns-a" in answer["msg"]
+    status = cni.call("STATUS", "", network)
+    assert status["code"] == 50 and "1 of 1 addresses in use" in status["msg"]
+    cni.delete(a, network)
+    assert cni.call("STATUS", "", network) == ""
+
+
+# --- kinds -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("network", [{}, {"ipam": OWN, "ipMasq": True}], ids=["node", "own"])
+def test_ptp_is_routed_without_a_bridge(lab: Lab, make_netns: MakeNetns, network: dict[str, Any]) -> None:
+    cni, a, b = Cni(lab), make_netns("a"), make_netns("b")
+    if network:
+        routes = [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]
+        network = {**network, "ipam": {**OWN, "routes": routes}}
+    network = {**network, "kind": "ptp"}
+    result = cni.add(a, network)
+    assert [i.get("sandbox", "") for i in result["interfaces"]] == ["", a]
+    assert [ip["interface"] for ip in result["ips"]] == [1, 1]
+    assert all(ip["address"].endswith(("/32", "/128")) for ip in result["ips"])
+    assert " master npbr0 " not in lab.nodes[0].run("ip", "link", "show", result["interfaces"][0]["name"])
+    for to in (*plain(cni.add(b, network)), "192.168.77.1", "fd00:77::1"):
+        assert pings(a, to)
+    assert cni.call("CHECK", a, {**network, "prevResult": result}) == ""
+    for pod in (a, b):
+        cni.delete(pod, network)
+
+
+def test_macvlan_is_on_the_masters_segment(lab: Lab, make_netns: MakeNetns) -> None:
+    cni, a, mac = Cni(lab), make_netns("a"), "02:00:00:00:00:77"
+    network = {
+        "kind": "macvlan",
+        "master": "eth0",
+        "mode": "bridge",
+        "mtu": 1400,
+        "ipam": {"ranges": [[{"subnet": "192.168.77.0/24", "rangeStart": "192.168.77.200"}]]},
+        "runtimeConfig": {"mac": mac},
+    }
+    result = cni.add(a, network)
+    (interface,) = result["interfaces"]
+    assert (interface["mac"], interface["mtu"], interface["sandbox"]) == (mac, 1400, a)
+    assert pings(a, "192.168.77.1")
+    assert cni.call("CHECK", a, {**network, "prevResult": result}) == ""
+    cni.delete(a, network)
+    assert "eth0" not in netns.run(a, "ip", "link")
+    default = {
+        **network,
+        "master": "",
+        "ipam": {},
+        "runtimeConfig": {},
+    }  # the default route's link, no address
+    bare = cni.add(a, default)
+    assert bare["ips"] == [] and "macvlan" in netns.run(a, "ip", "-d", "link", "show", "eth0")
+    cni.delete(a, default)
+    answer = cni.call("ADD", a, {**network, "master": "nolink"})
+    assert answer["code"] == 7 and "no link nolink" in answer["msg"]
+
+
+@pytest.mark.parametrize("version", ["0.3.1", "1.1.0"])
+def test_loopback(lab: Lab, make_netns: MakeNetns, version: str) -> None:
+    cni, a = Cni(lab), make_netns("a")
+    netns.run(a, "ip", "link", "set", "lo", "down")
+    config = {"kind": "loopback", "cniVersion": version}
+    result = cni.call("ADD", a, config, IFNAME="lo")
+    assert plain(result) == ["127.0.0.1", "::1"] and result["interfaces"][0]["name"] == "lo"
+    assert pings(a, "127.0.0.1")
+    assert cni.call("DEL", a, config, IFNAME="lo") == ""
+
+
+def test_promiscuous_and_hairpin_exclude_each_other(lab: Lab, make_netns: MakeNetns) -> None:
+    cni, a = Cni(lab), make_netns("a")
+    answer = cni.call("ADD", a, {**BRIDGED, "promiscMode": True, "hairpinMode": True})
+    assert answer["code"] == 7 and "promiscMode, hairpinMode" in answer["msg"]
+    cni.add(a, {**BRIDGED, "promiscMode": True})
+    assert "PROMISC" in lab.nodes[0].run("ip", "link", "show", "br-own")
+    assert "hairpin off" in lab.nodes[0].run("ip", "-d", "link", "show", "master", "br-own")
+    cni.delete(a, BRIDGED)
+    answer = cni.call("ADD", a, {"promiscMode": True})
+    assert answer["code"] == 7 and "npbr0" in answer["msg"]
+
+
+def test_aliases_are_in_the_record(lab: Lab, make_netns: MakeNetns) -> None:
+    cni, a = Cni(lab), make_netns("a")
+    cni.add(a, {"runtimeConfig": {"aliases": {"net": ["web", "www"]}, "cgroupPath": "/pods/x"}})
+    (record,) = [r for r in records(lab) if r["spec"]["netns"] == a]
+    assert record["spec"]["aliases"] == ["web", "www"]
+    cni.delete(a)
+
+
+def records(lab: Lab) -> list[dict[str, Any]]:
+    text = lab.netplane("get", "Attachment", "-o", "json")
+    doc = json.loads(text) if text.strip() else {}
+    found: list[dict[str, Any]] = doc.get("items", [doc] if doc else [])
+    return found

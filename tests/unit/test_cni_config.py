@@ -1,0 +1,115 @@
+"""What the reference plugins' keys mean here, and what is refused by its name."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from netplane.cni import tuning
+from netplane.cni.config import NetConf, parse_config
+from netplane.cni.errors import Refused
+from netplane.cni.ranges import Range
+
+RANGES = {"ranges": [[{"subnet": "10.88.0.0/24"}]]}
+
+
+def parse(only_identity: bool = False, **config: Any) -> NetConf:
+    doc = {"cniVersion": "1.1.0", "name": "net", "type": "netplane", **config}
+    return parse_config(json.dumps(doc).encode(), only_identity)
+
+
+def mapped(**more: Any) -> dict[str, Any]:
+    return {"runtimeConfig": {"portMappings": [{"hostPort": 1, "containerPort": 1, **more}]}}
+
+
+def test_a_conflist_of_the_bridge_plugin_moves_over_by_its_type() -> None:
+    config = parse(
+        bridge="cni0", isGateway=True, isDefaultGateway=True, forceAddress=False, ipMasq=True, mtu=1400,
+        hairpinMode=True, promiscMode=False, vlan=0, preserveDefaultVlan=False, macspoofchk=True,
+        enabledad=False, disableContainerInterface=False, portIsolation=True,
+        ipam={"type": "host-local", "ranges": [[{"subnet": "10.88.0.0/16"}]], "dataDir": "/run/x"},
+    )  # fmt: skip
+    assert (config.bridge, config.is_gateway, config.leases.type) == ("cni0", True, "host-local")
+    assert config.leases.delegated and config.own_range
+
+
+@pytest.mark.parametrize(
+    ("config", "code", "names"),
+    [
+        ({"vlan": 100}, 2, "vlan"),
+        ({"vlanTrunk": [{"id": 1}]}, 2, "vlanTrunk"),
+        ({"enabledad": True}, 2, "enabledad"),
+        ({"disableContainerInterface": True}, 2, "disableContainerInterface"),
+        ({"kind": "ipvlan"}, 7, "kind"),
+        ({"master": "eth0"}, 2, "master: belongs to kind macvlan"),
+        ({"kind": "ptp", "bridge": "b"}, 2, "bridge: belongs to kind bridge"),
+        ({"bridge": "b"}, 7, "bridge"),
+        ({"isGateway": False}, 7, "isGateway"),
+        ({"bridge": "npbr0", "ipam": RANGES}, 7, "npbr0"),
+        ({"bridge": "a name", "ipam": RANGES}, 7, "bridge"),
+        ({"ipMasqBackend": "iptables"}, 7, "ipMasqBackend"),
+        ({"kind": "macvlan", "mode": "tunnel"}, 7, "mode"),
+        ({"ipam": {"type": "netplane", "dataDir": "/x"}}, 2, "ipam.dataDir"),
+        ({"ipam": {"type": "../sh"}}, 7, "ipam.type"),
+        ({"ipam": {"ranges": [{"subnet": "10.0.0.0/24"}]}}, 7, "ipam.ranges"),
+        ({"ipam": {"ranges": [[{"subnet": "10.0.0.1/24"}]]}}, 7, "host bits"),
+        ({"ipam": {"ranges": [[{"subnet": "10.0.0.0/31"}]]}}, 7, "no room"),
+        ({"ipam": {"ranges": [[{"subnet": "10.0.0.0/24", "rangeStart": "10.1.0.1"}]]}}, 7, "rangeStart"),
+        ({"ipam": {"ranges": [[{"subnet": "10.0.0.0/24"}], [{"subnet": "10.0.0.0/25"}]]}}, 7, "overlaps"),
+        ({"ipam": {**RANGES, "routes": [{"dst": "::/0", "gw": "10.0.0.1"}]}}, 7, "family"),
+        ({"ipam": {**RANGES, "routes": [{"dst": "10.0.0.0/8", "scope": 7}]}}, 7, "scope"),
+        ({"sysctl": {"kernel.msgmax": "1"}}, 7, "kernel.msgmax"),
+        (mapped(hostPort=0), 7, "hostPort"),
+        (mapped(protocol="x"), 7, "protocol"),
+        (mapped(hostIP="::1"), 7, "::1"),
+        ({"kind": "macvlan", **mapped()}, 7, "macvlan"),
+        ({"runtimeConfig": {"bandwidth": {"ingressRate": 1000}}}, 7, "ingressRate"),
+        ({"runtimeConfig": {"bandwidth": {"egressRate": 1, "egressBurst": 1}}}, 7, "egressRate"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_refused_by_its_name(config: dict[str, Any], code: int, names: str) -> None:
+    with pytest.raises(Refused) as caught:
+        parse(**config)
+    assert (caught.value.code, names in str(caught.value)) == (code, True), str(caught.value)
+
+
+def test_del_reads_whose_addresses_they_were_and_nothing_that_could_be_wrong() -> None:
+    config = parse(True, vlan=7, kind="tunnel", ipam={"type": "host-local", "ranges": 7}, bridge=3)
+    assert (config.leases.type, config.is_ipam) == ("host-local", False)
+    assert parse(True, type="bridge", ipam={"type": "netplane"}).is_ipam
+    assert parse(True, ipam=3).leases.type == ""
+
+
+def test_under_another_plugin_its_keys_are_not_ours_to_judge() -> None:
+    config = parse(type="bridge", vlan=7, isGateway="yes", ipam={"type": "netplane", **RANGES})
+    assert config.is_ipam
+    assert config.leases.sets == ((Range("10.88.0.0/24", "10.88.0.1", "10.88.0.254", "10.88.0.1"),),)
+
+
+def test_ipv6_and_bounds_of_ranges() -> None:
+    one = {"subnet": "fd00::/64", "rangeStart": "fd00::10", "rangeEnd": "fd00::1f", "gateway": "fd00::1"}
+    config = parse(ipam={"type": "netplane", **one, "routes": [{"dst": "::/0"}]})
+    assert config.leases.sets == ((Range("fd00::/64", "fd00::10", "fd00::1f", "fd00::1"),),)
+    assert config.leases.routes[0].dst == "::/0"
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [
+        ("net.core.somaxconn", "net/core/somaxconn"),
+        ("net/ipv4/conf/eth0.1/forwarding", "net/ipv4/conf/eth0.1/forwarding"),
+        ("net.ipv4.conf.eth0/1.forwarding", "net/ipv4/conf/eth0.1/forwarding"),
+        ("net.ipv4.conf.IFNAME.arp_filter", "net/ipv4/conf/eth7/arp_filter"),
+    ],
+)
+def test_names_of_sysctls(name: str, path: str) -> None:
+    assert tuning.settings({name: "1"}, "eth7") == {path: "1"}
+
+
+def test_the_administrators_list_is_obeyed() -> None:
+    allowed = "# allowed\n^net\\.core\\.somaxconn$\n^net\\.ipv4\\.conf\\.IFNAME\\.[a-z_]*$\n"
+    fine = {"net.core.somaxconn": "1", "net/ipv4/conf/IFNAME/arp_filter": "1"}
+    assert tuning.refused(fine, allowed) == ""
+    assert "net.ipv4.ip_forward" in tuning.refused({"net.ipv4.ip_forward": "1"}, allowed)
