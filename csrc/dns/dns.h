@@ -97,11 +97,13 @@ struct np_rrset {
 	_Atomic uint32_t turn;
 };
 
-struct np_entry {
+struct np_entry { /* one allocation, in the order that a lookup reads it */
+	struct np_entry *_Atomic next; /* in its bucket; with a turn all that ever changes */
 	uint64_t hash;
 	uint8_t name_len;
 	uint8_t to_python; /* an alias: followed there */
 	uint16_t rrsets;
+	uint32_t size; /* of the allocation */
 	const uint8_t *name;
 	struct np_rrset rrset[];
 };

@@ -1,8 +1,8 @@
 /* The names: a hash table that one writer changes under the readers' eyes.
  *
- * A bucket is a list of nodes, each with an entry that never changes. Putting links a new node in with
- * one store, removing links one out with one store: a reader sees the old list or the new one. What
- * was unlinked waits in `gone` until np_table_commit has seen all readers pass.
+ * A bucket is a list of entries that never change. Putting links a new one in with one store, removing
+ * links one out with one store: a reader sees the old list or the new one. What was unlinked waits in
+ * `gone` until np_table_commit has seen all readers pass.
  *
  * The table is not one state in time across names (Python's view is); each name is.
  */
@@ -15,14 +15,9 @@
 
 enum { BUCKETS_MIN = 64 };
 
-struct node {
-	struct node *_Atomic next;
-	struct np_entry *entry;
-};
-
 struct buckets {
 	uint64_t mask;
-	struct node *_Atomic head[];
+	struct np_entry *_Atomic head[];
 };
 
 struct gone { /* to be freed after the next grace period */
@@ -71,6 +66,16 @@ struct np_table *np_table_new(const uint8_t *apex, int len)
 	return t;
 }
 
+static void buckets_free(struct buckets *b)
+{
+	for (uint64_t i = 0; b && i <= b->mask; i++)
+		for (struct np_entry *next, *e = b->head[i]; e; e = next) {
+			next = e->next;
+			free(e);
+		}
+	free(b);
+}
+
 static void collect(struct np_table *t)
 {
 	while (t->gone) {
@@ -87,16 +92,7 @@ void np_table_free(struct np_table *t)
 {
 	if (!t)
 		return;
-	for (uint64_t i = 0; i <= t->buckets->mask; i++) {
-		struct node *next, *n = t->buckets->head[i];
-
-		for (; n; n = next) {
-			next = n->next;
-			free(n->entry);
-			free(n);
-		}
-	}
-	free(t->buckets);
+	buckets_free(t->buckets);
 	collect(t);
 	free(t);
 }
@@ -107,15 +103,11 @@ const struct np_entry *np_table_find(const struct np_table *t, const uint8_t *na
 {
 	uint64_t hash = np_hash(t->key, name, len);
 	const struct buckets *b = atomic_load_explicit(&t->buckets, memory_order_acquire);
-	const struct node *n = atomic_load_explicit(&b->head[hash & b->mask], memory_order_acquire);
+	const struct np_entry *e = atomic_load_explicit(&b->head[hash & b->mask], memory_order_acquire);
 
-	for (; n; n = atomic_load_explicit(&n->next, memory_order_acquire)) {
-		const struct np_entry *e = n->entry;
-
-		if (e->hash == hash && e->name_len == len && !memcmp(e->name, name, (size_t)len))
-			return e;
-	}
-	return NULL;
+	while (e && !(e->hash == hash && e->name_len == len && !memcmp(e->name, name, (size_t)len)))
+		e = atomic_load_explicit(&e->next, memory_order_acquire);
+	return e;
 }
 
 /* The records of one type; of ANY the first type, which is the lowest (RFC 8482 4.1). */
@@ -175,23 +167,28 @@ static int measure(const uint8_t *data, int len, uint32_t *rrsets, uint32_t *rec
 	return 0;
 }
 
-/* One allocation: the entry, its RRsets, where the records end, the records, the name. */
-static struct np_entry *entry_new(const uint8_t *name, int name_len, const uint8_t *data, int len, uint64_t *size)
+/* One allocation: the entry, its RRsets, where the records end, the name, the records. */
+static struct np_entry *entry_new(const uint8_t *name, int name_len, const uint8_t *data, int len)
 {
 	uint32_t rrsets, records, bytes;
+	uint64_t size;
 	struct np_entry *e;
 	uint32_t *ends;
 	uint8_t *body;
 
 	if (measure(data, len, &rrsets, &records, &bytes))
 		return NULL;
-	*size = sizeof(*e) + rrsets * sizeof(e->rrset[0]) + records * sizeof(*ends) + bytes + (uint64_t)name_len;
-	e = calloc(1, *size);
+	size = sizeof(*e) + rrsets * sizeof(e->rrset[0]) + records * sizeof(*ends) + bytes + (uint64_t)name_len;
+	e = size > UINT32_MAX ? NULL : calloc(1, size);
 	if (!e)
 		return NULL;
 	ends = (uint32_t *)(e->rrset + rrsets);
-	body = (uint8_t *)(ends + records);
+	body = memcpy(ends + records, name, (size_t)name_len);
+	e->name = body;
+	e->name_len = (uint8_t)name_len;
+	e->size = (uint32_t)size;
 	e->rrsets = (uint16_t)rrsets;
+	body += name_len;
 	for (uint32_t i = 0; i < rrsets; i++) {
 		struct np_rrset *set = &e->rrset[i];
 		struct put head;
@@ -214,63 +211,80 @@ static struct np_entry *entry_new(const uint8_t *name, int name_len, const uint8
 		}
 		e->to_python |= head.type == NP_TYPE_CNAME;
 	}
-	memcpy(body, name, (size_t)name_len);
-	e->name = body;
-	e->name_len = (uint8_t)name_len;
 	return e;
 }
 
-static void let_go(struct np_table *t, struct gone **slot, void *what)
+/* In no list yet. */
+static struct np_entry *entry_copy(const struct np_entry *e)
 {
-	struct gone *g = *slot;
+	struct np_entry *copy = calloc(1, e->size);
+	const uint8_t *from = (const uint8_t *)e;
+	uint8_t *to = (uint8_t *)copy;
+	size_t fixed = sizeof(*e) + e->rrsets * sizeof(e->rrset[0]);
 
-	*slot = NULL;
-	g->what = what;
-	g->next = t->gone;
-	t->gone = g;
+	if (!copy)
+		return NULL;
+	copy->hash = e->hash;
+	copy->name_len = e->name_len;
+	copy->to_python = e->to_python;
+	copy->rrsets = e->rrsets;
+	copy->size = e->size;
+	copy->name = to + (e->name - from);
+	for (int i = 0; i < e->rrsets; i++) {
+		const struct np_rrset *set = &e->rrset[i];
+
+		copy->rrset[i] = (struct np_rrset){
+			.type = set->type, .rotates = set->rotates, .count = set->count, .size = set->size,
+			.ends = (uint32_t *)(to + ((const uint8_t *)set->ends - from)),
+			.data = to + (set->data - from),
+			.turn = atomic_load_explicit(&set->turn, memory_order_relaxed), /* readers change it */
+		};
+	}
+	memcpy(to + fixed, from + fixed, e->size - fixed);
+	return copy;
 }
 
-/* Twice the buckets, with nodes of their own for the same entries. */
+/* An entry that nobody finds any more; note is the memory to remember it by. */
+static void let_go(struct np_table *t, struct gone *note, struct np_entry *e)
+{
+	t->bytes -= e->size;
+	note->what = e;
+	note->next = t->gone;
+	t->gone = note;
+}
+
+/* Twice the buckets, with copies of the entries: each can be in one list only. */
 static int grow(struct np_table *t)
 {
 	struct buckets *old = t->buckets, *new = buckets_new((old->mask + 1) * 2);
-	int result = new ? 0 : -ENOMEM;
 
-	for (uint64_t i = 0; !result && i <= old->mask; i++)
-		for (struct node *n = old->head[i]; n && !result; n = n->next) {
-			struct node *twin = malloc(sizeof(*twin));
-			struct node *_Atomic *head = &new->head[n->entry->hash & new->mask];
+	if (!new)
+		return -ENOMEM;
+	for (uint64_t i = 0; i <= old->mask; i++)
+		for (struct np_entry *e = old->head[i]; e; e = e->next) {
+			struct np_entry *_Atomic *head = &new->head[e->hash & new->mask];
+			struct np_entry *copy = entry_copy(e);
 
-			if (!twin) {
-				result = -ENOMEM;
-				break;
+			if (!copy) {
+				buckets_free(new);
+				return -ENOMEM;
 			}
-			twin->entry = n->entry;
-			twin->next = *head;
-			*head = twin;
+			copy->next = *head;
+			*head = copy;
 		}
-	if (!result)
-		atomic_store_explicit(&t->buckets, new, memory_order_release);
-	np_readers_wait(&t->readers); /* then the old nodes are nobody's, or the new ones never were seen */
-	for (struct buckets *b = result ? new : old; b; b = NULL) {
-		for (uint64_t i = 0; i <= b->mask; i++)
-			for (struct node *next, *n = b->head[i]; n; n = next) {
-				next = n->next;
-				free(n);
-			}
-		free(b);
-	}
-	return result;
+	atomic_store_explicit(&t->buckets, new, memory_order_release);
+	np_readers_wait(&t->readers);
+	buckets_free(old);
+	return 0;
 }
 
-/* The link that leads to the node of a name, or the end of its bucket. */
-static struct node *_Atomic *place_of(struct np_table *t, uint64_t hash, const uint8_t *name, int len)
+/* The link that leads to the entry of a name, or the end of its bucket. */
+static struct np_entry *_Atomic *place_of(struct np_table *t, uint64_t hash, const uint8_t *name, int len)
 {
-	struct node *_Atomic *at = &t->buckets->head[hash & t->buckets->mask];
+	struct np_entry *_Atomic *at = &t->buckets->head[hash & t->buckets->mask];
 
-	for (struct node *n; (n = *at); at = &n->next)
-		if (n->entry->hash == hash && n->entry->name_len == len &&
-		    !memcmp(n->entry->name, name, (size_t)len))
+	for (struct np_entry *e; (e = *at); at = &e->next)
+		if (e->hash == hash && e->name_len == len && !memcmp(e->name, name, (size_t)len))
 			break;
 	return at;
 }
@@ -286,79 +300,59 @@ static void keep_turns(struct np_entry *new, const struct np_entry *old)
 	}
 }
 
-static uint64_t size_of(const struct np_entry *e)
-{
-	return (uint64_t)(e->name + e->name_len - (const uint8_t *)e);
-}
-
 /* A name comes, or its records change. data: per RRset, lowest type first, a struct put and for each
  * record 16 bits of length and its bytes, all in the machine's order; none: the name only exists. */
 int np_table_put(struct np_table *t, const uint8_t *name, int name_len, const uint8_t *data, int len)
 {
-	struct gone *slots[2] = { malloc(sizeof(struct gone)), malloc(sizeof(struct gone)) };
-	struct node *n = malloc(sizeof(*n)), *old;
-	struct np_entry *e = NULL;
-	struct node *_Atomic *at;
-	uint64_t size = 0;
-	int result = -EINVAL;
+	struct np_entry *_Atomic *at;
+	struct np_entry *e, *old;
+	struct gone *note;
+	int result;
 
 	if (name_len < 1 || name_len > NP_NAME_MAX)
-		goto out;
-	e = entry_new(name, name_len, data, len, &size);
+		return -EINVAL;
+	e = entry_new(name, name_len, data, len);
 	if (!e)
-		goto out;
-	result = -ENOMEM;
-	if (!slots[0] || !slots[1] || !n)
-		goto out;
+		return -EINVAL;
+	note = malloc(sizeof(*note));
+	result = !note ? -ENOMEM : t->names > t->buckets->mask ? grow(t) : 0;
+	if (result)
+		goto fail;
 	e->hash = np_hash(t->key, name, name_len);
-	if (t->names > t->buckets->mask && (result = grow(t)))
-		goto out;
 	at = place_of(t, e->hash, name, name_len);
 	old = *at;
 	if (old)
-		keep_turns(e, old->entry);
-	n->entry = e;
-	n->next = old ? old->next : NULL;
-	atomic_store_explicit(at, n, memory_order_release);
+		keep_turns(e, old);
+	e->next = old ? old->next : NULL;
+	t->bytes += e->size;
 	t->names += !old;
-	t->bytes += size;
-	if (old) {
-		t->bytes -= size_of(old->entry);
-		let_go(t, &slots[0], old->entry);
-		let_go(t, &slots[1], old);
-	}
-	n = NULL;
-	e = NULL;
-	result = 0;
-out:
+	atomic_store_explicit(at, e, memory_order_release);
+	if (old)
+		let_go(t, note, old);
+	else
+		free(note);
+	return 0;
+fail:
+	free(note);
 	free(e);
-	free(n);
-	free(slots[1]);
-	free(slots[0]);
 	return result;
 }
 
 /* A name goes; 0 when it was not there either. */
 int np_table_remove(struct np_table *t, const uint8_t *name, int name_len)
 {
-	struct node *_Atomic *at = place_of(t, np_hash(t->key, name, name_len), name, name_len);
-	struct gone *slots[2];
-	struct node *old = *at;
+	struct np_entry *_Atomic *at = place_of(t, np_hash(t->key, name, name_len), name, name_len);
+	struct np_entry *old = *at;
+	struct gone *note;
 
 	if (!old)
 		return 0;
-	slots[0] = malloc(sizeof(struct gone));
-	slots[1] = malloc(sizeof(struct gone));
-	if (!slots[0] || !slots[1]) {
-		free(slots[0]);
-		free(slots[1]);
+	note = malloc(sizeof(*note));
+	if (!note)
 		return -ENOMEM;
-	}
-	atomic_store_explicit(at, old->next, memory_order_release);
 	t->names--;
-	t->bytes -= size_of(old->entry);
-	let_go(t, &slots[0], old->entry);
-	let_go(t, &slots[1], old);
+	atomic_store_explicit(at, old->next, memory_order_release);
+	let_go(t, note, old);
 	return 0;
 }
 
@@ -381,7 +375,7 @@ void np_table_divert(struct np_table *t, int what)
 
 uint64_t np_table_bytes(const struct np_table *t)
 {
-	return t->bytes + (t->names + t->buckets->mask + 1) * sizeof(struct node);
+	return t->bytes + (t->buckets->mask + 1) * sizeof(t->buckets->head[0]);
 }
 
 uint64_t np_table_names(const struct np_table *t)
