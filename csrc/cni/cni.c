@@ -1,7 +1,9 @@
 /* netplane, the CNI plugin: hands the runtime's request to the node's agent and prints its answer.
  *
  * Rule 1: it decides nothing; only VERSION and what concerns the agent's absence is answered here.
- * Rule 2: it never hangs: no agent, or none that answers in time, is CNI error 11 (50 for STATUS).
+ * Rule 2: where nobody listens, a configuration that can do without an agent is handed to the program
+ *         beside this one (standalone.c).
+ * Rule 3: it never hangs: no agent, or none that answers in time, is CNI error 11 (50 for STATUS).
  */
 #include <errno.h>
 #include <stdio.h>
@@ -79,7 +81,7 @@ static int request_read(struct np_request *request)
 }
 
 /* Says which socket did not answer, why, and how the agent is started. */
-static int refuse(const struct np_request *request, int err)
+static int refuse(const struct np_request *request, int err, int alone)
 {
 	int code = strcmp(request->command, "STATUS") ? NP_CODE_LATER : NP_CODE_UNAVAILABLE;
 	char message[512], details[512];
@@ -103,6 +105,10 @@ static int refuse(const struct np_request *request, int err)
 		 "start it with: netplane agent --node NAME --run-dir %.*s (the socket is RUN_DIR/cni.sock)",
 		 (int)(strrchr(request->socket, '/') ? strrchr(request->socket, '/') - request->socket : 0),
 		 request->socket);
+	if (alone)
+		snprintf(details, sizeof(details),
+			 "it cannot be done without one: %s: " NP_STANDALONE
+			 " beside this program (put there by: netplane install)", strerror(-alone));
 	return np_reply_error(request->version, code, message, details);
 }
 
@@ -110,12 +116,14 @@ static int forward(const struct np_request *request)
 {
 	struct np_buffer frame = { .max = 3 * NP_CONFIG_MAX }, raw = { .max = NP_ANSWER_MAX };
 	struct np_answer answer;
-	int err = request_frame(request, &frame), status = 1;
+	int err = request_frame(request, &frame), status = 1, alone = 0;
 
 	if (!err)
 		err = np_agent_ask(request->socket, &frame, request->timeout, &raw, &answer);
+	if (err == -ENOENT || err == -ECONNREFUSED)
+		alone = np_standalone_run(&request->config);
 	if (err)
-		status = refuse(request, err);
+		status = refuse(request, err, alone);
 	else
 		status = np_reply_write(answer.text, answer.size) ? 1 : answer.status;
 	np_buffer_free(&raw);

@@ -1,7 +1,8 @@
-/* The CNI binary: a thin client of the agent. Four nouns, one file each:
+/* The CNI binary: a thin client of the agent. Five nouns, one file each:
  *   json     finds one top-level string of a configuration, and writes strings
  *   buffer   bytes that grow to a bound
  *   agent    one request over the agent's unix socket, within a deadline
+ *   standalone  hands over to the program that needs no agent
  *   reply    what goes to stdout: the agent's words, or a CNI error of our own
  * Functions return 0 or more, or -errno. Nothing here decides anything about networks.
  */
@@ -52,6 +53,9 @@ struct np_answer {
 
 int np_agent_ask(const char *path, const struct np_buffer *request, time_t seconds,
 		 struct np_buffer *raw, struct np_answer *answer);
+
+#define NP_STANDALONE "netplane-standalone"
+int np_standalone_run(const struct np_buffer *config);
 
 int np_reply_write(const char *text, size_t size);
 int np_reply_error(const char *version, int code, const char *message, const char *details);

@@ -51,7 +51,10 @@ def pod_down(pod: Pod, gone: Attachment, rest: Iterable[Attachment], hosts: tupl
     if not set(pod.ips) & set(_plain(gone)):
         return pod
     if ready:
-        best = max(ready, key=lambda a: (a.metadata.creation_timestamp, a.revision))
+        best = max(
+            ready,
+            key=lambda a: a.revision,  # clocks jump, revisions grow
+        )
         status = _with_ips(pod.status, best, hosts)
     else:
         phase = "Pending" if pod.status.phase == "Running" else pod.status.phase

@@ -1,6 +1,7 @@
 """The agent's end of the CNI binary: a unix socket, a thread per request in hand, one answer each.
 
-Rule 1: only root (and the agent's own user) may speak: the socket has mode 0600.
+Rule 1: only root (and the agent's own user) may speak: the socket has mode 0600, and the kernel is asked
+        who connected.
 Rule 2: whatever happens, the runtime gets CNI's JSON, never a traceback and never silence.
 """
 
@@ -11,6 +12,7 @@ import logging
 import os
 import socket
 import stat
+import struct
 import threading
 from pathlib import Path
 
@@ -100,7 +102,7 @@ class CniServer:
             if not raw:
                 return
             try:
-                connection.sendall(self.answer(raw))
+                connection.sendall(_stranger(connection) or self.answer(raw))
             except OSError as exc:
                 log.warning("the answer to a CNI request was not taken (%s); the runtime will DEL", exc)
 
@@ -131,6 +133,15 @@ def _check_own_namespace(path: str) -> None:
     with contextlib.suppress(OSError):
         if path and os.path.samefile(path, "/proc/self/ns/net"):
             raise Refused(ENVIRONMENT, f"CNI_NETNS: {path} is the node's own network namespace")
+
+
+def _stranger(connection: socket.socket) -> bytes:
+    """What another user is told, whatever became of the socket's mode; b"" for root and our own."""
+    _, user, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    if user in (0, os.geteuid()):
+        return b""
+    refused = Refused(ENVIRONMENT, f"this agent answers root and user {os.geteuid()}, not user {user}")
+    return _failure(refused, "", "")
 
 
 def _receive(connection: socket.socket) -> bytes:

@@ -65,7 +65,7 @@ class Verbs:
         if verb is not None:
             with self._locks.hold((request.container_id, request.ifname)), self._lane(request.command):
                 return verb(request)
-        return {"STATUS": self.status, "GC": self.collect}[request.command](request)
+        return {"STATUS": self.status, "GC": self.collect, "VERSION": _versions}[request.command](request)
 
     def _lane(self, command: str) -> AbstractContextManager[Any]:
         """ADDs are work for the processor: more at once than it has cores would only be in each other's
@@ -431,6 +431,13 @@ class Verbs:
 
     def _record(self, snapshot: Snapshot, name: str) -> Attachment | None:
         return self._owed.get(name) or snapshot.get(Attachment, "", name)
+
+
+def _versions(request: Request) -> dict[str, Any]:
+    """The binary answers this by itself; others that speak to the socket may ask too."""
+    from .config import VERSIONS
+
+    return {"cniVersion": request.config.version, "supportedVersions": list(VERSIONS)}
 
 
 class _Claimed(Conflict):

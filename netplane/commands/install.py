@@ -1,9 +1,12 @@
-"""netplane install: the CNI binary and a network configuration, where the container runtime looks."""
+"""netplane install: the CNI binary, its helper for machines without an agent, and a network
+configuration, where the container runtime looks."""
 
 from __future__ import annotations
 
 import json
 import os
+import shlex
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ from ..cni.config import CAPABILITIES
 from ..model.errors import Invalid
 
 BINARY = Path(__file__).parent.parent / "_bin" / "netplane-cni"
+STANDALONE = "netplane-standalone"
 CONFLIST = "10-netplane.conflist"
 
 
@@ -32,6 +36,11 @@ def conflist(socket: str) -> dict[str, Any]:
     return {**versions, "name": "netplane", "plugins": [plugin]}
 
 
+def standalone() -> str:
+    """The program beside the binary that does the work where there is no agent."""
+    return f"#!/bin/sh\nexec {shlex.quote(sys.executable)} -I -m netplane.standalone\n"
+
+
 def install(bin_dir: Path, conf_dir: Path, run_dir: Path) -> tuple[Path, Path]:
     """Put both there, each by one atomic rename; what was there is replaced. Raises Invalid, OSError."""
     if not BINARY.exists():
@@ -39,6 +48,7 @@ def install(bin_dir: Path, conf_dir: Path, run_dir: Path) -> tuple[Path, Path]:
     program, configuration = bin_dir / "netplane", conf_dir / CONFLIST
     text = json.dumps(conflist(str(run_dir.absolute() / "cni.sock")), indent=2) + "\n"
     _write(program, BINARY.read_bytes(), 0o755)
+    _write(bin_dir / STANDALONE, standalone().encode(), 0o755)
     _write(configuration, text.encode(), 0o644)
     return program, configuration
 

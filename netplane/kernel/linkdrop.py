@@ -37,22 +37,22 @@ def drop(session: Session, keys: Iterable[FactKey], reaper: Reaper) -> None:
 
 
 def drop_rest(session: Session, netns: str, keys: list[FactKey]) -> list[int]:
-    """Remove all but the links; the indexes of those that are ours, for `delete`. Raises KernelError."""
+    """Remove all but the links and what goes with them; the indexes of those that are ours, for `delete`."""
     names = [str(key[2]) for key in keys if key[0] == "link"]
-    rest = [key for key in keys if key[0] != "link"]
+    doomed = ours(session.socket(netns), names)
+    rest = [key for key in keys if key[0] == "route" or (key[0] != "link" and key[2] not in doomed)]
     if rest:
         _remove(session, netns, rest)
-    doomed = ours(session.socket(netns), names)
     for name in names:
         session.forget(netns, name)
-    return doomed
+    return list(doomed.values())
 
 
-def ours(sock: Socket, names: list[str]) -> list[int]:
+def ours(sock: Socket, names: list[str]) -> dict[str, int]:
     """The indexes of those links of these names that are ours. Raises KernelError."""
     answers = sock.must([linkmsg.get(name) for name in names], fine=GONE)
-    found = (linkmsg.owned(answer.body) for answer in answers if answer.body)
-    return [index for index, is_ours in found if is_ours]
+    found = {n: linkmsg.owned(a.body) for n, a in zip(names, answers, strict=True) if a.body}
+    return {name: index for name, (index, is_ours) in found.items() if is_ours}
 
 
 def delete(sock: Socket, doomed: list[int]) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from ..model.base import Key, Object
-from ..model.facts import Driver, Scope
+from ..model.facts import Driver, FactKey, Facts, Scope
 from ..model.snapshot import Snapshot
 from ..store.base import Store
 from .base import Controller, Delete, Event, Put, Room, Write
@@ -44,6 +44,11 @@ class Core:
         self._mirror.start()
         self._rooms.start()
         self._controls.start()
+
+    def load(self) -> None:
+        """Instead of `start`, for one piece of work: read the store, ask the drivers, no loops."""
+        self._mirror.load()
+        self._rooms.adopt()
 
     def stop(self) -> None:
         """Stop working; what the kernel holds stays."""
@@ -91,10 +96,18 @@ class Core:
         for error in self._rooms.settle(list(scopes), before).values():
             raise error
 
+    def sweep(self, ours: Callable[[FactKey], bool]) -> None:
+        """Remove those facts that nobody wants of which ``ours`` says so (after `load`)."""
+        for settler in self._rooms.settlers:
+            settler.sweep(ours)
+
+    def wanted(self, scope: Scope) -> Facts:
+        """What the kernel must hold for this scope, by the newest snapshot. Raises Invalid."""
+        return self._rooms.rooms[scope.room].render(scope, self.snapshot())
+
     def verify(self, scopes: Iterable[Scope]) -> list[str]:
         """In words, how the kernel differs from what these scopes want (drivers that can tell)."""
-        snapshot = self.snapshot()
-        facts = [f for s in scopes for f in self._rooms.rooms[s.room].render(s, snapshot)]
+        facts = [fact for scope in scopes for fact in self.wanted(scope)]
         found: list[str] = []
         for settler in self._rooms.settlers:
             check = getattr(settler.driver, "verify", None)

@@ -96,6 +96,11 @@ class Ledger:
                     dropped.append(key)
         return list(dict.fromkeys(dropped))
 
+    def claim(self, updates: Updates) -> None:
+        """Remember what these scopes want without bringing it about."""
+        claims = {scope: {f.key: f.mark for f in facts} for scope, facts in updates.items()}
+        self.commit(Difference(Plan(), claims, {}))
+
     def commit(self, done: Difference) -> None:
         """Remember that the driver has carried the plan out."""
         self.have.update(done.wanted)

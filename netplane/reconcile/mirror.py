@@ -42,6 +42,10 @@ class Mirror:
     def start(self) -> None:
         self._thread.start()
 
+    def load(self) -> None:
+        """Read the store once, and do not follow it. Raises Unavailable, Invalid."""
+        self._relist(*self._store.list(self._kinds))
+
     def stop(self) -> None:
         self._stopping.set()
         if self._watch is not None:

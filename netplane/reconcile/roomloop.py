@@ -75,6 +75,15 @@ class RoomLoop:
                 self.queue.add(scope)
         self.queue.add(FINISH, GATHER)
 
+    def adopt(self) -> None:
+        """Without the loop: believe what the drivers hold, and let every scope claim what it wants of it."""
+        snapshot = self._snapshot()
+        scopes = [scope for room in self.rooms.values() for scope in room.scopes(None, snapshot)]
+        rendered, _ = self._render(scopes, snapshot)
+        for settler in self.settlers:
+            settler.resync()
+            settler.adopt({scope: tuple(filter(settler.accepts, facts)) for scope, facts in rendered.items()})
+
     def settle(self, scopes: Sequence[Scope], before: Callable[[], object] | None = None) -> Failures:
         """Render these scopes on the newest snapshot and bring them about; those that failed, and why.
 

@@ -8,11 +8,11 @@ Rule 3: a driver that is `parallel` applies plans of different scopes at once; a
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from ..model.errors import KernelError, NetplaneError, Unavailable
-from ..model.facts import Driver, Fact, Scope
+from ..model.facts import Driver, Fact, FactKey, Plan, Scope
 from .ledger import Ledger, Updates
 
 Failures = dict[Scope, NetplaneError]
@@ -86,10 +86,16 @@ class Settler:
             self.ledger.reset(self.driver.observe())
             self.stale = False
 
-    def sweep(self) -> int:
+    def adopt(self, updates: Updates) -> None:
+        """These scopes want these facts; nothing is done about it."""
+        with self._idle:
+            self.ledger.claim(updates)
+
+    def sweep(self, ours: Callable[[FactKey], bool] = lambda _: True) -> int:
         """Remove what no scope wants; how many facts went. Raises KernelError, Unavailable."""
         with self._alone():
-            plan = self.ledger.orphans()
+            found = self.ledger.orphans()
+            plan = Plan(remove=tuple(key for key in found.remove if ours(key)))
             if plan:
                 self.driver.apply(plan)
                 for key in plan.remove:

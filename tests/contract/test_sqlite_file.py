@@ -14,6 +14,7 @@ import pytest
 
 from netplane.model import codec
 from netplane.model.base import Object
+from netplane.model.changes import Delete, Put
 from netplane.model.errors import Conflict, Invalid, Unavailable
 from netplane.store.sqlite import SqliteStore
 
@@ -161,4 +162,34 @@ def test_store_survives_losing_its_directory_for_good_until_someone_makes_it_ane
     SqliteStore(str(home / "state.db")).close()
     store.put(config("c"))
     assert [o.name for o in store.list()[0]] == ["c"]
+    store.close()
+
+
+def test_a_watcher_that_knows_its_own_writes_is_told_of_the_others(tmp_path: Path) -> None:
+    path = str(tmp_path / "state.db")
+    ours, theirs = SqliteStore(path), SqliteStore(path)
+    with ours.watch(0) as watch:
+        assert watch.skip(ours.put(config("a")).revision) == 1
+        assert watch.next(0.3) == []
+        theirs.put(config("b"))
+        known = ours.put(config("c")).revision
+        assert watch.skip(known) == 1  # 2 is not known yet
+        brought = watch.next(5)
+        assert [c.object.name for c in brought][:1] == ["b"]
+        assert watch.next(0.3) == [] and watch.skip(known) == 3
+        theirs.put(config("d"))
+        assert [c.object.name for c in watch.next(5)] == ["d"]
+    ours.close()
+    theirs.close()
+
+
+def test_puts_and_deletes_of_one_write_are_one_transaction(tmp_path: Path) -> None:
+    store = SqliteStore(str(tmp_path / "state.db"))
+    a = store.put(config("a"))
+    with pytest.raises(Conflict):
+        store.write([Delete(a.key), Put(config("b"), 0), Put(config("b"), 0)])
+    assert [o.name for o in store.list()[0]] == ["a"]
+    gone, made = store.write([Delete(a.key, a.revision), Put(config("b"), 0)])
+    assert (gone.name, made.name, made.revision) == ("a", "b", 3)
+    assert [o.name for o in store.list()[0]] == ["b"]
     store.close()

@@ -328,7 +328,11 @@ def test_a_dead_agents_socket_is_taken_over_and_a_file_is_not(host: IpHost, tmp_
 def test_install_puts_a_working_plugin_there(tmp_path: Path) -> None:
     program, configuration = install(tmp_path / "bin", tmp_path / "conf", tmp_path / "run")
     install(tmp_path / "bin", tmp_path / "conf", tmp_path / "run")
-    assert sorted(p.name for p in tmp_path.glob("*/*")) == ["10-netplane.conflist", "netplane"]
+    assert sorted(p.name for p in tmp_path.glob("*/*")) == [
+        "10-netplane.conflist",
+        "netplane",
+        "netplane-standalone",
+    ]
     assert program.stat().st_mode & 0o777 == 0o755
     doc = json.loads(configuration.read_text())
     assert doc["plugins"][0]["socket"] == f"{tmp_path}/run/cni.sock"

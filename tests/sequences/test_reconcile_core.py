@@ -202,3 +202,41 @@ def test_what_somebody_else_changed_is_mended_by_a_resync(
     table.rows.clear()
     core.resync()
     eventually(lambda: names(table) == ["a"])
+
+
+def test_what_an_edge_brings_about_is_not_done_again_by_the_loop(table: Table, core: Core) -> None:
+    core.start()
+    assert core.wait_synced(5)
+    plans = table.plans
+    web = service("web")
+    core.sync([Scope("names", "web")], lambda: core.put(web, 0))
+    assert names(table) == ["web"] and table.plans == plans + 1
+    core.put(service("other"))  # the loop's: when it is through, so is whatever was queued before
+    eventually(lambda: names(table) == ["other", "web"])
+    assert table.plans == plans + 2
+
+
+def test_a_write_that_fails_leaves_its_scope_to_the_loop(table: Table, core: Core) -> None:
+    core.start()
+    assert core.wait_synced(5)
+
+    def half() -> None:
+        core.put(service("web"), 0)
+        raise Invalid("the second write was refused")
+
+    with pytest.raises(Invalid):
+        core.sync([Scope("names", "web")], half)
+    eventually(lambda: names(table) == ["web"])
+
+
+def test_one_piece_of_work_without_the_loops(store: MemoryStore, table: Table) -> None:
+    store.put(service("kept"))
+    left = Record(name="left", type="A", data=("10.96.0.9",))
+    table.rows = {left.key: left.mark, **{f.key: f.mark for f in [Record("kept", "A", ("10.96.0.1",))]}}
+    core = Core(store, [(NameRoom(), (table,))])
+    core.load()
+    core.sync([Scope("names", "new")], lambda: core.put(service("new"), 0))
+    assert names(table) == ["kept", "left", "new"]
+    core.sweep(lambda key: key == left.key)
+    core.sync([Scope("names", "kept")], lambda: core.delete(service("kept").key))
+    assert names(table) == ["new"]

@@ -1,0 +1,207 @@
+"""CNI without an agent: one request, done in this process on the embedded store.
+
+The CNI binary starts this where no agent listens (`python -m netplane.standalone`, with the runtime's
+environment and stdin), for podman, nerdctl and cnitool on machines that run no daemon. It is the agent's
+own code (verbs, room, drivers, store) without its loops.
+
+Rule 1: one request at a time on a state directory (a lock that dies with its holder), so that addresses
+        are unique; an agent that came up in between is asked instead.
+Rule 2: every start undoes what a killed one left: an ADD by its record, as the agent does, a DEL by the
+        journal. Nothing else in the kernel is swept: it may be that of an agent on another store.
+Rule 3: whatever happens, the runtime gets CNI's JSON, never a traceback and never silence.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from .agent import _Host
+from .cni import frame as wire
+from .cni.errors import NEWEST, error_json
+from .cni.render import BASE, CniConfig, CniRoom
+from .cni.server import CniServer
+from .kernel.nft_guard import GuardDriver
+from .kernel.nftables import NftDriver
+from .kernel.rtnetlink import LinkDriver
+from .model.base import Object
+from .model.changes import Delete, Write
+from .model.errors import Invalid, NetplaneError, Unavailable
+from .model.facts import FactKey, Scope
+from .model.own import Attachment
+from .reconcile.core import Core
+from .store.sqlite import SqliteStore
+
+STATE_DIR = "/var/lib/netplane"
+SOCKET = "/run/netplane/cni.sock"
+PATIENCE = 20.0  # seconds to wait for other requests, below the runtime's own
+
+
+def main() -> int:
+    """Answer the request of the environment and stdin on stdout; the exit status."""
+    frame = wire.Frame(
+        command=_variable("CNI_COMMAND"),
+        container_id=_variable("CNI_CONTAINERID"),
+        netns=_variable("CNI_NETNS"),
+        ifname=_variable("CNI_IFNAME"),
+        args=_variable("CNI_ARGS"),
+        path=_variable("CNI_PATH"),
+        config=sys.stdin.buffer.read(),
+    )
+    status, text = carry_out(frame)
+    sys.stdout.buffer.write(text)
+    return status
+
+
+def _variable(name: str) -> str:
+    return os.environ.get(name, "")
+
+
+def carry_out(frame: wire.Frame) -> tuple[int, bytes]:
+    """One request; exit status and stdout."""
+    config: dict[str, Any] = {}
+    try:
+        config = _document(frame.config)
+        state = Path(_state_dir(config))
+        with exclusive(state):
+            path = str(config.get("socket") or SOCKET)
+            raw = wire.request(frame)
+            answer = _of_agent(path, raw) or _of_ours(path, state, raw)
+        status, text = wire.unpack(answer)
+        return int(status), text
+    except (NetplaneError, OSError) as exc:
+        version = config.get("cniVersion")
+        error = error_json(exc, frame.command, version if isinstance(version, str) else NEWEST)
+        return 1, msgspec.json.encode(error) + b"\n"
+
+
+def _document(raw: bytes) -> dict[str, Any]:
+    try:
+        doc = msgspec.json.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        doc = None
+    if not isinstance(doc, dict):
+        raise Invalid("the network configuration on stdin is not a JSON object")
+    if doc.get("standalone", not doc.get("ipam")) is False or not (doc.get("standalone") or doc.get("ipam")):
+        raise Unavailable(
+            f"no netplane agent at {doc.get('socket') or SOCKET}; start one, or give the network"
+            ' configuration an ipam section or "standalone": true to do without'
+        )
+    return doc
+
+
+def _state_dir(config: dict[str, Any]) -> str:
+    """``stateDir``, or ``ipam.dataDir`` as host-local has it, or the agent's default."""
+    ipam = config.get("ipam")
+    found = config.get("stateDir") or (ipam.get("dataDir") if isinstance(ipam, dict) else "") or STATE_DIR
+    if not isinstance(found, str) or not found.startswith("/"):
+        raise Invalid(f"stateDir: {found!r:.80} must be an absolute path")
+    return found
+
+
+@contextmanager
+def exclusive(state: Path) -> Iterator[None]:
+    """Be the only one at work on this directory. Raises Unavailable after `PATIENCE`."""
+    state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with (state / "standalone.lock").open("a") as lock:
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise Unavailable(f"other CNI requests hold {lock.name} for {PATIENCE:.0f} s") from None
+                time.sleep(0.005)
+        yield
+
+
+def _of_agent(path: str, raw: bytes) -> bytes:
+    """The agent's answer, if one listens by now; else b""."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(PATIENCE)
+        try:
+            connection.connect(path)
+        except (FileNotFoundError, ConnectionRefusedError):
+            return b""
+        connection.sendall(raw)
+        answer = b"".join(iter(lambda: connection.recv(1 << 16), b""))
+    if not answer:
+        raise Unavailable(f"the netplane agent at {path} stopped before it answered")
+    return answer
+
+
+def _of_ours(path: str, state: Path, raw: bytes) -> bytes:
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    node, config = socket.gethostname().lower(), CniConfig(boot_id=boot)
+    with ExitStack() as stack:
+        store = SqliteStore(str(state / "state.db"))
+        stack.callback(store.close)
+        links = LinkDriver()
+        stack.callback(links.close)
+        core = Core(store, [(CniRoom(node, config), (links, NftDriver(), GuardDriver()))])
+        core.load()
+        journal = Journal(state / "standalone.journal")
+        core.sweep(journal.read().__contains__)
+        host = Host(node, boot, core, links, None)
+        host.journal = journal
+        server = CniServer(path, host, config)
+        server.verbs.recover()
+        answer = server.answer(raw)
+        if wire.unpack(answer)[0] == b"0":
+            journal.clear()
+        return answer
+
+
+class Journal:
+    """What the kernel holds of records that are being deleted: after a kill nothing else tells."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def read(self) -> set[FactKey]:
+        try:
+            lines = self._path.read_bytes().splitlines()
+        except FileNotFoundError:
+            return set()
+        found = set()
+        for line in lines:
+            with suppress(msgspec.DecodeError):  # the last line of a process that was killed
+                found.add(_tuple(msgspec.json.decode(line)))
+        return found
+
+    def add(self, keys: Iterable[FactKey]) -> None:
+        with self._path.open("ab") as out:
+            out.write(b"".join(msgspec.json.encode(key) + b"\n" for key in keys))
+
+    def clear(self) -> None:
+        self._path.unlink(missing_ok=True)
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(map(_tuple, value)) if isinstance(value, list) else value
+
+
+class Host(_Host):
+    """The agent's, but that a deletion is written down first."""
+
+    journal: Journal
+
+    def write(self, writes: Sequence[Write]) -> list[Object]:
+        for one in writes:
+            if isinstance(one, Delete) and one.key.kind == Attachment.KIND:
+                self.journal.add(fact.key for fact in self._core.wanted(Scope(BASE.room, one.key.name)))
+        return super().write(writes)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

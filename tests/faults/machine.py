@@ -1,0 +1,135 @@
+"""A node whose agent can be killed at any step, a runtime that calls the plugin, and the host in words."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+from netplane.commands.install import BINARY
+from netplane.kernel import netns
+
+NETPLANE = str(Path(sys.executable).parent / "netplane")
+ROOT = Path(__file__).parents[2]
+NODE = "n1"
+
+
+class Machine:
+    """The node lives in the namespace ``at``; ``prefix`` is put before the agent's command."""
+
+    def __init__(self, at: str, work: Path, prefix: tuple[str, ...] = (), **config: Any) -> None:
+        self.at, self.work, self.prefix = at, work, prefix
+        self.run_dir, self.state, self.death = work / "run", work / "state", work / "death"
+        self.binary = str(BINARY)
+        self.process: subprocess.Popen[bytes] | None = None
+        self.config: dict[str, Any] = {
+            "cniVersion": "1.1.0",
+            "name": "net",
+            "type": "netplane",
+            "socket": str(self.run_dir / "cni.sock"),
+            **config,
+        }
+        self.state.mkdir(exist_ok=True)
+        netns.run(at, "ip", "link", "add", "w0", "up", "type", "bridge")
+        netns.run(at, "ip", "addr", "add", "192.0.2.1/24", "dev", "w0")
+
+    @property
+    def store(self) -> str:
+        return f"sqlite://{self.state / 'state.db'}"
+
+    def start(self) -> None:
+        options = {
+            "--node": NODE,
+            "--store": self.store,
+            "--run-dir": str(self.run_dir),
+            "--state-dir": str(self.state),
+            "--node-ip": "192.0.2.1",
+            "--cluster-cidr": "10.244.0.0/16,fd00:10:244::/48",
+            "--service-cidr": "10.96.0.0/16,fd00:10:96::/112",
+            "--rooms": "cni",
+        }
+        words = [word for pair in options.items() for word in pair]
+        argv = [*self.prefix, sys.executable, "-m", "tests.faults.dying", str(self.death), "agent", *words]
+        with (self.work / "agent.log").open("ab") as log:
+            self.process = netns.popen(self.at, argv, stdout=log, stderr=log, cwd=ROOT)
+        self.netplane("status", "--run-dir", str(self.run_dir), "--wait", "30")
+
+    def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
+        if self.process is not None:
+            self.process.send_signal(how)
+            self.process.wait(30)
+            self.process = None
+
+    def died(self) -> bool:
+        """Whether the death that was sown has come; the agent is gone then."""
+        assert self.process is not None
+        try:
+            self.process.wait(0.3)
+        except subprocess.TimeoutExpired:
+            return False
+        self.process = None
+        return True
+
+    def netplane(self, *words: str) -> str:
+        done = subprocess.run([NETPLANE, *words], capture_output=True, text=True, timeout=60, check=False)
+        assert not done.returncode, done.stderr + self.log()[-3000:]
+        return done.stdout
+
+    def log(self) -> str:
+        path = self.work / "agent.log"
+        return path.read_text() if path.exists() else ""
+
+    def begin(self, command: str, pod: str, **more: Any) -> subprocess.Popen[bytes]:
+        environment = {
+            "CNI_COMMAND": command,
+            "CNI_CONTAINERID": os.path.basename(pod),
+            "CNI_NETNS": pod,
+            "CNI_IFNAME": "eth0",
+            "NETPLANE_CNI_TIMEOUT": "15",
+            "PATH": os.environ["PATH"],
+        }
+        stdin = self.work / f"stdin-{os.path.basename(pod)}-{threading.get_ident()}"
+        stdin.write_text(json.dumps({**self.config, **more}))
+        with stdin.open("rb") as config:
+            return netns.popen(
+                self.at, [self.binary], env=environment, stdin=config, stdout=subprocess.PIPE, cwd=ROOT
+            )
+
+    def __call__(self, command: str, pod: str, **more: Any) -> Any:
+        text = self.begin(command, pod, **more).communicate(timeout=60)[0]
+        return json.loads(text) if text.strip() else ""
+
+    def host(self) -> dict[str, Any]:
+        """Everything of the host that an attachment may touch, in a form that can be compared."""
+        run = netns.run
+        listed: dict[str, Any] = {
+            "links": sorted(one["ifname"] for one in json.loads(run(self.at, "ip", "-j", "link"))),
+            "routes": sorted(run(self.at, "ip", "route", "show", "table", "all").splitlines()),
+            "routes6": sorted(run(self.at, "ip", "-6", "route", "show", "table", "all").splitlines()),
+            "neighbours": sorted(run(self.at, "ip", "neigh", "show", "nud", "permanent").splitlines()),
+            "qdiscs": sorted(run(self.at, "tc", "qdisc", "show").splitlines()),
+            "rules": run(self.at, "nft", "list", "ruleset"),
+            "objects": self.objects(),
+        }
+        for table in ("routes", "routes6"):  # the kernel's own come and go with a bridge's carrier
+            listed[table] = [r for r in listed[table] if "proto kernel" not in r]
+        return listed
+
+    def objects(self) -> list[str]:
+        found = []
+        for kind in ("Attachment", "Pod"):
+            text = self.netplane("get", kind, "-A", "-o", "json", "--store", self.store)
+            doc = json.loads(text) if text.strip() else {}
+            items = doc.get("items", [doc] if doc else [])
+            found += [f"{kind} {item['metadata']['name']}" for item in items]
+        return sorted(found)
+
+
+def plain(result: Any) -> list[str]:
+    assert "ips" in result, result
+    return [ip["address"].partition("/")[0] for ip in result["ips"]]

@@ -1,0 +1,177 @@
+"""CNI without an agent: the binary hands over to a process that does the work on the embedded store.
+
+pods (ns)
+  eth0
+   │ veth
+───┴── npbr0 ── node (ns)        no agent; state in a directory that all processes share
+       10.244.7.1/24
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from netplane.kernel import netns
+
+pytestmark = pytest.mark.root
+NETPLANE = str(Path(sys.executable).parent / "netplane")
+MakeNetns = Callable[[str], str]
+NODE = f"""
+apiVersion: v1
+kind: Node
+metadata: {{name: {socket.gethostname().lower()}}}
+spec: {{podCIDR: 10.244.7.0/24, podCIDRs: [10.244.7.0/24, "fd00:7::/64"]}}
+"""
+
+
+class Machine:
+    """A node without an agent, on which the plugin is installed."""
+
+    def __init__(self, at: str, work: Path) -> None:
+        self.at, self.work = at, work
+        self.store = f"sqlite://{work / 'state' / 'state.db'}"
+        self.config: dict[str, Any] = {
+            "cniVersion": "1.1.0",
+            "name": "net",
+            "type": "netplane",
+            "socket": str(work / "run" / "cni.sock"),
+            "standalone": True,
+            "stateDir": str(work / "state"),
+        }
+        self.netplane("install", "--cni-bin-dir", str(work / "bin"), "--cni-conf-dir", str(work / "conf"))
+        (work / "node.yaml").write_text(NODE)
+        self.netplane("apply", "--store", self.store, "-f", str(work / "node.yaml"))
+
+    def netplane(self, *words: str) -> str:
+        done = subprocess.run([NETPLANE, *words], capture_output=True, text=True, timeout=60, check=False)
+        assert not done.returncode, done.stderr
+        return done.stdout
+
+    def begin(self, command: str, pod: str, **config: Any) -> subprocess.Popen[bytes]:
+        environment = {
+            "CNI_COMMAND": command,
+            "CNI_CONTAINERID": os.path.basename(pod),
+            "CNI_NETNS": pod,
+            "CNI_IFNAME": "eth0",
+            "PATH": os.environ["PATH"],
+        }
+        path = self.work / f"config-{command}-{os.path.basename(pod)}"
+        path.write_text(json.dumps({**self.config, **config}))
+        with path.open("rb") as stdin:
+            return netns.popen(
+                self.at,
+                [str(self.work / "bin" / "netplane")],
+                env=environment,
+                stdin=stdin,
+                stdout=subprocess.PIPE,
+            )
+
+    def __call__(self, command: str, pod: str, **config: Any) -> Any:
+        text = self.begin(command, pod, **config).communicate(timeout=60)[0]
+        return json.loads(text) if text.strip() else ""
+
+    def attachments(self) -> list[str]:
+        text = self.netplane("get", "Attachment", "-o", "json", "--store", self.store)
+        doc = json.loads(text) if text.strip() else {}
+        return [item["spec"]["containerID"] for item in doc.get("items", [doc] if doc else [])]
+
+    def links(self) -> list[str]:
+        return re.findall(r"npv[0-9a-f]{11}(?=@)", netns.run(self.at, "ip", "-o", "link"))
+
+
+@pytest.fixture
+def machine(make_netns: MakeNetns, tmp_path: Path) -> Machine:
+    return Machine(make_netns("node"), tmp_path)
+
+
+def plain(result: Any) -> list[str]:
+    assert "ips" in result, result
+    return [ip["address"].partition("/")[0] for ip in result["ips"]]
+
+
+def test_pods_reach_each_other_and_leave_nothing(machine: Machine, make_netns: MakeNetns) -> None:
+    a, b = make_netns("a"), make_netns("b")
+    first, second = machine("ADD", a), machine("ADD", b)
+    for target in plain(second):
+        netns.run(a, "ping", "-c", "1", "-W", "2", target)
+    assert machine("CHECK", a, prevResult=first) == ""
+    assert machine("ADD", a)["code"] == 4
+    assert machine("DEL", a) == "" == machine("DEL", a) == machine("DEL", b)
+    assert not machine.links() and not machine.attachments()
+    assert "PERMANENT" not in netns.run(machine.at, "ip", "neigh", "show", "dev", "npbr0")
+
+
+def test_processes_at_once_give_different_addresses(machine: Machine, make_netns: MakeNetns) -> None:
+    pods = [make_netns(f"p{i}") for i in range(6)]
+    with ThreadPoolExecutor(6) as pool:
+        results = list(pool.map(lambda pod: machine("ADD", pod), pods))
+        assert len({plain(r)[0] for r in results}) == len(pods) == len(machine.links())
+        valid = [{"containerID": os.path.basename(pods[0]), "ifname": "eth0"}]
+        gc = {"cni.dev/valid-attachments": valid}
+        assert machine("GC", pods[1], **gc) == ""
+        assert machine.attachments() == [os.path.basename(pods[0])] and len(machine.links()) == 1
+        assert set(pool.map(lambda pod: machine("DEL", pod), pods)) == {""}
+    assert not machine.links() and not machine.attachments()
+
+
+@pytest.mark.parametrize("command", ["ADD", "DEL"])
+def test_what_a_killed_process_leaves_the_next_one_takes_away(
+    machine: Machine, make_netns: MakeNetns, command: str
+) -> None:
+    pod, other = make_netns("p"), make_netns("other")
+    for after_ms in (250, 350, 450):  # the moment of the kill is what varies
+        if command == "DEL":
+            machine("ADD", pod)
+        process = machine.begin(command, pod)
+        time.sleep(after_ms / 1000)
+        process.send_signal(signal.SIGKILL)
+        process.communicate(timeout=10)
+        assert "ips" in machine("ADD", other)
+        assert machine("DEL", pod) == "" == machine("DEL", other)
+        assert not machine.links() and not machine.attachments(), after_ms
+        assert "PERMANENT" not in netns.run(machine.at, "ip", "neigh", "show", "dev", "npbr0")
+
+
+def test_an_agent_takes_over_what_was_made_without_it(machine: Machine, make_netns: MakeNetns) -> None:
+    pod, work = make_netns("p"), machine.work
+    address = plain(machine("ADD", pod))[0]
+    netns.run(machine.at, "ip", "link", "add", "w0", "up", "type", "bridge")
+    netns.run(machine.at, "ip", "addr", "add", "192.0.2.1/24", "dev", "w0")
+    node = socket.gethostname().lower()
+    words = ["--node", node, "--store", machine.store, "--run-dir", str(work / "run"), "--rooms", "cni"]
+    words += ["--state-dir", str(work / "state"), "--node-ip", "192.0.2.1", "--cluster-cidr", "10.244.0.0/16"]
+    with (work / "agent.log").open("wb") as log:
+        agent = netns.popen(machine.at, [NETPLANE, "agent", *words], stdout=log, stderr=log)
+    try:
+        machine.netplane("status", "--run-dir", str(work / "run"), "--wait", "20")
+        netns.run(machine.at, "ping", "-c", "1", "-W", "2", address)
+        other = make_netns("other")
+        assert plain(machine("ADD", other))[0] != address
+        assert machine("DEL", pod) == "" and machine.attachments() == [os.path.basename(other)]
+    finally:
+        agent.send_signal(signal.SIGTERM)
+        agent.wait(20)
+    assert machine("DEL", other) == "" and not machine.links()
+
+
+def test_what_cannot_be_done_without_an_agent_is_said(machine: Machine, make_netns: MakeNetns) -> None:
+    pod = make_netns("p")
+    assert machine("ADD", pod, standalone=False)["code"] == 11
+    assert "absolute" in machine("ADD", pod, stateDir="here")["msg"]
+    (machine.work / "bin" / "netplane-standalone").unlink()
+    answer = machine("ADD", pod)
+    assert answer["code"] == 11 and "no netplane agent" in answer["msg"]
+    assert "netplane install" in answer["details"]
