@@ -30,6 +30,7 @@ from .cni import frame as wire
 from .cni.errors import NEWEST, error_json
 from .cni.render import BASE, CniConfig, CniRoom
 from .cni.server import CniServer
+from .kernel.nft_guard import GuardDriver
 from .kernel.nftables import NftDriver
 from .kernel.rtnetlink import LinkDriver
 from .model.base import Object
@@ -147,7 +148,7 @@ def _of_ours(path: str, state: Path, raw: bytes) -> bytes:
         stack.callback(store.close)
         links = LinkDriver()
         stack.callback(links.close)
-        core = Core(store, [(CniRoom(node, config), (links, NftDriver()))])
+        core = Core(store, [(CniRoom(node, config), (links, NftDriver(), GuardDriver()))])
         core.load()
         journal = Journal(state / "standalone.journal")
         core.sweep(journal.read().__contains__)

@@ -154,7 +154,18 @@ class NetConf(msgspec.Struct, frozen=True, rename="camel"):
 
 _KNOWN = {key for key in NetConf.__struct_encode_fields__ if not key.startswith("cni.dev/-")}
 _IDENTITY = ("cniVersion", "name", "type", "ipam", "kind")
-_AS_IPAM = {"cniVersion", "name", "type", "ipam", "args", "socket", "standalone", *_GC_KEYS, "prevResult"}
+_AS_IPAM = {
+    "cniVersion",
+    "name",
+    "type",
+    "ipam",
+    "args",
+    "socket",
+    "standalone",
+    "stateDir",
+    *_GC_KEYS,
+    "prevResult",
+}
 
 
 def parse_config(raw: bytes, only_identity: bool = False) -> NetConf:

@@ -20,7 +20,8 @@ from .errors import CONFIG, UNSUPPORTED, Refused
 
 OURS = "netplane"
 NONE = "none"  # no addresses at all
-_KEYS = {"type", "ranges", "routes", "subnet", "rangeStart", "rangeEnd", "gateway", "socket"}
+# dataDir: of work without an agent
+_KEYS = {"type", "ranges", "routes", "subnet", "rangeStart", "rangeEnd", "gateway", "socket", "dataDir"}
 _RANGE_KEYS = {"subnet", "rangeStart", "rangeEnd", "gateway"}
 _SCOPES = {0: "", 253: "link"}  # RT_SCOPE_UNIVERSE, RT_SCOPE_LINK
 

@@ -83,6 +83,7 @@ class Server:
             assert wire.unpack(self.ask(wire.request(frame)))[0] == b"0"
         assert not self.host.snapshot().count(Attachment) and not self.host.snapshot().count(Pod)
         assert all(not scope.name for scope in self.host.kernel)
+        assert all("0 of" in words for words in self.server.verbs.networks.node.usage())
 
 
 @pytest.fixture(scope="module")
