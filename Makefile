@@ -39,8 +39,9 @@ $(VENV)/.dev: $(VENV)/.built
 
 # Real peers for tests and benchmarks.
 $(VENV)/.peers: $(VENV)/.system
-	tools/apt-install containernetworking-plugins iperf3 iputils-ping bind9-dnsutils conntrack bpftool iptables podman
+	tools/apt-install containernetworking-plugins iperf3 iputils-ping bind9-dnsutils knot-dnsutils conntrack bpftool dnsperf iptables podman xfsprogs btrfs-progs
 	tools/client-peers $(VENV)/peers
+	tools/csi-peers $(VENV)/peers
 	@touch $@
 
 clean:

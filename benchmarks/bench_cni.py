@@ -1,202 +1,167 @@
-"""CNI ADD and DEL: ours (the binary and a running agent) beside bridge + host-local, in one run.
+"""CNI ADD and DEL: ours (the binary and a running agent) beside the reference plugins, in one run.
 
-One at a time (p50) and 200 at 32 in parallel (per second), IPv4, default route, hairpin. Ours includes
-masquerade and the Pod object; the peer has neither. Everything happens in namespaces of its own.
-Peer: Debian's containernetworking-plugins (apt-get install containernetworking-plugins).
+Peers: bridge + host-local alone, and chained with portmap, bandwidth and firewall. Ours does the whole
+chain's work and writes the Pod object. IPv4, default route, hairpin. Ours and the peers run in turn, so
+that all see the same machine; medians over all rounds. Everything happens in namespaces of its own.
+Peers: Debian's containernetworking-plugins and iptables (make .venv/.peers).
 """
 
 from __future__ import annotations
 
-import json
+import math
 import os
-import signal
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
 
-from netplane.commands.install import BINARY
+from netplane.cni.config import CAPABILITIES
 from netplane.kernel import netns
 
-HERE = Path(__file__).parent
-PEER = Path("/usr/lib/cni")
-SERIAL, PARALLEL, AT_ONCE = 50, 200, 32
+from .cni_rig import HERE, PEER, Plugin, Rig, Times
+
+ROUNDS, SERIAL, PARALLEL, AT_ONCE = 3, 20, 200, 32
+FEW, MANY, GROWTH = 10, 1000, 20  # a bridge has at most 1,023 ports
+CHAIN = ("portmap", "bandwidth", "firewall")
 INSIDE = "NETPLANE_BENCH_INSIDE"
-
-
-class Plugin(NamedTuple):
-    name: str
-    program: Path
-    config: Path
-    netns: str  # the node's
-
-
-class Times(NamedTuple):
-    """Milliseconds of each run, and runs per second of the whole batch."""
-
-    each: list[float]
-    rate: float
-
-    @property
-    def p50(self) -> float:
-        return statistics.median(self.each)
+Found = dict[tuple[str, str], list[Times]]  # (plugin, what)
 
 
 def main() -> int:
-    """Print the figures; 0 when all runs succeeded. Starts itself again in private namespaces."""
+    """Print the figures; 0 when every bar is met. Starts itself again in private namespaces."""
     if os.geteuid() != 0:
         print("cni: needs root: skipped")
         return 0
     if os.environ.get(INSIDE) != "1":
         command = [sys.executable, "-m", "benchmarks.bench_cni"]
-        return subprocess.run(
-            command, env={**os.environ, INSIDE: "1"}, cwd=HERE.parent, check=False
-        ).returncode
+        env = {**os.environ, INSIDE: "1"}
+        return subprocess.run(command, env=env, cwd=HERE.parent, check=False).returncode
     netns.make_private(mounts=True, network=True)
     with tempfile.TemporaryDirectory(prefix="npbench") as work:
-        run(Path(work))
-    return 0
+        return run(Path(work))
 
 
-def run(work: Path) -> dict[str, tuple[float, float]]:
-    """Measure in ``work``; {claim: (ours, peer)}, NaN where the peer is missing. Prints a line each."""
-    spawn = work / "spawn"
-    subprocess.run(["cc", "-O2", "-Wall", "-o", str(spawn), str(HERE / "spawn.c")], check=True)
+def run(work: Path) -> int:
+    rig = Rig(work)
     try:
-        for i in range(PARALLEL):
-            netns.create(work / f"pod-{i}")
-        peer = _measure(spawn, _peer(work), work) if (PEER / "bridge").exists() else None
-        with _agent(work) as ours:
-            mine = _measure(spawn, ours, work)
-        return _report(mine, peer)
+        rig.pods(PARALLEL)
+        plain, chain = _peers(rig)
+        with rig.ours() as ours:
+            found: Found = {}
+            for plugin in filter(None, (ours, plain, chain)):
+                _both(rig, plugin, {}, "warm", 2, 1)  # the bridge, chains, caches
+            for _ in range(ROUNDS):
+                for plugin in filter(None, (ours, plain, chain)):
+                    _both(rig, plugin, found, "serial", SERIAL, 1)
+                for plugin in filter(None, (ours, plain)):
+                    _both(rig, plugin, found, "parallel", PARALLEL, AT_ONCE)
+                    _both(rig, plugin, found, "burst", PARALLEL, PARALLEL)
+            spawn = rig.run(rig.floor(), "VERSION", 100)
+            growth = _growth(rig, ours)
+        return _report(found, (ours, plain, chain), spawn, growth)
     finally:
-        for path in [*work.glob("pod-*"), *work.glob("node-*")]:
-            netns.delete(path)
+        rig.close()
 
 
-def _measure(spawn: Path, plugin: Plugin, work: Path) -> dict[str, Times]:
-    def batch(command: str, count: int, at_once: int) -> Times:
-        return _batch(spawn, plugin, work, (command, count, at_once))
-
-    batch("ADD", 3, 1)  # the bridge, caches
-    batch("DEL", 3, 1)
-    return {
-        "ADD": batch("ADD", SERIAL, 1),
-        "DEL": batch("DEL", SERIAL, 1),
-        "ADD x": batch("ADD", PARALLEL, AT_ONCE),
-        "DEL x": batch("DEL", PARALLEL, AT_ONCE),
-    }
-
-
-def _batch(spawn: Path, plugin: Plugin, work: Path, what: tuple[str, int, int]) -> Times:
-    command, count, at_once = what
-    output = work / "output"
-    output.unlink(missing_ok=True)
-    argv = [str(spawn), command, str(count), str(at_once), str(work / "pod-"), str(plugin.config)]
-    process = netns.popen(
-        plugin.netns,
-        [*argv, str(output), str(plugin.program)],
-        env={"CNI_PATH": str(PEER), "PATH": os.environ["PATH"]},
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    lines = process.communicate(timeout=300)[0].split("\n")
-    rows = [line.split() for line in lines if line]
-    failed = sum(status != "0" for word, status in rows if word != "total")
-    if failed:
-        shown = output.read_text()[:400] if output.exists() else ""
-        raise SystemExit(f"cni: {failed} of {count} {command} of {plugin.name} failed: {shown}")
-    each = [int(word) / 1e3 for word, _ in rows if word != "total"]
-    return Times(each, count / (int(rows[-1][1]) / 1e6))
-
-
-def _report(mine: dict[str, Times], peer: dict[str, Times] | None) -> dict[str, tuple[float, float]]:
-    if peer is None:
+def _peers(rig: Rig) -> tuple[Plugin | None, Plugin | None]:
+    if not (PEER / "bridge").exists():
         print("cni: no peer: apt-get install containernetworking-plugins")
-    found = {}
-    for command in ("ADD", "DEL"):
-        a, b = mine[command].p50, peer[command].p50 if peer else float("nan")
-        print(f"cni {command} one at a time, p50: {a:.2f} ms, bridge + host-local {b:.2f} ms: {a / b:.2f} x")
-        found[f"{command} p50"] = (a, b)
-    for command in ("ADD", "DEL"):
-        a, b = mine[f"{command} x"].rate, peer[f"{command} x"].rate if peer else float("nan")
-        print(
-            f"cni {PARALLEL} {command}, {AT_ONCE} at a time: {a:.0f}/s, bridge + host-local {b:.0f}/s:"
-            f" {a / b:.2f} x"
-        )
-        found[f"{command} rate"] = (a, b)
-    return found
-
-
-def _node(path: Path) -> str:
-    """A node's namespace with an uplink that has an address."""
-    netns.create(path)
-    netns.run(path, "ip", "link", "set", "lo", "up")
-    netns.run(path, "ip", "link", "add", "w0", "type", "veth", "peer", "name", "w1")
-    netns.run(path, "ip", "addr", "add", "192.0.2.1/24", "dev", "w0")
-    for link in ("w0", "w1"):
-        netns.run(path, "ip", "link", "set", link, "up")
-    return str(path)
-
-
-def _peer(work: Path) -> Plugin:
-    ipam = {
-        "type": "host-local",
-        "ranges": [[{"subnet": "10.244.1.0/24"}]],
-        "dataDir": str(work / "host-local"),
-    }
-    config = {
-        "cniVersion": "1.0.0",
-        "name": "peer",
-        "type": "bridge",
-        "bridge": "peer0",
-        "isDefaultGateway": True,
-        "hairpinMode": True,
-        "ipam": ipam,
-    }
-    path = work / "peer.json"
-    path.write_text(json.dumps(config))
-    return Plugin("bridge + host-local", PEER / "bridge", path, _node(work / "node-peer"))
-
-
-@contextmanager
-def _agent(work: Path) -> Iterator[Plugin]:
-    node, run_dir = _node(work / "node-ours"), work / "run"
-    config = {"cniVersion": "1.0.0", "name": "net", "type": "netplane", "socket": str(run_dir / "cni.sock")}
-    (work / "ours.json").write_text(json.dumps(config))
-    netplane = str(Path(sys.executable).parent / "netplane")
-    options = {
-        "--node": "n1",
-        "--store": f"sqlite://{work / 'state.db'}",
-        "--run-dir": str(run_dir),
-        "--state-dir": str(work / "state"),
-        "--node-ip": "192.0.2.1",
-        "--cluster-cidr": "10.244.0.0/16",
-        "--service-cidr": "10.96.0.0/16",
-        "--rooms": "cni",
-    }
-    words = [word for pair in options.items() for word in pair]
-    with (work / "agent.log").open("wb") as log:
-        agent = netns.popen(node, [netplane, "agent", *words], stdout=log, stderr=log)
+        return None, None
+    plain, chain = rig.bridge("plain"), rig.bridge("chain", *CHAIN)
+    if shutil.which("iptables") is None:
+        print("cni: no peer portmap and firewall: apt-get install iptables")
+        return plain, None
     try:
-        waited = subprocess.run(
-            [netplane, "status", "--run-dir", str(run_dir), "--wait", "30"],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if waited.returncode:
-            raise SystemExit(
-                f"cni: the agent is not ready: {waited.stderr}{(work / 'agent.log').read_text()}"
-            )
-        yield Plugin("netplane", BINARY, work / "ours.json", node)
-    finally:
-        agent.send_signal(signal.SIGTERM)
-        agent.wait(30)
+        _both(rig, chain, {}, "try", 1, 1)
+    except SystemExit as exc:
+        print(f"cni: the chain does not work on this kernel: {exc}")
+        with suppress(SystemExit):
+            rig.run(chain, "DEL", 1)
+        return plain, None
+    return plain, chain
+
+
+def _both(rig: Rig, plugin: Plugin, found: Found, what: str, count: int, at_once: int) -> None:
+    for command in ("ADD", "DEL"):
+        times = rig.run(plugin, command, count, at_once)
+        found.setdefault((plugin.name, f"{command} {what}"), []).append(times)
+
+
+def _growth(rig: Rig, ours: Plugin) -> dict[str, tuple[float, float]]:
+    """p50 of ADD and of DEL with few and with many pods on the node."""
+    rig.pods(MANY + GROWTH)
+    found: Found = {}
+    rig.run(ours, "ADD", FEW, AT_ONCE)
+    for present, more in ((FEW, MANY - FEW), (MANY, 0)):
+        for command in ("ADD", "DEL", "ADD", "DEL"):
+            times = rig.run(ours, command, GROWTH, 1, first=MANY)
+            found.setdefault((command, str(present)), []).append(times)
+        if more:
+            rig.run(ours, "ADD", more, AT_ONCE, first=FEW)
+    rig.run(ours, "DEL", MANY, AT_ONCE)
+    return {c: (_p50(found[c, str(FEW)]), _p50(found[c, str(MANY)])) for c in ("ADD", "DEL")}
+
+
+def _p50(rounds: list[Times]) -> float:
+    return statistics.median(ms for times in rounds for ms in times.each)
+
+
+def _rate(rounds: list[Times]) -> float:
+    return statistics.median(times.rate for times in rounds)
+
+
+class Report:
+    """Prints lines; remembers whether every bar was met."""
+
+    def __init__(self) -> None:
+        self.met = True
+
+    def line(self, what: str, figures: str, ratio: float, bar: str, good: bool) -> None:
+        self.met = self.met and good
+        print(f"  {what:32} {figures:46} {ratio:6.2f} x  bar {bar}: {'OK' if good else 'below the bar'}")
+
+
+def _report(
+    found: Found,
+    plugins: tuple[Plugin, Plugin | None, Plugin | None],
+    spawn: Times,
+    growth: dict[str, tuple[float, float]],
+) -> int:
+    ours, plain, chain = (plugin.name if plugin else "" for plugin in plugins)
+    missing = [name for name in ("portMappings", "bandwidth") if name not in CAPABILITIES]
+    whole = (
+        f"; NOT with {' and '.join(missing)}, which it does not have" if missing else ", a port, bandwidth"
+    )
+    print(f"cni: ours with masquerade{whole}; median of {ROUNDS} rounds in turn")
+    print(f"  floor: spawn of a static program {spawn.p50:.2f} ms")
+    report = Report()
+    for command, share in (("ADD", 1 / 3), ("DEL", 1.0)):
+        mine = _p50(found[ours, f"{command} serial"])
+        for peer, most in ((plain, share), (chain, 1 / 15 if command == "ADD" else 1.0)):
+            if peer:
+                theirs = _p50(found[peer, f"{command} serial"])
+                title = f"{command} p50 / {'chain' if peer == chain else 'bridge + host-local'}"
+                figures = f"{mine:.2f} ms / {theirs:.2f} ms"
+                report.line(title, figures, mine / theirs, f"<= {most:.2f}", mine <= most * theirs)
+    for command, aim in (("ADD", 5), ("DEL", 10)):
+        if plain:
+            mine, theirs = (_rate(found[p, f"{command} parallel"]) for p in (ours, plain))
+            title, figures = f"{PARALLEL} {command} at {AT_ONCE}, rate", f"{mine:.0f}/s / {theirs:.0f}/s"
+            report.line(title, figures, mine / theirs, f">= 3 (aim {aim})", mine >= 3 * theirs)
+    for command in ("ADD", "DEL"):
+        rounds = found[ours, f"{command} burst"]
+        worst = statistics.median(times.p99 for times in rounds)
+        theirs = statistics.median(t.p99 for t in found[plain, f"{command} burst"]) if plain else math.nan
+        figures = f"{worst:.0f} ms / {theirs:.0f} ms; p50 {_p50(rounds):.0f} ms"
+        title = f"{PARALLEL} {command} at once, p99"
+        report.line(title, figures, worst / theirs, "< 1000 ms", worst < 1000)
+    for command, (few, many) in growth.items():
+        title, figures = f"{command} p50, {MANY:,} pods / {FEW}", f"{many:.2f} ms / {few:.2f} ms"
+        report.line(title, figures, many / few, "<= 1.25", many <= 1.25 * few)
+    return 0 if report.met else 1
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ Rule 3: stopping stops the work, not the data plane: nothing is taken down.
 from __future__ import annotations
 
 import logging
+import os
 import resource
 import socket
 import threading
@@ -19,6 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +29,11 @@ from prometheus_client import CollectorRegistry
 from . import cluster
 from .cluster.config import ClusterConfig
 from .cni.ipam import gateway
+from .cni.names import BRIDGE
 from .cni.render import CniConfig, CniRoom
 from .cni.server import CniServer
 from .dns import config as dns_config
+from .dns import handover
 from .dns.config import DnsConfig
 from .dns.controls import DnsControls
 from .dns.metrics import DnsMetrics
@@ -45,10 +49,11 @@ from .kernel.flows import FlowDriver
 from .kernel.flowtable import FlowTable
 from .kernel.linkwatch import LinkMonitor
 from .kernel.nft_guard import GuardDriver
+from .kernel.nft_text import joined
 from .kernel.nftables import NftDriver
 from .kernel.nftwatch import NftMonitor
 from .kernel.rtnetlink import LinkDriver
-from .kernel.underlay import default_route_device, node_addresses, underlay_of
+from .kernel.underlay import addresses_within, default_route_device, node_addresses, underlay_of
 from .model import checks
 from .model.base import Key, Object
 from .model.changes import Put, Write
@@ -60,11 +65,13 @@ from .model.snapshot import Snapshot
 from .overlay.room import OverlayRoom, pod_mtu
 from .policy.birth import Birth
 from .policy.counters import DropCounters
-from .policy.flows import FlowDriver as PolicyFlows
+from .policy.flows import PolicyFlows
 from .policy.room import PolicyRoom
 from .reconcile.base import Room
 from .reconcile.core import Core
+from .services.explain import explain
 from .services.health import HealthChecks
+from .services.metrics import ServiceCounts, ServiceMetrics
 from .services.room import ServicesRoom
 from .store import Store, open_store
 
@@ -72,7 +79,9 @@ log = logging.getLogger(__name__)
 
 ROOMS = ("cni", "overlay", "services", "policy", "dns")
 DATAPATHS = ("auto", "kernel", "fast")
+TO_BE_DELETED = "ToBeDeletedByClusterAutoscaler"  # the taint that kube-proxy looks for too
 CNI_SOCKET = "cni.sock"
+DRAIN = 2.0  # seconds that DNS questions to upstreams may take at the end
 CALM = 0.2  # seconds that link events are gathered before everything is compared again
 
 
@@ -93,6 +102,7 @@ class AgentConfig:
     dns_config: str = ""
     resolv_conf: str = "/etc/resolv.conf"
     http_listen: str = ""
+    node_port_addresses: tuple[str, ...] = ()  # CIDRs; none: the node's own addresses
 
     def __post_init__(self) -> None:
         faults = list(checks.dns_subdomain("--node", self.node))
@@ -100,6 +110,8 @@ class AgentConfig:
             faults += checks.one_of("--rooms", room, ROOMS)
         for address in self.node_ips:
             faults += checks.ip("--node-ip", address)
+        for cidr in self.node_port_addresses:
+            faults += checks.cidr("--node-port-addresses", cidr)
         faults += checks.unique("--node-ip", (":" in a for a in self.node_ips), "family, IPv6: ")
         if faults:
             raise Invalid("; ".join(f"{path}: {reason}" for path, reason in faults))
@@ -116,13 +128,19 @@ class Agent:
         self._registry = CollectorRegistry()
         self._links = LinkDriver()
         self._names = NameTable(config.domain)
-        self._checks = HealthChecks(self._proxy_healthy)
+        self._metrics = ServiceMetrics(self._registry)
+        self._checks = HealthChecks(self.proxy_healthy)
         self._dns = dns_config.read(config.dns_config) if config.dns_config else dns_config.DnsConfig()
         self._dns_setup: Setup | None = None
+        self._inherited = handover.Inherited.of(os.environ)
+        self.restarting = False  # set before `run` ends: `held` are then the sockets to pass on
+        self.held: list[socket.socket] = []
         self._flows: PolicyFlows | None = None
         self._policy: PolicyRoom | None = None
         self._edge_failures: dict[str, str] = {}
-        self._controls: Controls = {}  # what operators ask of the edges, on the agent's socket
+        self._controls: Controls = {
+            "/explain": self._explain
+        }  # what operators ask of the edges, on the agent's socket
         self._core: Core | None = None
         self._cni: CniServer | None = None
         self._nft: NftDriver | None = None
@@ -149,7 +167,12 @@ class Agent:
             core.start()
             stack.callback(core.stop)
             health = HealthServer(
-                self.config.run_dir, self.status, self._registry, self.config.http_listen, self._controls
+                self.config.run_dir,
+                self.status,
+                self._registry,
+                self.config.http_listen,
+                self._controls,
+                self,
             )
             health.start()
             stack.callback(health.stop)
@@ -185,13 +208,44 @@ class Agent:
             room = status["rooms"].setdefault(edge, {"scopes": 0, "failing": {}})
             room["failing"]["server"] = why
             status["synced"] = False
-        if self._dns_setup is not None and self._dns_setup.problem:  # the running one serves on
-            status["dns"] = {"config": self._dns_setup.problem}
+        if self._dns_setup is not None:
+            if self._dns_setup.problem:  # no reason to be unready: the running one serves on
+                status["dns"] = {"config": self._dns_setup.problem}
+            if not self._dns_setup.server.ready:
+                status["rooms"]["dns"]["failing"]["server"] = "the DNS server's thread has ended"
+                status["synced"] = False
         return {"node": self.config.node, **status}
 
-    def _proxy_healthy(self) -> bool:
+    def proxy_healthy(self) -> bool:
         """As load balancers are told of it: the kernel takes what it is given."""
         return self._core is None or self._core.healthy()
+
+    def node_eligible(self) -> bool:
+        """Whether load balancers may go on using this node: neither it nor its taints say it leaves."""
+        assert self._core is not None
+        node = self._core.snapshot().get(Node, "", self.config.node)
+        return node is None or not (node.deleting or any(t.key == TO_BE_DELETED for t in node.spec.taints))
+
+    def probed(self, path: str, code: int) -> None:
+        self._metrics.probed(path, code)
+
+    def _explain(self, words: dict[str, str]) -> dict[str, Any]:
+        """What applies to a connection, and how the kernel differs. Raises Invalid, NotFound."""
+        assert self._core is not None
+        room = self._core.room(ServicesRoom.name)
+        if not isinstance(room, ServicesRoom) or self._nft is None:
+            raise Invalid("this agent serves no services; start it with --rooms services")
+        found = explain(room, self._core.snapshot(), words.get("source", ""), words.get("destination", ""))
+        return {
+            **{
+                name: getattr(found, name)
+                for name in ("source", "destination", "verdict", "reason", "service")
+            },
+            "endpoints": found.endpoints,
+            "notes": found.notes,
+            "elements": [f"{f.of}: {joined(f.item)} → {joined(f.value or ())}" for f in found.facts],
+            "differs": self._nft.differing(found.facts),
+        }
 
     def _machine(self, instance: str) -> cluster.Machine:
         addresses = self.config.node_ips or tuple(node_addresses())
@@ -211,15 +265,17 @@ class Agent:
         drivers: dict[str, tuple[Driver, ...]] = {
             "cni": (self._links, nft, GuardDriver()),
             "overlay": (self._links,),
-            "services": (nft, self._links, FlowDriver(), self._checks),  # flows go after the rules
-            "dns": (self._names,),
+            "services": (nft, self._links, FlowDriver(self._metrics.swept), self._checks),
+            "dns": (self._names, self._links, nft),
         }
         if "policy" in self.config.rooms:
             self._flows = PolicyFlows(FlowTable())
             drivers["policy"] = (nft, self._flows)
         rooms = [(room, drivers[room.name]) for room in self._rooms(machine)]
         controllers = [] if store.allocates else cluster.controllers(self.config.cluster)
-        core = Core(store, rooms, controllers, self._rank)
+        core = Core(store, rooms, controllers, self._rank, self._metrics)
+        if "services" in self.config.rooms:
+            self._registry.register(ServiceCounts(core.snapshot, nft.counted, machine.node_ips))
         if self._policy is not None and self._flows is not None:
             self._registry.register(DropCounters(self._policy, core.snapshot, nft.counters, self._flows))
         return core
@@ -235,9 +291,19 @@ class Agent:
             dns_servers=dns_servers or (),
             resolv_conf=config.resolv_conf,
         )
-        listen = tuple(split_listen(a)[0] for a in config.dns_listen)
+        listen = tuple(split_listen(a) for a in config.dns_listen)
+        addresses = tuple(ip for ip, _ in listen)
         self._dns_room = ReplaceableRoom(
-            DnsRoom(config.node, config.domain, self._dns.ttl, listen, self._dns.negative_ttl)
+            DnsRoom(
+                config.node,
+                config.domain,
+                self._dns.ttl,
+                addresses,
+                self._dns.negative_ttl,
+                held=self._dns_held(addresses),
+                link=BRIDGE,
+                notrack=listen,
+            )
         )
         rooms: dict[str, Room] = {
             "cni": CniRoom(config.node, self._cni_config),
@@ -248,6 +314,7 @@ class Agent:
                 ranges.cluster_cidrs,
                 ranges.service_cidrs,
                 bridge_netfilter="cni" not in config.rooms and Path("/proc/sys/net/bridge").exists(),
+                node_port_ips=addresses_within(within) if (within := config.node_port_addresses) else None,
             ),
             "dns": self._dns_room,
         }
@@ -264,6 +331,13 @@ class Agent:
         if listen and not usable:
             return None
         return () if {"0.0.0.0", "::"} & set(usable) else usable
+
+    def _dns_held(self, listen: tuple[str, ...]) -> tuple[str, ...]:
+        """Of these, what the node must be given: a link-local address, or one of the service range."""
+        if "cni" not in self.config.rooms:
+            return ()
+        ranges = [ip_network(cidr) for cidr in ("169.254.0.0/16", *self.config.cluster.service_cidrs)]
+        return tuple(a for a in listen if any(ip_address(a) in r for r in ranges))
 
     def _pod_mtu(self, machine: cluster.Machine) -> int:
         if "overlay" not in self.config.rooms:
@@ -319,8 +393,11 @@ class Agent:
         names = LocalNames(core.snapshot, self.config.domain)
         setup = Setup(server, names, self.config.dns_config, self.config.resolv_conf, self._dns_applied)
         with ExitStack() as stack:
-            server.start()
-            stack.callback(server.stop)
+            server.start(self._inherited)
+            stack.callback(server.stop, DRAIN)
+            stack.callback(self._hold, server)
+            self._inherited.close()
+            handover.keep(server.sockets, os.environ)
             setup.start()
             stack.callback(setup.stop)
             self._registry.register(server.counters)
@@ -328,6 +405,11 @@ class Agent:
             self._dns_setup = setup
             self._controls.update(DnsControls(self._names, names, server.log, core.snapshot).paths())
             return stack.pop_all()
+
+    def _hold(self, server: DnsServer) -> None:
+        """Before it stops, when the same process is about to start anew: queries wait in its sockets."""
+        if self.restarting:
+            self.held = [sock.dup() for sock in server.sockets]
 
     def _dns_applied(self, config: DnsConfig) -> None:
         """The TTLs are in the room's records: others mean that all are rendered again."""
@@ -340,7 +422,7 @@ class Agent:
     def _open_cni(self, core: Core) -> CniServer:
         if not core.wait_synced(0):
             raise Unavailable("waiting for the first full pass")
-        birth = Birth(self._policy) if self._policy else None
+        birth = Birth(self._policy, "cni") if self._policy else None
         host = _Host(self.config.node, self.boot_id, core, self._links, birth)
         server = CniServer(str(self.config.run_dir / CNI_SOCKET), host, self._cni_config)
         server.start()
@@ -360,34 +442,33 @@ class _Host:
         return self._core.snapshot()
 
     def put(self, obj: Object, expect: int | None = None) -> Object:
-        before = self._core.snapshot().find(obj.key) if self._birth else None
-        stored = self._core.put(obj, expect)
-        if self._birth:  # a pod's address is known: the peers of others' policies, before ADD returns
-            self._core.sync(self._birth.after_put(before, stored, self._core.snapshot()))
-        return stored
+        return self._core.put(obj, expect)
 
     def delete(self, key: Key, expect: int | None = None) -> Object:
         return self._core.delete(key, expect)
 
     def write(self, writes: Sequence[Write]) -> list[Object]:
-        before = [self._core.snapshot().find(w.object.key) if isinstance(w, Put) else None for w in writes]
+        pods = [w.object.key for w in writes if isinstance(w, Put)] if self._birth else []
+        before = {key: self._core.snapshot().find(key) for key in pods}
         stored = self._core.write(writes)
-        if self._birth:  # a pod's address is known: the peers of others' policies, before ADD returns
-            snapshot = self._core.snapshot()
-            touched = [self._birth.after_put(b, s, snapshot) for b, s in zip(before, stored, strict=True)]
-            self._core.sync(dict.fromkeys(scope for scopes in touched for scope in scopes))
+        if self._birth:  # a pod's address is known: others' policies name it, before ADD returns
+            self._core.sync(self._birth.after(before, self._core.snapshot()))
         return stored
 
     def sync(self, scopes: Iterable[Scope], before: Callable[[], object] | None = None) -> None:
         scopes = list(scopes)
+        birth = self._birth
+        if birth is None:
+            self._core.sync(scopes, before)
+            return
 
-        def first() -> None:
+        def isolated() -> None:
+            """The record, then what policy says of it, and only then the interface."""
             if before is not None:
                 before()
-            if self._birth:  # isolation stands before the interface is there
-                self._core.sync(self._birth.before_links(scopes, self._core.snapshot()))
+            self._core.sync(birth.before_links(scopes, self._core.snapshot()))
 
-        self._core.sync(scopes, first)
+        self._core.sync(scopes, isolated)
 
     def verify(self, scopes: Iterable[Scope]) -> list[str]:
         return self._core.verify(scopes)

@@ -1,7 +1,8 @@
 """An agent's state for operators: /status on its run directory's socket, and over HTTP the usual paths.
 
-/livez: the process answers. /healthz: the store answers and no kernel driver is refused. /readyz: every
-room is in sync. /metrics: Prometheus. /status: all of it as JSON, what `netplane status` prints.
+/livez and /healthz are kube-proxy's: no change waits for longer than a minute and the kernel tells what
+it holds; for /healthz, also, the node is not about to go. /readyz: every room is in sync. /metrics:
+Prometheus. /status: all of it as JSON, what `netplane status` prints. Controls answer on the socket alone.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import parse_qsl, urlencode
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
@@ -25,6 +26,17 @@ from .model.errors import Invalid, NetplaneError, Unavailable
 Status = Callable[[], dict[str, Any]]
 Control = Callable[[dict[str, str]], dict[str, Any]]  # a query string's words in, JSON out; raises Invalid
 Controls = dict[str, Control]
+Listen = tuple[int, Any]  # a socket's family and address
+
+
+class Proxy(Protocol):
+    """What the probes ask of an agent."""
+
+    def proxy_healthy(self) -> bool: ...
+    def node_eligible(self) -> bool: ...
+    def probed(self, path: str, code: int) -> None: ...
+
+
 SOCKET = "agent.sock"
 
 
@@ -57,9 +69,15 @@ class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
     allow_reuse_address = True
 
     def __init__(
-        self, address: Any, family: int, status: Status, registry: CollectorRegistry, controls: Controls
+        self,
+        listen: Listen,
+        status: Status,
+        registry: CollectorRegistry,
+        controls: Controls,
+        proxy: Proxy | None,
     ) -> None:
-        self.address_family = family
+        self.address_family, address = listen
+        self._proxy = proxy
         self._status, self._registry, self._controls = status, registry, controls
         super().__init__(address, _Handler)
 
@@ -73,22 +91,24 @@ class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
         return 200, "application/json", json.dumps(found).encode()
 
     def answer(self, path: str) -> tuple[int, str, bytes]:
-        if path == "/livez":
-            return 200, "text/plain", b"ok\n"
+        if path in ("/livez", "/healthz"):
+            return self._probe(path)
         if path == "/metrics":
             return 200, CONTENT_TYPE_LATEST, generate_latest(self._registry)
-        if path not in ("/healthz", "/readyz", "/status"):
+        if path not in ("/readyz", "/status"):
             return 404, "text/plain", b"there are /healthz, /livez, /readyz, /metrics and /status\n"
         status = self._status()
         body = json.dumps(status, indent=2).encode() + b"\n"
-        good = (
-            status["synced"] if path == "/readyz" else status["store"] == "ok" and not _kernel_failing(status)
-        )
-        return (200 if good or path == "/status" else 503), "application/json", body
+        return (200 if status["synced"] or path == "/status" else 503), "application/json", body
 
-
-def _kernel_failing(status: dict[str, Any]) -> bool:
-    return bool(status["rooms"].get("kernel", {}).get("failing"))
+    def _probe(self, path: str) -> tuple[int, str, bytes]:
+        if self._proxy is None:
+            return 200, "text/plain", b"ok\n"
+        alive, eligible = self._proxy.proxy_healthy(), self._proxy.node_eligible()
+        code = 200 if alive and (eligible or path == "/livez") else 503
+        self._proxy.probed(path.removeprefix("/"), code)
+        words = "ok" if code == 200 else "the node is leaving" if alive else "changes do not reach the kernel"
+        return code, "text/plain", f"{words}\n".encode()
 
 
 class HealthServer:
@@ -104,16 +124,18 @@ class HealthServer:
         registry: CollectorRegistry,
         listen: str = "",
         controls: Controls | None = None,
+        proxy: Proxy | None = None,
     ) -> None:
         path = run_dir / SOCKET
         path.unlink(missing_ok=True)
-        self._servers = [_Server(str(path), socket.AF_UNIX, status, registry, controls or {})]
+        mine = {} if controls is None else controls
+        self._servers = [_Server((socket.AF_UNIX, str(path)), status, registry, mine, proxy)]
         os.chmod(path, 0o600)
         if listen:
             host, port = split_listen(listen)
             family = socket.AF_INET6 if ":" in host else socket.AF_INET
             try:
-                self._servers.append(_Server((host, port), family, status, registry, {}))
+                self._servers.append(_Server((family, (host, port)), status, registry, {}, proxy))
             except OSError as exc:
                 raise Invalid(
                     f"--http-listen {listen}: {exc.strerror}; choose another address or port"

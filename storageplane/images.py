@@ -19,6 +19,7 @@ from netplane.model.errors import Invalid, KernelError, Unavailable
 from .tree import translated
 
 MIB = 1 << 20
+SLACK = 1 << 16  # what a file system may leave unused at its end
 SMALLEST = {"ext4": 1 * MIB, "xfs": 300 * MIB, "btrfs": 114294784, "": 4096}  # what each mkfs accepts
 _MKFS = {
     "ext4": ("mkfs.ext4", "-q", "-F", "-m", "0", "-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard"),
@@ -104,24 +105,33 @@ def grow_unmounted(fstype: str, image: Path) -> None:
 
     Growing a mounted ext4 needs CAP_SYS_RESOURCE, which containers often lack; this does not.
     """
-    if fstype != "ext4" or _ext4_size(image) >= os.stat(image).st_size - (1 << 16):
+    if fstype != "ext4" or size_of(fstype, image) >= os.stat(image).st_size - SLACK:
         return
     run("e2fsck", "-f", "-p", str(image), package=PACKAGE[fstype], fine=(0, 1))
     run("resize2fs", str(image), package=PACKAGE[fstype])
 
 
-def _ext4_size(image: Path) -> int:
-    """Bytes, from the superblock (Documentation/filesystems/ext4, "Super Block")."""
-    with translated(f"read {image}"), open(image, "rb") as file:
-        file.seek(1024)
+def size_of(fstype: str, path: Path) -> int:
+    """Bytes that the file system on an image or device says it has, from its superblock.
+
+    ext4: kernel Documentation/filesystems/ext4, "Super Block"; xfs: struct xfs_dsb; btrfs: struct
+    btrfs_super_block.
+    """
+    with translated(f"read {path}"), open(path, "rb") as file:
+        file.seek({"ext4": 1024, "xfs": 0, "btrfs": 65536}[fstype])
         raw = file.read(1024)
-    blocks, power = struct.unpack_from("<4xI16xI", raw)
-    return int(blocks) << (10 + int(power))
+    if fstype == "ext4":
+        blocks, power = struct.unpack_from("<4xI16xI", raw)
+        return int(blocks) << (10 + int(power))
+    if fstype == "xfs":
+        block, blocks = struct.unpack_from(">4xIQ", raw)
+        return int(block) * int(blocks)
+    return int(struct.unpack_from("<112xQ", raw)[0])
 
 
 def grow_filesystem(fstype: str, device: str, mounted: str) -> None:
     """Let a mounted file system take all of its device."""
-    if fstype == "ext4" and _ext4_size(Path(device)) >= _device_size(device) - (1 << 16):
+    if size_of(fstype, Path(device)) >= _device_size(device) - SLACK:
         return
     program, takes = _GROW[fstype]
     run(*program, device if takes == "device" else mounted, package=PACKAGE[fstype])

@@ -87,11 +87,14 @@ static void leave(struct np_worker *w, const struct np_batch *b, int i, uint32_t
 /* Over the rate: -EBUSY, or a response cut down to its question, with TC. */
 static int limited(struct np_worker *w, const struct np_batch *b, int i, uint8_t *reply, int len, uint64_t now)
 {
+	struct np_limit *limit = atomic_load_explicit(&w->limit, memory_order_acquire);
 	const struct sockaddr_in6 *peer = &b->peer[i];
 	int v6 = peer->sin6_family == AF_INET6, end = NP_HEADER;
 	const void *address = v6 ? (const void *)&peer->sin6_addr : &((const struct sockaddr_in *)peer)->sin_addr;
 
-	switch (np_limit_take(w->limit, address, peer->sin6_family, now)) {
+	if (!limit)
+		return len;
+	switch (np_limit_take(limit, address, peer->sin6_family, now)) {
 	case 0:
 		return len;
 	case 1:
@@ -138,7 +141,8 @@ static int answer_one(struct np_worker *w, struct np_batch *b, int i, int n, uin
 		bump(&w->counters.silence, 1);
 		return n;
 	}
-	if (w->limit && (len = limited(w, b, i, b->reply[n], len, now)) < 0)
+	len = limited(w, b, i, b->reply[n], len, now);
+	if (len < 0)
 		return n;
 	count(w, b->reply[n], len);
 	b->out_iov[n].iov_len = (size_t)len;

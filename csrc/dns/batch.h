@@ -26,7 +26,7 @@ struct np_worker {
 	_Alignas(64) struct np_counters counters;
 	struct np_table *table;
 	struct np_reader *reader;
-	struct np_limit *limit;
+	struct np_limit *_Atomic limit; /* NULL: none */
 	int misses, epoll;
 	const int *sockets;
 	pthread_t thread;

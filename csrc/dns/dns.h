@@ -173,7 +173,8 @@ int np_limit_take(struct np_limit *l, const uint8_t *address, int family, uint64
 
 struct np_loop;
 struct np_loop *np_loop_start(struct np_table *t, const int *sockets, int count, int threads,
-			      int misses, struct np_limit *limit, int *error);
+			      int misses, int *error);
+void np_loop_limit(struct np_loop *l, struct np_limit *limit);
 void np_loop_stop(struct np_loop *l);
 void np_loop_free(struct np_loop *l);
 void np_loop_sum(const struct np_loop *l, struct np_counters *sum);

@@ -53,7 +53,7 @@ int np_limit_take(struct np_limit *l, const uint8_t *address, int family, uint64
 {
 	uint64_t hash = np_hash(l->key, address, family == AF_INET6 ? 7 : 3);
 	_Atomic uint64_t *set = l->slot[hash % SETS], *mine = NULL, *idle = set;
-	uint64_t tag = hash >> 44 << 44, due, seen;
+	uint64_t tag = hash >> 44 << 44, ahead, seen;
 
 	now = (now / 1000) & TIME;
 	for (int i = 0; i < WAYS; i++) {
@@ -66,10 +66,12 @@ int np_limit_take(struct np_limit *l, const uint8_t *address, int family, uint64
 	if (!mine)
 		mine = idle;
 	seen = atomic_load_explicit(mine, memory_order_relaxed);
-	due = (seen & ~TIME) == tag && (seen & TIME) > now ? seen & TIME : now;
-	if (due + l->interval <= now + l->burst) {
+	ahead = (seen & ~TIME) == tag ? (seen - now) & TIME : 0; /* of now, in a clock that begins anew */
+	if (ahead > l->burst)
+		ahead = 0; /* it is behind */
+	if (ahead + l->interval <= l->burst) {
 		/* A thread that was faster makes this one answer too much: that is no harm. */
-		atomic_store_explicit(mine, tag | ((due + l->interval) & TIME), memory_order_relaxed);
+		atomic_store_explicit(mine, tag | ((now + ahead + l->interval) & TIME), memory_order_relaxed);
 		return 0;
 	}
 	if (l->slip && atomic_fetch_add_explicit(&l->limited, 1, memory_order_relaxed) % l->slip == 0)

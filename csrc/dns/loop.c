@@ -106,9 +106,9 @@ static int start_threads(struct np_loop *l)
 }
 
 /* The sockets are UDP, bound and not blocking; they stay the caller's, and so do misses (a socket of
- * packets), limit (NULL: none) and the table, until np_loop_free. NULL: *error is a negative errno. */
+ * packets) and the table, until np_loop_free. NULL: *error is a negative errno. */
 struct np_loop *np_loop_start(struct np_table *t, const int *sockets, int count, int threads,
-			      int misses, struct np_limit *limit, int *error)
+			      int misses, int *error)
 {
 	struct np_loop *l = calloc(1, sizeof(*l));
 
@@ -127,7 +127,6 @@ struct np_loop *np_loop_start(struct np_table *t, const int *sockets, int count,
 		if (*error)
 			goto fail;
 		l->worker[l->ready]->misses = misses;
-		l->worker[l->ready]->limit = limit;
 	}
 	*error = start_threads(l);
 	if (*error)
@@ -156,6 +155,14 @@ void np_loop_free(struct np_loop *l)
 		close(l->stop);
 	free(l->sockets);
 	free(l);
+}
+
+/* Another limit for all threads, or NULL; when this returns none of them uses the one before. */
+void np_loop_limit(struct np_loop *l, struct np_limit *limit)
+{
+	for (int i = 0; i < l->ready; i++)
+		atomic_store_explicit(&l->worker[i]->limit, limit, memory_order_release);
+	np_readers_wait(np_table_readers(l->worker[0]->table));
 }
 
 /* All threads together; each may be one batch behind. */

@@ -7,6 +7,7 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <net/if.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "nft.h"
@@ -142,4 +143,51 @@ int np_nft_field(char type, const struct np_field *f, unsigned char *out)
 		return interface(f, out);
 	}
 	return -EINVAL;
+}
+
+static const char *protocol_name(int number)
+{
+	switch (number) {
+	case 1:
+		return "icmp";
+	case 6:
+		return "tcp";
+	case 17:
+		return "udp";
+	case 58:
+		return "ipv6-icmp";
+	case 132:
+		return "sctp";
+	}
+	return NULL;
+}
+
+static void number_words(char type, const unsigned char *at, char *out, size_t size)
+{
+	uint32_t value;
+
+	memcpy(&value, at, 4);
+	if (type == 'c')
+		snprintf(out, size, "%x:%x", value >> 16, value & 0xffff);
+	else
+		snprintf(out, size, "%u", type == 's' ? (unsigned int)(at[0] << 8 | at[1]) : value);
+}
+
+int np_nft_words(char type, const unsigned char *at, size_t len, char *out, size_t size)
+{
+	size_t needed = type == '6' || type == 'n' ? 16 : 4;
+
+	if (len < needed || size < INET6_ADDRSTRLEN + 2)
+		return -EINVAL;
+	if (type == '4' || type == '6')
+		inet_ntop(type == '4' ? AF_INET : AF_INET6, at, out, size);
+	else if (type == 'n')
+		snprintf(out, size, "%.15s", (const char *)at);
+	else if (type == 'p' && protocol_name(at[0]))
+		snprintf(out, size, "%s", protocol_name(at[0]));
+	else if (type == 'p')
+		snprintf(out, size, "%u", at[0]);
+	else
+		number_words(type, at, out, size);
+	return 0;
 }

@@ -22,7 +22,7 @@
 #define REGISTERS 64
 #define CHAIN_NAME_MAX 127
 
-static int reserve(struct np_nft_batch *b, size_t more)
+int np_nft_reserve(struct np_nft_batch *b, size_t more)
 {
 	size_t size = b->size ? b->size : 65536;
 	char *data;
@@ -175,10 +175,26 @@ static int element_put(struct np_nft_batch *b, const char *layout, const char *a
 	return err;
 }
 
+/* The question for all elements of a set, alone in the buffer. */
+int np_nft_ask(struct np_nft_batch *b, const char *table, const char *set)
+{
+	size_t start;
+	int err = np_nft_reserve(b, 2 * ELEMENT_MAX + strlen(table) + strlen(set));
+
+	if (err)
+		return err;
+	b->used = 0;
+	start = message_open(b, NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETSETELEM, NLM_F_DUMP, NFPROTO_INET, 0);
+	attr_put(b, NFTA_SET_ELEM_LIST_TABLE, table, strlen(table) + 1);
+	attr_put(b, NFTA_SET_ELEM_LIST_SET, set, strlen(set) + 1);
+	message_close(b, start);
+	return 0;
+}
+
 /* Start a batch, in one transaction of nftables. Returns 0 or -errno. */
 int np_nft_begin(struct np_nft_batch *b)
 {
-	int err = reserve(b, ELEMENT_MAX);
+	int err = np_nft_reserve(b, ELEMENT_MAX);
 
 	b->used = 0;
 	if (!err)
@@ -187,16 +203,16 @@ int np_nft_begin(struct np_nft_batch *b)
 }
 
 /* As many elements as one message takes; *at moves on. */
-static int message_put(struct np_nft_batch *b, int remove, const char *table, const char *set,
+static int message_put(struct np_nft_batch *b, int type, const char *table, const char *set,
 		       const char *layout, const char **at, const char *end)
 {
-	int type = NFNL_SUBSYS_NFTABLES << 8 | (remove ? NFT_MSG_DELSETELEM : NFT_MSG_NEWSETELEM);
 	size_t start, list;
-	int err = reserve(b, LIST_MAX + 2 * ELEMENT_MAX + strlen(table) + strlen(set));
+	int err = np_nft_reserve(b, LIST_MAX + 2 * ELEMENT_MAX + strlen(table) + strlen(set));
 
 	if (err)
 		return err;
-	start = message_open(b, type, remove ? 0 : NLM_F_CREATE, NFPROTO_INET, 0);
+	start = message_open(b, NFNL_SUBSYS_NFTABLES << 8 | type, type == NFT_MSG_NEWSETELEM ? NLM_F_CREATE : 0,
+			     NFPROTO_INET, 0);
 	attr_put(b, NFTA_SET_ELEM_LIST_TABLE, table, strlen(table) + 1);
 	attr_put(b, NFTA_SET_ELEM_LIST_SET, set, strlen(set) + 1);
 	list = nest_open(b, NFTA_SET_ELEM_LIST_ELEMENTS);
@@ -214,16 +230,26 @@ static int message_put(struct np_nft_batch *b, int remove, const char *table, co
 	return 0;
 }
 
+/* The question for one element, alone in the buffer; the layout names a key. */
+int np_nft_ask_for(struct np_nft_batch *b, const char *table, const char *set, const char *layout,
+		   const char *text, size_t len)
+{
+	const char *at = text;
+
+	b->used = 0;
+	return message_put(b, NFT_MSG_GETSETELEM, table, set, layout, &at, text + len);
+}
+
 /* Add the elements of text to the batch, or their removal (then the layout names a key alone).
  * Returns 0 or -errno: -EINVAL for words that are not of the layout's types. */
 int np_nft_elements(struct np_nft_batch *b, int remove, const char *table, const char *set,
 		    const char *layout, const char *text, size_t len)
 {
 	const char *at = text, *end = text + len;
-	int err = 0;
+	int err = 0, type = remove ? NFT_MSG_DELSETELEM : NFT_MSG_NEWSETELEM;
 
 	while (at < end && !err)
-		err = message_put(b, remove, table, set, layout, &at, end);
+		err = message_put(b, type, table, set, layout, &at, end);
 	return err;
 }
 
@@ -255,7 +281,7 @@ static int first_refusal(int fd)
 int np_nft_commit(struct np_nft_batch *b, int fd)
 {
 	struct sockaddr_nl kernel = { .nl_family = AF_NETLINK };
-	int room, err = reserve(b, ELEMENT_MAX);
+	int room, err = np_nft_reserve(b, ELEMENT_MAX);
 	ssize_t sent;
 
 	if (err)

@@ -13,7 +13,9 @@ from ..model.selectors import subset
 from ..model.services import (
     Endpoint,
     EndpointConditions,
+    EndpointHints,
     EndpointPort,
+    HintName,
     ObjectReference,
     Service,
     ServicePort,
@@ -21,6 +23,9 @@ from ..model.services import (
 from ..model.snapshot import Snapshot
 from .config import ClusterConfig, family_of
 from .families import BOTH, families
+
+ZONE = "topology.kubernetes.io/zone"  # label of a Node
+NEAR = ("PreferSameNode", "PreferSameZone", "PreferClose")  # values of spec.trafficDistribution
 
 
 class Group(NamedTuple):
@@ -31,10 +36,11 @@ class Group(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where a pod is: its addresses by family, and its node."""
+    """Where a pod is: its addresses by family, its node, and the node's zone."""
 
     ips: dict[str, str]
     node: str
+    zone: str = ""
 
 
 def pods_of(service: Service, snapshot: Snapshot) -> list[Pod]:
@@ -90,7 +96,19 @@ def placed(pod: Pod, snapshot: Snapshot) -> Place:
     by_family: dict[str, str] = {}
     for ip in ips:
         by_family.setdefault(family_of(ip), ip)
-    return Place(by_family, node)
+    return Place(by_family, node, zone_of(snapshot.get(Node, "", node)))
+
+
+def zone_of(node: object) -> str:
+    return node.labels.get(ZONE, "") if isinstance(node, Node) else ""
+
+
+def _hints(service: Service, place: Place) -> EndpointHints | None:
+    """For whom an endpoint is near (KEP-3015): its node, if that is asked for, and its zone."""
+    wanted = service.spec.traffic_distribution
+    nodes = (HintName(name=place.node),) if wanted == "PreferSameNode" and place.node else ()
+    zones = (HintName(name=place.zone),) if wanted in NEAR and place.zone else ()
+    return EndpointHints(for_nodes=nodes, for_zones=zones) if nodes or zones else None
 
 
 def ports_of(service: Service, pod: Pod) -> tuple[EndpointPort, ...]:
@@ -127,6 +145,8 @@ def _endpoint(service: Service, pod: Pod, place: Place, family: str) -> Endpoint
         conditions=EndpointConditions(ready=ready, serving=serving, terminating=terminating),
         hostname=pod.spec.hostname if named else "",
         node_name=place.node,
+        zone=place.zone,
+        hints=_hints(service, place) if ready else None,
         target_ref=ObjectReference(
             kind=Pod.KIND, namespace=pod.namespace, name=pod.name, uid=pod.metadata.uid
         ),

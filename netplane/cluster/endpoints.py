@@ -19,7 +19,7 @@ from ..model.pods import Pod
 from ..model.services import HEADLESS, SERVICE_NAME, Endpoint, EndpointSlice, Service
 from ..model.snapshot import Snapshot
 from .config import ClusterConfig
-from .endpoint_pods import Group, services_of, wanted
+from .endpoint_pods import Group, services_of, wanted, zone_of
 
 MANAGED_BY = "endpointslice.kubernetes.io/managed-by"  # label
 MANAGER = "netplane"
@@ -119,13 +119,14 @@ def _touched(event: Event | None, snapshot: Snapshot) -> Iterator[str]:
         yield from (f"{s.namespace}/{s.name}" for s in snapshot.list(Service))
         yield from _owners(snapshot.list(EndpointSlice))
         return
+    moved = zone_of(event.old) != zone_of(event.new)
     for state in (event.old, event.new):
         if isinstance(state, Service):
             yield f"{state.namespace}/{state.name}"
         elif isinstance(state, EndpointSlice):
             yield from _owners((state,))
         elif state is not None:
-            for pod in _pods_behind(state, snapshot):
+            for pod in _pods_behind(state, snapshot, moved):
                 yield from (f"{s.namespace}/{s.name}" for s in services_of(pod, snapshot))
 
 
@@ -133,12 +134,13 @@ def _owners(slices: Iterable[EndpointSlice]) -> Iterator[str]:
     return (f"{s.namespace}/{s.service}" for s in slices if managed(s) and s.service)
 
 
-def _pods_behind(state: Object, snapshot: Snapshot) -> Iterator[Pod]:
-    """The pods whose endpoints may change with an object that is not a service."""
+def _pods_behind(state: Object, snapshot: Snapshot, moved: bool) -> Iterator[Pod]:
+    """The pods whose endpoints may change with an object that is not a service; all of a node's when it
+    ``moved`` to another zone."""
     if isinstance(state, Pod):
         yield state
     elif isinstance(state, Attachment):
         pod = snapshot.get(Pod, state.spec.pod_namespace, state.spec.pod_name)
         yield from (pod,) if pod else ()
     elif isinstance(state, Node):
-        yield from (p for p in snapshot.by(Pod, "node", state.name) if p.spec.host_network)
+        yield from (p for p in snapshot.by(Pod, "node", state.name) if moved or p.spec.host_network)

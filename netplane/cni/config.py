@@ -195,6 +195,9 @@ def _document(raw: bytes) -> dict[str, Any]:
         raise Refused(DECODE, f"the network configuration is not JSON: {exc}") from None
     if not isinstance(doc, dict):
         raise Refused(DECODE, f"the network configuration is a JSON object, not {doc!r:.40}")
+    runtime = doc.get("runtimeConfig")
+    if isinstance(runtime, dict):
+        doc["runtimeConfig"] = {k: _go_names(v) if k in CAPABILITIES else v for k, v in runtime.items()}
     if _GC_KEYS[0] in doc and doc[_GC_KEYS[0]] is None:
         doc[_GC_KEYS[0]] = []  # what libcni sends for a runtime that has no attachment: Go's nil slice
     return {key: value for key, value in doc.items() if value is not None and not key.startswith("cni.dev/-")}
@@ -233,6 +236,14 @@ def _converted(kept: dict[str, Any], doc: dict[str, Any]) -> NetConf:
     whole: NetConf = msgspec.structs.replace(config, leases=leases, document=doc)
     together.check(whole)
     return whole
+
+
+def _go_names(value: Any) -> Any:
+    """containerd's structures have no JSON names: HostPort for hostPort, null for an empty list."""
+    if isinstance(value, dict):
+        named = {key[:1].lower() + key[1:]: inner for key, inner in value.items()}
+        return {key: inner for key, inner in named.items() if inner is not None}
+    return [_go_names(one) for one in value] if isinstance(value, list) else value
 
 
 def _check_version(version: object) -> None:

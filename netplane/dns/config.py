@@ -22,6 +22,7 @@ from ..model.errors import Invalid
 from . import hosts
 from .cache import CacheOptions
 from .forward import Limits
+from .loop import RateLimit
 from .pods import MODES
 from .upstreams import POLICIES, Address, Upstream, parse_upstream
 from .zone import MAX_TTL
@@ -157,6 +158,23 @@ class LogConfig(Struct, frozen=True, kw_only=True):
         yield from _between(f"{path}.sample", self.sample, 1, 1_000_000_000)
 
 
+class RateConfig(Struct, frozen=True, kw_only=True):
+    """Answers over UDP to one network (/24, /56): a second, at once, and which of those over it get TC."""
+
+    per_second: float
+    burst: float = 0.0  # 0: those of a second
+    slip: int = 2
+
+    @property
+    def limit(self) -> RateLimit:
+        return RateLimit(self.per_second, self.burst or max(1.0, self.per_second), self.slip)
+
+    def check(self, path: str) -> Iterator[Fault]:
+        yield from _between(f"{path}.perSecond", self.per_second, 0.01, 1_000_000)
+        yield from _between(f"{path}.burst", self.burst or 1, 1, 1_000_000)
+        yield from _between(f"{path}.slip", self.slip, 0, 1000)
+
+
 class DnsConfig(Struct, frozen=True, kw_only=True):
     """The whole file. Without ``forward``, other names go where the node's resolv.conf says."""
 
@@ -170,6 +188,7 @@ class DnsConfig(Struct, frozen=True, kw_only=True):
     hosts: HostsConfig | None = None
     tls: TlsConfig | None = None
     log: LogConfig = LogConfig()
+    rate_limit: RateConfig | None = None
 
     def check(self) -> Iterator[Fault]:
         yield from _between("ttl", self.ttl, 0, MAX_TTL)
@@ -179,6 +198,8 @@ class DnsConfig(Struct, frozen=True, kw_only=True):
             part = getattr(self, name)
             if part is not None:
                 yield from part.check(name)
+        if self.rate_limit is not None:
+            yield from self.rate_limit.check("rateLimit")
         for i, stub in enumerate(self.stubs):
             yield from stub.check(f"stubs[{i}]")
         yield from checks.unique("stubs[{}].zone", (s.zone.rstrip(".").lower() for s in self.stubs))

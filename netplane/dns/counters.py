@@ -28,13 +28,12 @@ class Fast(Protocol):
 
 
 class Counters(Collector):
-    """``requests`` by (protocol, type), ``responses`` by (source, rcode), ``upstream`` by (address, outcome).
-
-    The source is "cluster" for what the table answered and "forward" for what an upstream did.
+    """``requests`` by (source, protocol, type), ``responses`` by (source, rcode), ``upstream`` by (address,
+    outcome). The source is "cluster" for what the table answered and "forward" for what an upstream did.
     """
 
     def __init__(self) -> None:
-        self.requests: Counter[tuple[str, str]] = Counter()
+        self.requests: Counter[tuple[str, str, str]] = Counter()
         self.responses: Counter[tuple[str, str]] = Counter()
         self.upstream: Counter[tuple[str, str]] = Counter()
         self.dropped: Counter[str] = Counter()  # by reason: silence, send, busy, error, limited
@@ -47,11 +46,11 @@ class Counters(Collector):
         """Add what the C threads count; its sum stays when they end."""
         self._fast.append(loop)
 
-    def _whole(self) -> Counters:
+    def total(self) -> Counters:
         """With the C threads' counts in: a copy, so that nothing is added twice."""
         total = Counters()
-        for mine, copy in ((self.requests, total.requests), (self.responses, total.responses)):
-            copy.update(mine)
+        total.requests.update(self.requests)
+        total.responses.update(self.responses)
         total.upstream, total.loops = self.upstream, self.loops
         total.dropped.update(self.dropped)
         total._buckets = {source: list(counts) for source, counts in self._buckets.items()}
@@ -64,7 +63,7 @@ class Counters(Collector):
         """A struct np_counters (csrc/dns/dns.h): all over UDP, and from the table."""
         for kind, n in enumerate(c.requests):
             if n:
-                self.requests["udp", _TYPE_NAMES.get(kind, "other")] += n
+                self.requests["cluster", "udp", _TYPE_NAMES.get(kind, "other")] += n
         for rcode, n in enumerate(c.responses):
             if n:
                 self.responses["cluster", _RCODES[rcode] if rcode < len(_RCODES) else "other"] += n
@@ -78,17 +77,17 @@ class Counters(Collector):
         """One response of ours left; its question tells the type that was asked for."""
         end = reply.find(b"\0", wire.HEADER.size) + 1
         kind = int.from_bytes(reply[end : end + 2], "big") if end else 0
-        self.requests[protocol, _TYPE_NAMES.get(kind, "other")] += 1
+        self.requests[source, protocol, _TYPE_NAMES.get(kind, "other")] += 1
         rcode = reply[3] & 15
         self.responses[source, _RCODES[rcode] if rcode < len(_RCODES) else "other"] += 1
         self._buckets[source][bisect_left(BOUNDS, seconds)] += 1
         self._seconds[source] += seconds
 
     def collect(self) -> Iterator[Metric]:
-        return self._whole()._collect()
+        return self.total()._collect()
 
     def _collect(self) -> Iterator[Metric]:
-        yield _counter("requests", "Queries that were answered", ("proto", "type"), self.requests)
+        yield _counter("requests", "Queries that were answered", ("source", "proto", "type"), self.requests)
         yield _counter("responses", "Responses sent", ("source", "rcode"), self.responses)
         yield _counter("upstream", "Questions to upstreams", ("to", "outcome"), self.upstream)
         dropped = {(reason,): n for reason, n in self.dropped.items()}

@@ -12,6 +12,7 @@ import enum
 import os
 import socket
 import struct
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -121,7 +122,6 @@ class Fast(NamedTuple):
     """How a server uses C. ``threads`` 0: one for each CPU that this process may use, in bounds."""
 
     threads: int = 0
-    limit: RateLimit | None = None
     wanted: bool = True
 
     @property
@@ -149,26 +149,30 @@ class Miss(NamedTuple):
 class Loop:
     """``threads`` that answer from ``twin`` on UDP ``sockets``; `misses` is readable when one is left."""
 
-    def __init__(
-        self, twin: Twin, sockets: Sequence[socket.socket], threads: int, limit: RateLimit | None = None
-    ) -> None:
-        """Raises Invalid (a limit that cannot be), KernelError; then nothing runs."""
+    def __init__(self, twin: Twin, sockets: Sequence[socket.socket], threads: int) -> None:
+        """Raises KernelError; then nothing runs."""
         self._twin = twin
         self._sockets = tuple(sockets)  # they must outlive the threads
-        self._limit = _limit(limit)
+        self._limit: Any = None
         self.misses, self._their_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.misses.setblocking(False)
         self._their_end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, QUEUE)
         error = ffi.new("int *")
         numbers = [sock.fileno() for sock in sockets]
         self._loop = lib.np_loop_start(
-            twin.table, numbers, len(numbers), threads, self._their_end.fileno(), self._limit, error
+            twin.table, numbers, len(numbers), threads, self._their_end.fileno(), error
         )
         if self._loop == ffi.NULL:
             self.misses.close()
             self._their_end.close()
             raise KernelError(-error[0], "start the DNS answering threads")
         self._stopped = False
+
+    def limit(self, limit: RateLimit | None) -> None:
+        """From the next answer on; None: no limit. Raises Invalid for one that cannot be."""
+        made = _limit(limit)
+        lib.np_loop_limit(self._loop, made)
+        self._limit = made  # and the one before goes, which no thread has any more
 
     def stop(self) -> None:
         """The threads end; what they left can still be read, and what they counted. Once is enough."""
@@ -209,7 +213,7 @@ class Loop:
 
 def _peer(address: bytes) -> Any:
     """A struct sockaddr as Python's sockets want it."""
-    if int.from_bytes(address[:2], "little" if struct.pack("=H", 1)[0] else "big") == socket.AF_INET:
+    if int.from_bytes(address[:2], sys.byteorder) == socket.AF_INET:
         port, ip = _V4.unpack_from(address)
         return socket.inet_ntop(socket.AF_INET, ip), port
     port, flow, ip = _V6.unpack_from(address)

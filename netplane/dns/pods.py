@@ -21,10 +21,10 @@ def pod_addresses(labels: tuple[str, ...], snapshot: Snapshot, mode: str) -> tup
 
     ``labels`` are those before "pod": ("10-244-0-5", "default").
     """
+    if not labels:
+        return ()  # CoreDNS: in every mode
     if mode == "disabled" or len(labels) > 2:
         return None
-    if not labels:
-        return ()
     if snapshot.get(Namespace, "", labels[-1]) is None and not _pods_in(snapshot, labels[-1], mode):
         return None
     if len(labels) == 1:

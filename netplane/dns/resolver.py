@@ -19,6 +19,7 @@ from .forward import LOOP, Forwarder
 from .stub import Routes
 from .upstreams import Address
 
+CLIENTS = 8192  # that wait at once, whatever for; one more gets SERVFAIL
 STALE_WAIT = 1.8  # seconds that a fresh reply may take while there is a stale one (RFC 8767 5)
 
 
@@ -35,6 +36,7 @@ class Resolver:
         self.routes = Routes(forwarder, stubs or {})
         self.cache = cache
         self.names = names
+        self._clients = 0
         self._under_way: dict[Key, asyncio.Future[bytes]] = {}
         self._tasks: set[asyncio.Task[bytes]] = set()
 
@@ -81,7 +83,17 @@ class Resolver:
         return name.endswith(LOOP) and any(forwarder.is_probe(name) for forwarder in self.routes)
 
     async def ask(self, forward: Forward) -> bytes:
-        """The client's response: along its search list until a name exists; SERVFAIL when none answers."""
+        """The client's response; SERVFAIL when nobody answers, or too many wait already."""
+        if self._clients >= CLIENTS:
+            return answer.failure(forward)
+        self._clients += 1
+        try:
+            return await self._ask(forward)
+        finally:
+            self._clients -= 1
+
+    async def _ask(self, forward: Forward) -> bytes:
+        """Along the search list until a name exists."""
         while True:
             reply = await self._reply(forward)
             if not reply:

@@ -23,7 +23,7 @@ from .answer import Client, Forward, answer, failure
 from .counters import Counters
 from .forward import TIMEOUT, Forwarder, Limits
 from .handover import Inherited
-from .loop import FAST, Divert, Fast, Loop, Twin
+from .loop import FAST, Divert, Fast, Loop, RateLimit, Twin
 from .querylog import QueryLog
 from .resolver import Resolver
 from .sockets import Ancillary, Udp, group, listen
@@ -116,7 +116,7 @@ class DnsServer:
         self._table.attach(self._twin)
         self.divert()
         sockets = [udp.sock for udp in self._udp]
-        self._c = Loop(self._twin, sockets, self._fast.workers, self._fast.limit)
+        self._c = Loop(self._twin, sockets, self._fast.workers)
         self.counters.follow(self._c)
 
     def divert(self) -> None:
@@ -124,6 +124,13 @@ class DnsServer:
         if self._twin is not None:
             everything = Divert.EVERYTHING if self.log.every else Divert.NOTHING
             self._twin.divert(self.resolver.names.computes | everything)
+
+    def limit(self, limit: RateLimit | None) -> None:
+        """Bound the answers that C gives over UDP to each network; while running. Raises Invalid."""
+        if self._c is not None:
+            self._c.limit(limit)
+        elif limit is not None:
+            _log.warning("DNS rate limit: without the C extension there is none")
 
     @property
     def sockets(self) -> tuple[socket.socket, ...]:
@@ -156,7 +163,7 @@ class DnsServer:
         resolver.start()
         old.retire()
         if self._tls is not tls and self._tls is not None:
-            self._tls.close()
+            await self._tls.retire()
         if self._tls is not tls and tls is not None:
             await tls.serve(functools.partial(self._connection, protocol="tls"), self._idle)
         self._tls = tls

@@ -101,6 +101,8 @@ class Setup:
         if new.log != self.config.log or first:  # what was switched by hand outlives other changes
             self.server.log.every = new.log.every
         self._names.options, self._tls, self._cache = options, listener, cache
+        if new.rate_limit != self.config.rate_limit or first:
+            self.server.limit(new.rate_limit.limit if new.rate_limit else None)
         self.server.divert()  # autopath may have come or gone
         self.config = new
         self._applied(new)
@@ -115,11 +117,7 @@ class Setup:
         if self._tls is not None and new.tls == self.config.tls:
             self._tls.certificate.refresh()
             return self._tls
-        certificate = tls.Certificate(new.tls.cert, new.tls.key)
-        if self._tls is not None and self.config.tls and new.tls.addresses == self.config.tls.addresses:
-            self._tls.certificate.replace(certificate)
-            return self._tls
-        return tls.TlsListener(new.tls.addresses, certificate)
+        return tls.TlsListener(new.tls.addresses, tls.Certificate(new.tls.cert, new.tls.key), self._tls)
 
     def _resolver(self, new: DnsConfig, cache: Cache | None) -> Resolver:
         common = new.forward or ForwardConfig(upstreams=(self._resolv_conf,))

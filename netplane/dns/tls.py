@@ -1,7 +1,7 @@
 """TLS contexts: the listener's, whose certificate may change under it, and the upstreams'. An edge.
 
-Rule: a new certificate is tried in a context of its own first; one that does not fit its key, or is cut
-off while it is written, changes nothing, and the old one goes on being shown.
+Rule: a new certificate is a new context, taken for handshakes from then on; one that does not fit its
+key, or is cut off while it is written, changes nothing, and the old one goes on being shown.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
 
 from ..model.errors import Invalid
 from .sockets import listen
@@ -28,7 +29,8 @@ class Certificate:
     def __init__(self, cert: str, key: str) -> None:
         self._files = (cert, key)
         self._stamp = self._look()
-        self.context = self._load()
+        self._current = self.context = self._load()
+        self.context.sni_callback = self._show
         self.problem = ""
 
     def refresh(self) -> bool:
@@ -38,20 +40,18 @@ class Certificate:
             return False
         self._stamp = stamp
         try:
-            self._load()
+            self._current = self._load()
         except Invalid as exc:
             self.problem = str(exc)
             _log.error("%s; the old certificate stays", exc)
             return False
-        self.context.load_cert_chain(*self._files)
         self.problem = ""
         _log.info("DNS over TLS: new certificate from %s", self._files[0])
         return True
 
-    def replace(self, other: Certificate) -> None:
-        """Show what ``other`` has, which was loaded without a fault."""
-        self._files, self._stamp, self.problem = other._files, other._stamp, ""
-        self.context.load_cert_chain(*self._files)
+    def _show(self, handshake: Any, _name: str | None, _context: ssl.SSLContext) -> None:
+        """Called by each client hello, with a server name in it or without."""
+        handshake.context = self._current
 
     def _look(self) -> tuple[tuple[int, int], ...]:
         try:
@@ -72,23 +72,31 @@ class Certificate:
 
 
 class TlsListener:
-    """Sockets that wait for TLS, and the certificate that they show. Raises Invalid, KernelError."""
+    """Sockets that wait for TLS, and the certificate that they show. Raises Invalid, KernelError.
 
-    def __init__(self, addresses: Sequence[Address], certificate: Certificate) -> None:
+    What ``before`` listens on already is shared with it, so that no connection is lost when it closes.
+    """
+
+    def __init__(
+        self, addresses: Sequence[Address], certificate: Certificate, before: TlsListener | None = None
+    ) -> None:
         self.certificate = certificate
         self._addresses = tuple(addresses)
         self._socks: list[socket.socket] = []
         self._servers: list[asyncio.Server] = []
         try:
             for address in self._addresses:
-                self._socks.append(listen(address, socket.SOCK_STREAM))
+                shared = before.share(address) if before is not None else None
+                self._socks.append(shared or listen(address, socket.SOCK_STREAM))
         except BaseException:
             self.close()
             raise
 
-    @property
-    def addresses(self) -> tuple[Address, ...]:
-        return self._addresses
+    def share(self, address: Address) -> socket.socket | None:
+        """Another descriptor of the socket on this address."""
+        if address not in self._addresses:
+            return None
+        return self._socks[self._addresses.index(address)].dup()
 
     async def serve(self, connection: Connection, patience: float) -> None:
         """``patience``: seconds for the handshake."""
@@ -101,6 +109,13 @@ class TlsListener:
                 ssl_shutdown_timeout=patience,
             )
             self._servers.append(server)
+
+    async def retire(self) -> None:
+        """Close, when all that was accepted has its connection: asyncio drops what it finds in between."""
+        for sock in self._socks:
+            asyncio.get_running_loop().remove_reader(sock)
+        await asyncio.sleep(0)  # the tasks of connections just accepted run first
+        self.close()
 
     def close(self) -> None:
         """Once it serves: in its event loop."""

@@ -48,7 +48,7 @@ class FileWatch:
                 events = INotify(nonblocking=True)
             except OSError as exc:
                 _log.warning("no inotify (%s): looking every %d s", exc.strerror, LOOK // 1000)
-                select.select([self._wake_r], [], [], LOOK / 1000)
+                _readable(self._wake_r)
                 self._compare()
                 continue
             with events:
@@ -64,8 +64,7 @@ class FileWatch:
         known = self._paths()
         self._compare()
         while not self._stopping.is_set() and self._paths() == known:
-            ready, _, _ = select.select([events, self._wake_r], [], [], LOOK / 1000)
-            if events in ready:
+            if events.fileno() in _readable(events.fileno(), self._wake_r):
                 events.read(timeout=0, read_delay=SETTLE)
             self._compare()
 
@@ -84,3 +83,11 @@ class FileWatch:
             except OSError:
                 found[path] = None
         return found
+
+
+def _readable(*descriptors: int) -> list[int]:
+    """Those that can be read within LOOK. select(2) would end at descriptor 1,023."""
+    poll = select.poll()
+    for descriptor in descriptors:
+        poll.register(descriptor, select.POLLIN)
+    return [fd for fd, _ in poll.poll(LOOK)]

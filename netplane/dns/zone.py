@@ -18,11 +18,11 @@ from typing import Any, ClassVar, NamedTuple
 
 from ..model import checks
 from ..model.errors import Invalid
-from ..model.facts import Facts, Record, Scope
+from ..model.facts import Address, Chain, Fact, Facts, Record, Scope
 from ..model.nodes import Namespace, Node
 from ..model.services import EndpointSlice, Service
 from ..model.snapshot import Snapshot
-from . import wire
+from . import notrack, wire
 
 VERSION = "1.1.0"  # of the specification
 MAX_TTL = 3600  # CoreDNS' bound
@@ -44,7 +44,10 @@ class DnsRoom:
     Raises Invalid for a domain or TTL that cannot be.
 
     ``addresses``: where this node's server answers, for the zone's NS record; by default the gateways
-    of the node's pod CIDRs.
+    of the node's pod CIDRs. Those of ``held`` are nobody's but this server's (a link-local address, one
+    of the service range): they are set on ``link``, once the node has pod CIDRs and so the link.
+    ``notrack``: where it listens, so that conntrack is passed by; (): at these gateways, port 53; None:
+    it is not.
     """
 
     node: str
@@ -52,6 +55,9 @@ class DnsRoom:
     ttl: int = 5
     addresses: tuple[str, ...] = ()
     negative_ttl: int | None = None
+    held: tuple[str, ...] = ()
+    link: str = ""
+    notrack: tuple[tuple[str, int], ...] | None = None
     name: ClassVar[str] = "dns"
 
     def __post_init__(self) -> None:
@@ -73,9 +79,9 @@ class DnsRoom:
     def render(self, scope: Scope, snapshot: Snapshot) -> Facts:
         return tuple(self._render(scope, snapshot))  # so that Invalid is raised here and now
 
-    def _render(self, scope: Scope, snapshot: Snapshot) -> Iterable[Record]:
+    def _render(self, scope: Scope, snapshot: Snapshot) -> Iterable[Fact]:
         if not scope.name:
-            return self._zone(snapshot)
+            return (*self._zone(snapshot), *self._held(snapshot), *self._untracked(snapshot))
         namespace, _, name = scope.name.partition("/")
         if not name:
             known = snapshot.get(Namespace, "", namespace)
@@ -129,6 +135,16 @@ class DnsRoom:
         yield self._record("svc", "A", ())
         yield from self._addresses("ns.dns", self.addresses or self._gateways(snapshot))
 
+    def _untracked(self, snapshot: Snapshot) -> Iterator[Chain]:
+        if self.notrack is not None:
+            listen = self.notrack or tuple((ip, 53) for ip in self._gateways(snapshot))
+            yield from notrack.chains(listen)
+
+    def _held(self, snapshot: Snapshot) -> Iterator[Fact]:
+        node = snapshot.get(Node, "", self.node)
+        for address in self.held if node and node.pod_cidrs else ():
+            yield Address(link=self.link, address=f"{address}/{128 if ':' in address else 32}")
+
     def _gateways(self, snapshot: Snapshot) -> Iterator[str]:
         node = snapshot.get(Node, "", self.node)
         for cidr in node.pod_cidrs if node else ():
@@ -147,7 +163,7 @@ class DnsRoom:
             yield from self._endpoints(service, name, snapshot)
         elif vips:
             yield from self._addresses(name, vips)
-            ports = ((p.name, p.protocol, p.port, name) for p in service.spec.ports)
+            ports = ((p.name, p.protocol, p.port, name) for p in service.spec.ports for _ in vips)
             yield from self._srv(name, ports)
 
     def _endpoints(self, service: Service, name: str, snapshot: Snapshot) -> Iterator[Record]:
@@ -174,15 +190,15 @@ class DnsRoom:
     ) -> Iterator[Record]:
         """(port name, protocol, port, target) as SRV sets; unnamed ports have none (2.3.2, 2.4.2).
 
-        The weight shares 100 among the targets, as CoreDNS does.
+        The weight shares 100 among the addresses, as CoreDNS does: a target with two counts twice.
         """
-        sets: dict[str, dict[tuple[int, str], None]] = {}
+        sets: dict[str, list[tuple[int, str]]] = {}
         for port_name, protocol, port, target in ports:
             if port_name and len(port_name) <= MAX_PORT_NAME:
-                sets.setdefault(f"_{port_name}._{protocol}".lower(), {})[port, target] = None
+                sets.setdefault(f"_{port_name}._{protocol}".lower(), []).append((port, target))
         for service, targets in sets.items():
             weight = max(1, 100 // len(targets))
-            data = (f"0 {weight} {port} {target}.{self.domain}" for port, target in sorted(targets))
+            data = (f"0 {weight} {port} {target}.{self.domain}" for port, target in sorted(set(targets)))
             yield self._record(f"{service}.{name}", "SRV", data, rotate)
 
     def _reverse(self, service: Service, targets: Iterable[Target]) -> Iterator[Record]:

@@ -21,19 +21,26 @@ NETLINK_NETFILTER = 12
 GET, DELETE = 1 << 8 | 1, 1 << 8 | 2  # NFNL_SUBSYS_CTNETLINK; IPCTNL_MSG_CT_GET, _DELETE
 _HEAD = struct.Struct(">BBH")  # nfgenmsg
 _U16 = struct.Struct(">H")
-_ORIG, _REPLY, _ID, _ZONE = 1, 2, 12, 18  # CTA_TUPLE_ORIG, …
+_ORIG, _REPLY, _PROTOINFO, _ID, _ZONE = 1, 2, 4, 12, 18  # CTA_TUPLE_ORIG, …
+_TCP, _TCP_FLAGS = 1, (4, 5)  # CTA_PROTOINFO_TCP; CTA_PROTOINFO_TCP_FLAGS_ORIGINAL, _REPLY
+_LIBERAL = 0x08  # IP_CT_TCP_FLAG_BE_LIBERAL
 _SIZE = 1 << 18
 PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 58: "ipv6-icmp", 132: "sctp"}
 
 
 class Tracked(NamedTuple):
-    """``source`` began the flow, ``target``:``port`` answers it, behind whatever translation."""
+    """``source`` began the flow, ``target``:``port`` answers it, behind whatever translation.
+
+    ``loose``: the kernel took a TCP flow up in its middle, so who began it is a guess.
+    """
 
     source: str
     target: str
     protocol: str
     port: int
     handle: bytes  # what deletes it
+    source_port: int = 0
+    loose: bool = False
 
 
 class FlowTable:
@@ -79,11 +86,18 @@ def tracked(body: bytes) -> Tracked | None:
     found = nl.attrs(body, 4)
     if _ORIG not in found or _REPLY not in found:
         return None
-    source, _, number, _ = _tuple(found[_ORIG])
+    source, _, number, source_port = _tuple(found[_ORIG])
     target, _, _, port = _tuple(found[_REPLY])
     zone = nl.attr(_ZONE, found[_ZONE]) if _ZONE in found else b""
     handle = body[:4] + nl.nest(_ORIG, found[_ORIG]) + nl.attr(_ID, found[_ID]) + zone
-    return Tracked(source, target, PROTOCOLS.get(number, str(number)), port, handle)
+    protocol = PROTOCOLS.get(number, str(number))
+    return Tracked(source, target, protocol, port, handle, source_port, _loose(found.get(_PROTOINFO)))
+
+
+def _loose(info: bytes | None) -> bool:
+    """nf_conntrack_proto_tcp.c: a flow without its SYN is tracked liberally, in both directions."""
+    tcp = nl.attrs(nl.attrs(info or b"").get(_TCP, b""))
+    return all(which in tcp and bool(tcp[which][0] & _LIBERAL) for which in _TCP_FLAGS)
 
 
 def _tuple(data: bytes) -> tuple[str, str, int, int]:

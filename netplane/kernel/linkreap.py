@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import socket
 import threading
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from ..model.errors import NetplaneError
 from ..model.facts import FactKey
 from . import netns
 from . import nlmsg as nl
+from .ready import readable
 
 _RTMGRP_LINK = 1
 _BUFFER = 1 << 20
@@ -92,7 +92,7 @@ class Departures:
         try:
             request.add_done_callback(_signal(wake))
             while left and not request.done():
-                ready, _, _ = select.select([self._sock.fileno(), wake], [], [])
+                ready = readable(self._sock.fileno(), wake)
                 if self._sock.fileno() in ready:
                     left -= self._gone()
             if request.done():

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import select
 import socket
 import struct
 import threading
@@ -21,6 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from ..model.facts import ROUTE_PROTOCOL
 from . import linkmsg, netns, ours, routemsg
 from . import nlmsg as nl
+from .ready import readable
 
 _GROUPS = 0x1 | 0x10 | 0x40 | 0x100 | 0x400  # RTMGRP_LINK, IPV4_IFADDR, IPV4_ROUTE, IPV6_IFADDR, IPV6_ROUTE
 _BUFFER = 16 << 20
@@ -70,10 +70,10 @@ class LinkMonitor:
 
     def _run(self) -> None:
         while True:
-            ready, _, _ = select.select([self._sock.fileno(), self._wake], [], [])
+            ready = readable(self._sock.fileno(), self._wake)
             if self._wake in ready:
                 return
-            if select.select([self._wake], [], [], _GATHER)[0]:
+            if readable(self._wake, timeout=_GATHER):
                 return
             for words in events(self._waiting(), self._own()):
                 self._callback(words)

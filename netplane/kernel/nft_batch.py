@@ -12,6 +12,7 @@ Rule 3: a refusal carries the errno alone; who wants the words asks libnftables 
 from __future__ import annotations
 
 import errno
+import ipaddress
 import os
 import socket
 import struct
@@ -46,6 +47,8 @@ TYPES = {
     23: ("c", 4),
     41: ("n", 16),
 }
+TRIES = 20  # listings that another program's commit may spoil in turn
+Parts = tuple[str | int, ...]
 _BE32 = struct.Struct(">I")
 _NFGENMSG = struct.Struct(">BBH")
 
@@ -73,6 +76,46 @@ class Batches:
             if kind == NFT_MSG_NEWGEN:
                 return _u32(nlmsg.attrs(body, 4), NFTA_GEN_ID)
         return -1
+
+    def elements(self, name: str) -> list[tuple[int, Parts, Parts | None]] | None:
+        """(packets, item, value) of a set's elements; None for a set that this cannot say.
+
+        Raises KernelError: ENOENT without the set, EAGAIN when others commit all the time.
+        """
+        layout = self._layout(name)
+        if not layout:
+            return None
+        batch = ffi.new("struct np_nft_batch *")
+        try:
+            for _ in range(TRIES):
+                fd = self._sock.fileno()
+                done = lib.np_nft_list(batch, fd, TABLE.encode(), name.encode(), layout.encode())
+                if done != -errno.EAGAIN:
+                    break
+            if done == -errno.EINVAL:
+                return None
+            _must(done, f"list elements of {name}")
+            return read(ffi.buffer(batch.data, batch.used)[:].decode(), layout) if batch.used else []
+        finally:
+            lib.np_nft_free(batch)
+
+    def held(self, name: str, item: Parts) -> tuple[Parts | None] | None:
+        """(value,) of one element; None when the set does not hold it. Raises KernelError."""
+        layout, text = self._layout(name), " ".join(map(str, item)).encode()
+        batch = ffi.new("struct np_nft_batch *")
+        try:
+            fd, words = self._sock.fileno(), (TABLE.encode(), name.encode(), layout.encode())
+            done = (
+                lib.np_nft_get(batch, fd, *words, ffi.from_buffer(text), len(text))
+                if layout
+                else -errno.ENOENT
+            )
+            if done == -errno.ENOENT:
+                return None
+            _must(done, f"element {text.decode()} of {name}")
+            return (read(ffi.buffer(batch.data, batch.used)[:].decode(), layout)[0][2],)
+        finally:
+            lib.np_nft_free(batch)
 
     def encodable(self, plan: Plan) -> bool:
         """Whether all of the plan are elements of sets that this can say. Raises KernelError."""
@@ -152,6 +195,45 @@ def _letters(kind: int, length: int) -> str:
     known = all(letter for letter, _ in parts) and length == sum(size for _, size in parts)
     # a port or protocol alone is no concatenation: its key has its own length, unpadded
     return "".join(letter for letter, _ in reversed(parts)) if known else ""
+
+
+def read(text: str, layout: str) -> list[tuple[int, Parts, Parts | None]]:
+    """The lines of np_nft_list as a fact's parts; equal addresses and ports are one object."""
+    key, _, value = layout.partition(":")
+    words = _Words()
+    found: list[tuple[int, Parts, Parts | None]] = []
+    ends, kinds = 1 + len(key), key + value
+    for line in text.splitlines():
+        parts = line.split("\t")
+        made = [
+            words.number(p) if kind in "ips" else words.text(p)
+            for p, kind in zip(parts[1:], kinds, strict=True)
+        ]
+        item, rest = tuple(made[: ends - 1]), tuple(made[ends - 1 :])
+        found.append((int(parts[0]), item, rest if value else None))
+    return found
+
+
+class _Words:
+    """One object for each word: 300,000 endpoints name few addresses and fewer ports."""
+
+    def __init__(self) -> None:
+        self._texts: dict[str, str] = {}
+        self._numbers: dict[str, str | int] = {}
+
+    def text(self, word: str) -> str:
+        found = self._texts.get(word)
+        if found is None:
+            odd = ":" in word and "." in word  # inet_ntop's mapped addresses are not RFC 5952's
+            found = self._texts[word] = str(ipaddress.ip_address(word)) if odd else word
+        return found
+
+    def number(self, word: str) -> str | int:
+        """A protocol has a name where it is known."""
+        found = self._numbers.get(word)
+        if found is None:
+            found = self._numbers[word] = int(word) if word.isdigit() else word
+        return found
 
 
 def _stale(plan: Plan) -> dict[str, list[str]]:

@@ -83,11 +83,11 @@ def _delete_elements(plan: Plan) -> Iterator[str]:
     stale: dict[str, list[str]] = {}
     for fact in plan.change:
         if isinstance(fact, Element):
-            stale.setdefault(fact.of, []).append(_joined(fact.item))
+            stale.setdefault(fact.of, []).append(joined(fact.item))
     doomed = {key[1] for key in plan.remove if key[0] == "set"}
     for key in plan.remove:
         if key[0] == "element" and key[1] not in doomed:
-            stale.setdefault(str(key[1]), []).append(_joined(key[2]))  # type: ignore[arg-type]
+            stale.setdefault(str(key[1]), []).append(joined(key[2]))  # type: ignore[arg-type]
     for name, items in stale.items():
         yield from _statements("delete", name, items)
 
@@ -100,8 +100,8 @@ def _add_elements(plan: Plan) -> Iterator[str]:
                 items = fresh.get(fact.of)
                 if items is None:
                     items = fresh[fact.of] = []
-                text = _joined(fact.item)
-                items.append(text if fact.value is None else f"{text} : {_joined(fact.value)}")
+                text = joined(fact.item)
+                items.append(text if fact.value is None else f"{text} : {joined(fact.value)}")
     for name, items in fresh.items():
         yield from _statements("add", name, items)
 
@@ -118,7 +118,7 @@ def _removals(keys: Sequence[FactKey]) -> Iterator[str]:
         yield f"delete chain {TABLE} {name}"
 
 
-def _joined(parts: tuple[str | int, ...]) -> str:
+def joined(parts: tuple[str | int, ...]) -> str:
     return " . ".join(map(str, parts))
 
 

@@ -17,6 +17,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from ..model.errors import Invalid, KernelError, Unavailable
 from ..model.facts import Chain, Element, Fact, FactKey, Mark, Plan, Set
@@ -41,10 +42,12 @@ class Nft:
             raise Unavailable(f"libnftables is needed (Debian: libnftables1): {exc}") from exc
         self._nft.set_numeric_proto_output(True)  # names need /etc/protocols, which may be missing
 
-    def run(self, text: str, json: bool = False) -> bytes:
-        """All statements, a line each, in one transaction; what they print. Raises KernelError."""
+    def run(self, text: str, json: bool = False, terse: bool = False) -> bytes:
+        """All statements, a line each, in one transaction; what they print (``terse``: without
+        elements). Raises KernelError."""
         script = text.strip().encode().replace(b"\n", _NEXT)
         self._nft.set_json_output(json)
+        self._nft.set_terse_output(terse)
         status, output, error = self._nft.cmd(script)
         if status:
             raise failure(script, error)
@@ -72,14 +75,42 @@ class NftDriver:
 
     def observe(self) -> Mapping[FactKey, Mark]:
         """{key: mark} of all that our table holds; {} without a table. Raises KernelError."""
-        self._batches.forget()
-        try:
-            listing = self._run(f"list table {nft_text.TABLE}", json=True)
-        except KernelError as exc:
-            if exc.errno == errno.ENOENT:
-                return {}
-            raise
-        return nft_read.marks(listing)
+        with self._lock:
+            self._batches.forget()
+            try:
+                listing = self._run(f"list table {nft_text.TABLE}", json=True, terse=True)
+            except KernelError as exc:
+                if exc.errno == errno.ENOENT:
+                    return {}
+                raise
+            found, sets = nft_read.structure(listing)
+            for name, kind in sets.items():
+                found.update(self._elements(name, kind))
+        return found
+
+    def _elements(self, name: str, kind: str) -> dict[FactKey, Mark]:
+        """The elements of one set; libnftables reads what the encoder does not know."""
+        found = self._batches.elements(name)
+        if found is None:
+            return nft_read.elements(self._run(f"list {kind} {nft_text.TABLE} {name}", json=True))
+        return {("element", name, item): value for _, item, value in found}
+
+    def differing(self, facts: Iterable[Element]) -> list[str]:
+        """In words, each of these elements that the kernel does not hold as wanted. Raises KernelError."""
+        found = []
+        with self._lock:
+            self._batches.forget()
+            for fact in facts:
+                held = self._batches.held(fact.of, fact.item)
+                if held != (fact.mark,):
+                    shown = nft_text.joined(held[0]) if held and held[0] else "nothing"
+                    found.append(f"{fact.of} holds {shown} for {nft_text.joined(fact.item)}")
+        return found
+
+    def counted(self, name: str) -> dict[tuple[str | int, ...], tuple[int, Any]]:
+        """{item: (packets, value)} of a map whose elements count. Raises KernelError."""
+        with self._lock:
+            return {item: (packets, value) for packets, item, value in self._batches.elements(name) or ()}
 
     def apply(self, plan: Plan) -> None:
         """All of the plan in one transaction, or nothing of it. Raises KernelError, Invalid."""
@@ -145,10 +176,10 @@ class NftDriver:
                 return ""
             raise
 
-    def _run(self, text: str, json: bool = False) -> bytes:
+    def _run(self, text: str, json: bool = False, terse: bool = False) -> bytes:
         with self._lock:
             self.transactions += not json
-            return self._nft.run(text, json)
+            return self._nft.run(text, json, terse)
 
 
 class _View:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import select
 import socket
 import struct
 import threading
@@ -20,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from . import netns
 from . import nlmsg as nl
+from .ready import readable
 
 NETLINK_NETFILTER, SOL_NETLINK, NETLINK_ADD_MEMBERSHIP = 12, 270, 1
 NFNLGRP_NFTABLES = 7
@@ -84,7 +84,7 @@ class NftMonitor:
 
     def _run(self) -> None:
         while True:
-            ready, _, _ = select.select([self._sock.fileno(), self._wake], [], [])
+            ready = readable(self._sock.fileno(), self._wake)
             if self._wake in ready:
                 return
             try:

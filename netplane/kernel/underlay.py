@@ -5,7 +5,8 @@ Rule 1: links of ours are never the uplink. These dump, so they are for registra
 
 from __future__ import annotations
 
-from ipaddress import ip_address
+from collections.abc import Iterable
+from ipaddress import ip_address, ip_network
 
 from ..model.errors import NotFound
 from ..model.facts import ROUTE_PROTOCOL
@@ -59,3 +60,15 @@ def node_addresses(netns: str = "") -> list[str]:
         if address.version not in found or candidate[:2] < found[address.version][:2]:
             found[address.version] = candidate
     return [found[version][2] for version in sorted(found)]
+
+
+def addresses_within(cidrs: Iterable[str], netns: str = "") -> list[str]:
+    """The node's addresses that lie in one of these networks; no loopback and no link-local ones."""
+    networks = [ip_network(cidr) for cidr in cidrs]
+    view, sock = _view(netns)
+    try:
+        found = [ip_address(fact.address.partition("/")[0]) for fact, _ in view.addresses()]
+    finally:
+        sock.close()
+    usable = {a for a in found if not a.is_loopback and not a.is_link_local}
+    return [str(a) for a in sorted(usable, key=lambda a: (a.version, a)) if any(a in n for n in networks)]

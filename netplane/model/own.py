@@ -117,8 +117,9 @@ class Attachment(Object, frozen=True, kw_only=True):
 
     @property
     def aliases(self) -> tuple[str, ...]:
-        """Other names of the container in this network (CNI's runtimeConfig.aliases)."""
-        return tuple(str(alias).lower() for alias in self.spec.config.get("aliases", ()))
+        """Other names of the container in this network (CNI's runtimeConfig.aliases), lower case."""
+        given = getattr(self.spec, "aliases", None) or self.spec.config.get("aliases", ())
+        return tuple(str(alias).lower() for alias in given)
 
     def check(self) -> Iterator[Fault]:
         for i, entry in enumerate(self.spec.ips):

@@ -15,6 +15,9 @@ SERVICE_NAME = "kubernetes.io/service-name"  # label: the Service of an Endpoint
 PROXY_NAME = "service.kubernetes.io/service-proxy-name"  # label: another proxy serves it
 HEADLESS = "service.kubernetes.io/headless"  # label: no proxy serves it
 ENDPOINT_MODE = "netplane.io/endpoint-mode"  # annotation: vip (default) or dnsrr
+PUBLISH_MODE = "netplane.io/publish-mode"  # annotation: ingress or host (Swarm's words)
+LOAD_BALANCING = "netplane.io/load-balancing"  # annotation: random (default) or maglev
+MAGLEV_SLOTS = "netplane.io/maglev-slots"  # annotation: a prime number
 
 
 class ServicePort(Struct, frozen=True, kw_only=True):
@@ -163,9 +166,17 @@ class Service(Object, frozen=True, kw_only=True):
         config = spec.session_affinity_config
         if config and config.client_ip and not 0 < config.client_ip.timeout_seconds <= 86400:
             yield "spec.sessionAffinityConfig.clientIP.timeoutSeconds", "must be 1 to 86400 seconds"
-        mode = self.metadata.annotations.get(ENDPOINT_MODE)
-        if mode is not None:
-            yield from checks.one_of(f"metadata.annotations[{ENDPOINT_MODE}]", mode, ("vip", "dnsrr"))
+        for name, words in _MODES.items():
+            mode = self.metadata.annotations.get(name)
+            if mode is not None:
+                yield from checks.one_of(f"metadata.annotations[{name}]", mode, words)
+
+
+_MODES = {
+    ENDPOINT_MODE: ("vip", "dnsrr"),
+    PUBLISH_MODE: ("ingress", "host"),
+    LOAD_BALANCING: ("random", "maglev"),
+}
 
 
 class EndpointConditions(Struct, frozen=True, kw_only=True):

@@ -83,8 +83,8 @@ INDEXES: dict[str, dict[str, Callable[[Any], Iterable[str]]]] = {
     Attachment.KIND: {
         "node": lambda o: (o.spec.node,),
         "pod": lambda o: (f"{o.spec.pod_namespace}/{o.spec.pod_name}",) if o.spec.pod_name else (),
-        "alias": lambda o: [f"{o.spec.network}/{alias}" for alias in o.aliases],
         "ip": lambda o: tuple(ip.address.partition("/")[0] for ip in o.spec.ips),
+        "alias": lambda o: [f"{o.spec.network}/{alias}" for alias in o.aliases],
     },
 }
 

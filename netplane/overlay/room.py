@@ -6,7 +6,8 @@ Rule 1: no flooding and no learning: who is where is known from the Node objects
 Rule 2: the underlay's family is one that both nodes have, the preferred one first. A VXLAN device
         carries one underlay family and both inner families; a second device exists only while a
         node shares nothing but the other family.
-Rule 3: a node that is being deleted, or lacks an address or pod CIDRs, has no facts.
+Rule 3: a node that is being deleted, lacks an address or pod CIDRs, or whose CIDRs were refused, has
+        no facts.
 """
 
 from __future__ import annotations
@@ -73,13 +74,13 @@ class OverlayRoom:
     def render(self, scope: Scope, snapshot: Snapshot) -> Facts:
         """Raises Invalid when a node's data make no overlay; the message names the node."""
         own = snapshot.get(Node, "", self.node)
-        if own is None or own.deleting or not self._addresses(own) or not own.pod_cidrs:
+        if own is None or own.deleting or own.refused or not self._addresses(own) or not own.pod_cidrs:
             return
         if not scope.name:
             yield from self._base(own)
             return
         remote = snapshot.get(Node, "", scope.name)
-        if remote is None or remote.deleting or remote.name == self.node:
+        if remote is None or remote.deleting or remote.refused or remote.name == self.node:
             return
         if self._addresses(remote) and remote.pod_cidrs:
             yield from self._remote(own, remote)
@@ -196,4 +197,4 @@ class OverlayRoom:
 
 def _essence(node: Node) -> tuple[Any, ...]:
     annotation = node.metadata.annotations.get(MTU_ANNOTATION)
-    return node.internal_ips, node.pod_cidrs, annotation, node.deleting
+    return node.internal_ips, node.pod_cidrs, annotation, node.deleting, bool(node.refused)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
-from ..model.base import Object
+from ..model.base import Key, Object
 from ..model.changes import Event
 from ..model.facts import Scope
 from ..model.own import Attachment
@@ -16,7 +16,7 @@ from .room import PolicyRoom
 class Birth:
     """What the CNI edge asks of policy. Pure."""
 
-    def __init__(self, room: PolicyRoom, cni: str = "cni") -> None:
+    def __init__(self, room: PolicyRoom, cni: str) -> None:
         self._room = room
         self._cni = cni
 
@@ -29,6 +29,11 @@ class Birth:
                 found.update(dict.fromkeys(self._room.scopes(Event(None, attachment), snapshot)))
         return list(found)
 
-    def after_put(self, before: Object | None, after: Object, snapshot: Snapshot) -> list[Scope]:
-        """The scopes that a pod touches which has just got its addresses."""
-        return list(self._room.scopes(Event(before, after), snapshot)) if isinstance(after, Pod) else []
+    def after(self, before: Mapping[Key, Object | None], snapshot: Snapshot) -> list[Scope]:
+        """The scopes that the pods touch which have just got their addresses."""
+        found: dict[Scope, None] = {}
+        for key, old in before.items():
+            new = snapshot.find(key)
+            if isinstance(new, Pod) and new.ips:
+                found.update(dict.fromkeys(self._room.scopes(Event(old, new), snapshot)))
+        return list(found)

@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from ..model.facts import Chain, Element, Fact, Set, digest
+from .flat import Flat, Resolve, key_of, merged, texts, written
 from .rules import ACCEPT, DENY, EGRESS, INGRESS, PROTOCOLS, Network, Port, Rule, group_of, named, numbered
 
 GROUP = 78  # nflog group, as our route protocol number
@@ -80,15 +81,19 @@ def _drop(direction: str) -> Iterator[str]:
     yield "drop"
 
 
-def held(address: str, tiers: dict[str, Tiers | None]) -> Iterator[Fact]:
-    """One pod address. ``tiers`` by direction; None: nothing is known of the pod yet, nothing passes."""
+def held(address: str, tiers: dict[str, Tiers | None], resolve: Resolve) -> Iterator[Fact]:
+    """One pod address. ``tiers`` by direction; None: nothing is known of the pod yet, nothing passes.
+
+    ``resolve`` gives the items of a group, for rules that are too many to stand one after another.
+    """
     digit = WORDS[version(address)][0]
-    yield Element(f"pol-self{digit}", (address, address))
+    if any(rules is None or rules for rules in tiers.values()):
+        yield Element(f"pol-self{digit}", (address, address))
     for direction, rules in tiers.items():
         if rules is None:
             target = f"pol-drop-{direction}"
         elif rules:
-            facts = tuple(chain(direction, version(address), rules))
+            facts = tuple(chain(direction, version(address), rules, resolve))
             yield from facts
             target = str(facts[-1].key[1])
         else:
@@ -97,21 +102,36 @@ def held(address: str, tiers: dict[str, Tiers | None]) -> Iterator[Fact]:
         yield Element(f"pol-isolated-{direction}{digit}", (address,))
 
 
-def chain(direction: str, family: int, tiers: Tiers) -> Iterator[Fact]:
+def chain(direction: str, family: int, tiers: Tiers, resolve: Resolve) -> Iterator[Fact]:
     """The facts that a set of rules needs; the chain where a packet enters comes last."""
-    drop = f"goto pol-drop-{direction}"
     if tiers.namespaced is not None:
-        yield from _sets(family, tiers.namespaced)
-        last = _named(direction, family, (*_texts(direction, family, tiers.namespaced, ""), drop))
+        *facts, last = _isolation(direction, family, tiers.namespaced, resolve)
+        yield from facts
     else:
         yield from _sets(family, tiers.baseline)
         last = _named(direction, family, tuple(_texts(direction, family, tiers.baseline, "return")))
     if tiers.admin:
         yield last
         yield from _sets(family, tiers.admin)
-        texts = (*_texts(direction, family, tiers.admin, f"goto {last.name}"), f"goto {last.name}")
-        last = _named(direction, family, texts)
+        onward = f"goto {last.key[1]}"
+        last = _named(direction, family, (*_texts(direction, family, tiers.admin, onward), onward))
     yield last
+
+
+def _isolation(direction: str, family: int, rules: tuple[Rule, ...], resolve: Resolve) -> Iterator[Fact]:
+    """What NetworkPolicies allow, and the end of everything else (rule 3)."""
+    allowing = tuple(_texts(direction, family, rules, ""))
+    if len(allowing) <= MOST:
+        yield from _sets(family, rules)
+    else:
+        _, ip, kind = WORDS[family]
+        flat, key = Flat(family, kind, rules, resolve), key_of(allowing)
+        yield from flat.facts(key)
+        matches = list(texts(key, family, f"{ip} {SIDE[direction][0]}"))
+        if flat.everybody:
+            matches.insert(0, f"meta l4proto . th dport {{ {', '.join(ranges(flat.everybody))} }}")
+        allowing = ("return",) if flat.open else tuple(f"{match} return" for match in matches)
+    yield _named(direction, family, (*allowing, f"goto pol-drop-{direction}"))
 
 
 def _named(direction: str, family: int, rules: tuple[str, ...]) -> Chain:
@@ -162,7 +182,7 @@ def _sets(family: int, rules: Iterable[Rule]) -> Iterator[Fact]:
         if blocks:
             name = block_set(rule.peers.blocks, family)
             yield Set(name, (f"type {WORDS[family][2]}", "flags interval"))
-            yield from (Element(name, (text,)) for block in blocks for text in _written(block))
+            yield from (Element(name, (text,)) for block in blocks for text in written(block))
 
 
 def declared(key: str, family: int, ports: bool = False) -> Set:
@@ -184,14 +204,6 @@ def _of(family: int, blocks: Iterable[Network]) -> list[Network]:
     return [b for b in blocks if b.version == family]
 
 
-def _written(block: Network) -> Iterator[str]:
-    """As nft lists it: a host without length. Everything is two halves, which read back as they are."""
-    if block.prefixlen == 0:
-        yield from map(str, block.subnets())
-    else:
-        yield str(block.network_address) if block.prefixlen == block.max_prefixlen else str(block)
-
-
 def ranges(ports: Iterable[Port]) -> Iterator[str]:
     """Disjoint ranges as nft writes them: "tcp . 80", "udp . 0-65535"."""
     spans: dict[str, list[tuple[int, int]]] = {}
@@ -201,14 +213,3 @@ def ranges(ports: Iterable[Port]) -> Iterator[str]:
     for protocol in sorted(spans):
         for low, high in merged(spans[protocol]):
             yield f"{protocol} . {low}" if low == high else f"{protocol} . {low}-{high}"
-
-
-def merged(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Overlapping and adjacent ranges as one, in order."""
-    done: list[tuple[int, int]] = []
-    for low, high in sorted(spans):
-        if done and low <= done[-1][1] + 1:
-            done[-1] = (done[-1][0], max(done[-1][1], high))
-        else:
-            done.append((low, high))
-    return done

@@ -16,7 +16,7 @@ from prometheus_client.registry import Collector
 from ..model.errors import NetplaneError
 from ..model.snapshot import Snapshot
 from . import chains
-from .flows import FlowDriver
+from .flows import PolicyFlows
 from .index import holder
 from .room import PolicyRoom
 from .rules import INGRESS
@@ -30,7 +30,7 @@ class DropCounters(Collector):
         room: PolicyRoom,
         snapshot: Callable[[], Snapshot],
         read: Callable[[str], dict[str, int]],
-        flows: FlowDriver,
+        flows: PolicyFlows,
     ) -> None:
         self._room, self._snapshot, self._read, self._flows = room, snapshot, read, flows
 

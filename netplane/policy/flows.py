@@ -45,7 +45,11 @@ class Flows(Fact, frozen=True):
 
 
 class Flow(Protocol):
-    """One entry of conntrack: who began it, and who answers (after NAT)."""
+    """One entry of conntrack: who began it, and who answers (after NAT).
+
+    ``loose``: it was taken up in its middle, perhaps by a reply; so it must be allowed both ways, and
+    one that is wrongly forgotten is taken up again by its next packet, in the direction it has.
+    """
 
     @property
     def source(self) -> str: ...
@@ -55,6 +59,10 @@ class Flow(Protocol):
     def protocol(self) -> str: ...
     @property
     def port(self) -> int: ...
+    @property
+    def source_port(self) -> int: ...
+    @property
+    def loose(self) -> bool: ...
 
 
 F = TypeVar("F", bound=Flow)
@@ -65,7 +73,7 @@ class Tracker(Protocol[F]):
     def forget(self, flows: Iterable[F]) -> int: ...
 
 
-class FlowDriver:
+class PolicyFlows:
     """A Driver of `Flows`. ``allowed`` tells of one flow on the newest snapshot; set before `start`."""
 
     name = "flows"

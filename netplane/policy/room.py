@@ -70,7 +70,8 @@ class PolicyRoom:
         elif isinstance(kind, Namespace):
             yield from self._by_namespace(event, kind.name, snapshot)
         elif isinstance(kind, Node):
-            yield from (GROUP + group.key for group in self.index(snapshot).node_groups)
+            keys = {group.key for group in self.index(snapshot).node_groups}
+            yield from (GROUP + key for key in keys)
 
     def _by_pod(self, old: Object | None, new: Object | None, snapshot: Snapshot) -> Iterator[str]:
         before, after = (_essence(p) if isinstance(p, Pod) else None for p in (old, new))
@@ -82,6 +83,7 @@ class PolicyRoom:
         moved = len(pods) < 2 or pods[0].ips != pods[1].ips or _ports(pods[0]) != _ports(pods[1])
         touched = set().union(*memberships) if moved else memberships[0] ^ memberships[1]
         yield from (GROUP + key for key in touched)
+        yield from self._flattened(touched, snapshot)
         for pod in pods:
             mine = [a for a in pod.ips if holder(snapshot, self.node, a) or pod.spec.node_name == self.node]
             mine += self._attached(pod.namespace, pod.name, snapshot)
@@ -108,9 +110,20 @@ class PolicyRoom:
         labels = [obj.labels if obj else {} for obj in (event.old, event.new)]
         if labels[0] == labels[1]:
             return
-        yield from (GROUP + group.key for group in self.index(snapshot).namespace_groups)
+        keys = {group.key for group in self.index(snapshot).namespace_groups}
+        yield from (GROUP + key for key in keys)
+        yield from self._flattened(keys, snapshot)
         for address, whose in local(snapshot, self.node):
             if whose.namespace == name:
+                yield ADDRESS + address
+
+    def _flattened(self, keys: set[str], snapshot: Snapshot) -> Iterator[str]:
+        """Addresses whose rules are so many that the members of these groups stand in their own sets."""
+        named = {policy.key for key in keys for policy in self.index(snapshot).groups[key][1]}
+        for address, whose in local(snapshot, self.node) if named else ():
+            policies = self.selecting(whose.pod, snapshot) if whose.pod is not None else ()
+            rules = sum(len(p.ingress or ()) + len(p.egress or ()) for p in policies)
+            if 3 * rules > chains.MOST and any(p.key in named for p in policies):
                 yield ADDRESS + address
 
     def _attached(self, namespace: str, name: str, snapshot: Snapshot) -> list[str]:
@@ -142,7 +155,8 @@ class PolicyRoom:
         whose = holder(snapshot, self.node, address)
         if whose is None:
             return
-        yield from chains.held(address, {d: self.tiers(whose, d, snapshot) for d in chains.DIRECTIONS})
+        tiers = {d: self.tiers(whose, d, snapshot) for d in chains.DIRECTIONS}
+        yield from chains.held(address, tiers, lambda group: _items(group, snapshot))
 
     def tiers(self, whose: Holder, direction: str, snapshot: Snapshot) -> chains.Tiers | None:
         """The rules for a pod in one direction; None while its object is missing and policies exist."""
@@ -173,7 +187,7 @@ class PolicyRoom:
         )
 
     def judge(self, snapshot: Callable[[], Snapshot]) -> Callable[[], Callable[[Flow], bool]]:
-        """What `FlowDriver` asks: a judge of flows on the newest snapshot."""
+        """What `PolicyFlows` asks: a judge of flows on the newest snapshot."""
 
         def at_once() -> Callable[[Flow], bool]:
             now = snapshot()
@@ -187,7 +201,12 @@ class PolicyRoom:
                     self.ruling(now, packet, direction).allowed for direction, end in ends if end in here
                 )
 
-            return lambda flow: ask(flow.source, flow.target, flow.protocol, flow.port)
+            def flow_allowed(flow: Flow) -> bool:
+                forth = ask(flow.source, flow.target, flow.protocol, flow.port)
+                back = not flow.loose or ask(flow.target, flow.source, flow.protocol, flow.source_port)
+                return forth and back
+
+            return flow_allowed
 
         return at_once
 

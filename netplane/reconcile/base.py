@@ -7,14 +7,14 @@ is in the snapshot and in their own frozen configuration, and they never touch a
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Protocol
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, Protocol
 
 from ..model.changes import Delete, Event, Put, Write
 from ..model.facts import Facts, Scope
 from ..model.snapshot import Snapshot
 
-__all__ = ["Controller", "Delete", "Event", "Put", "Room", "Write"]
+__all__ = ["Controller", "Delete", "Event", "Observer", "Put", "Room", "Settled", "Write"]
 
 
 class Room(Protocol):
@@ -50,3 +50,19 @@ class Controller(Protocol):
         Raises Invalid when the objects ask for the impossible; it is reported on the scope.
         """
         ...
+
+
+class Settled(NamedTuple):
+    """One round of work: these scopes were rendered and brought about, or failed."""
+
+    scopes: Sequence[Scope]
+    seconds: float
+    failed: int
+    full: bool  # of a full pass
+
+
+class Observer(Protocol):
+    """Is told what the loop sees and does (metrics)."""
+
+    def noticed(self, events: Iterable[Event]) -> None: ...
+    def settled(self, work: Settled) -> None: ...

@@ -13,7 +13,7 @@ from ..model.base import Key, Object
 from ..model.facts import Driver, FactKey, Facts, Scope
 from ..model.snapshot import Snapshot
 from ..store.base import Store
-from .base import Controller, Delete, Event, Put, Room, Write
+from .base import Controller, Delete, Event, Observer, Put, Room, Write
 from .controlloop import ControlLoop
 from .mirror import Mirror
 from .roomloop import RoomLoop
@@ -33,10 +33,11 @@ class Core:
         rooms: Sequence[tuple[Room, Sequence[Driver]]] = (),
         controllers: Sequence[Controller] = (),
         rank: Callable[[Snapshot], int] | None = None,
+        observer: Observer | None = None,
     ) -> None:
         self._store = store
         self._mirror = Mirror(store, self._on_events)
-        self._rooms = RoomLoop(rooms, self.snapshot)
+        self._rooms = RoomLoop(rooms, self.snapshot, observer)
         self._controls = ControlLoop(controllers, self, rank or (lambda _: 0))
         self._primed = False
 
@@ -152,6 +153,9 @@ class Core:
     def overdue(self) -> float:
         """How long the oldest change waits that is due, in seconds; 0 with none (kube-proxy's health)."""
         return self._rooms.overdue()
+
+    def room(self, name: str) -> Room | None:
+        return self._rooms.rooms.get(name)
 
     def healthy(self) -> bool:
         """Changes reach the kernel in time, and the kernel tells what it holds."""

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from ..model.errors import NetplaneError
 from ..model.facts import Driver, Fact, Scope
 from ..model.snapshot import Snapshot
-from .base import Event, Room
+from .base import Event, Observer, Room, Settled
 from .queue import Queue
 from .settle import Failures, Settler
 
@@ -33,7 +33,10 @@ FINISH = Scope("", "finish")  # queued behind a full pass: sweep when all of it 
 
 class RoomLoop:
     def __init__(
-        self, rooms: Sequence[tuple[Room, Sequence[Driver]]], snapshot: Callable[[], Snapshot]
+        self,
+        rooms: Sequence[tuple[Room, Sequence[Driver]]],
+        snapshot: Callable[[], Snapshot],
+        observer: Observer | None = None,
     ) -> None:
         self.rooms = {room.name: room for room, _ in rooms}
         drivers = {id(d): d for _, mine in rooms for d in mine}
@@ -48,6 +51,8 @@ class RoomLoop:
         self._freed = threading.Condition()
         self._resynced = float("-inf")
         self._observe = True
+        self._passing = False  # in a full pass
+        self._observer = observer
         self._stopping = False
         self._began = 0.0  # when the loop took up what it works on; 0 while it waits
         self._thread = threading.Thread(target=self._run, name="rooms", daemon=True)
@@ -62,13 +67,15 @@ class RoomLoop:
 
     def notice(self, events: Sequence[Event], snapshot: Snapshot) -> None:
         """What came together goes to the kernel together: a rule and the sets that it names."""
+        if self._observer is not None:
+            self._observer.noticed(events)
         touched = {s: None for e in events for room in self.rooms.values() for s in room.scopes(e, snapshot)}
         self.queue.add_all([s for s in touched if s not in self._promised], GATHER)
 
     def full_pass(self) -> None:
         """Everything again: observe the drivers, render every scope, sweep."""
         self._resynced = time.monotonic()
-        self._observe = True
+        self._observe = self._passing = True
         snapshot = self._snapshot()
         for room in self.rooms.values():
             for scope in room.scopes(None, snapshot):
@@ -89,6 +96,7 @@ class RoomLoop:
 
         What ``before`` (an edge's writes) changes about them is not queued: this call sees to it.
         """
+        begin = time.perf_counter()
         with self._holding(scopes):
             if before is not None:
                 self._promise(scopes, before)
@@ -103,6 +111,9 @@ class RoomLoop:
                 failures |= settler.settle(updates)
         for scope in scopes:
             self._note(scope, failures.get(scope))
+        if self._observer is not None:
+            seconds = time.perf_counter() - begin
+            self._observer.settled(Settled(scopes, seconds, len(failures), self._passing))
         return failures
 
     def _shares(self, rendered: Mapping[Scope, Sequence[Fact]]) -> list[dict[Scope, list[Fact]]]:
@@ -199,6 +210,7 @@ class RoomLoop:
                 return
             if swept:
                 log.info("%s: removed %d leftovers", settler.driver.name, swept)
+        self._passing = False
         self.passed.set()
 
     def _render(

@@ -5,6 +5,8 @@ Rule 2: slices of the port's name and protocol count, each with its own port num
         target port may differ from pod to pod; an endpoint is one address and port, however often
         it is listed, and its best state counts.
 Rule 3: the endpoints of this node are chosen by themselves, for traffic policy Local.
+Rule 4: of the ready ones those that the topology hints give to this node (see topology); when they
+        that terminate must serve, all of them do.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from ..model.services import Endpoint, EndpointSlice, ServicePort
+from .topology import Hints, hints, nearest
 
 READY, DRAINING = 2, 1
 
@@ -23,27 +26,37 @@ class Backend(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """Sorted, without duplicates. ``nearby``: may be on this node, whatever their state."""
+    """Sorted, without duplicates. ``nearby``: may be on this node, whatever their state; ``here``: are."""
 
     cluster: tuple[Backend, ...] = ()
     local: tuple[Backend, ...] = ()
     nearby: tuple[str, ...] = ()
+    here: tuple[str, ...] = ()
 
 
-def choose(slices: Iterable[EndpointSlice], port: ServicePort, family: str, node: str) -> Choice:
-    """The endpoints of one service port in one family ("IPv4" or "IPv6"), seen from ``node``."""
+def choose(
+    slices: Iterable[EndpointSlice], port: ServicePort, family: str, node: str, zone: str = ""
+) -> Choice:
+    """The endpoints of one service port in one family ("IPv4" or "IPv6"), seen from ``node`` in ``zone``."""
     states: dict[Backend, int] = {}
+    hinted: dict[Backend, Hints] = {}
     here: set[Backend] = set()
     nearby: set[str] = set()
     for number, endpoint in _candidates(slices, port, family):
-        backend = Backend(endpoint.addresses[0], number)  # they are interchangeable: kube-proxy's choice
+        # they are interchangeable: kube-proxy's choice; in the case that the kernel gives back
+        backend = Backend(endpoint.addresses[0].lower(), number)
         states[backend] = max(states.get(backend, 0), _state(endpoint))
+        if endpoint.hints is not None and endpoint.ready:
+            hinted[backend] = hints(endpoint.hints)
         if endpoint.node_name == node:
             here.add(backend)
         if endpoint.node_name in (node, ""):
             nearby.add(backend.address)
     ours = {backend: states[backend] for backend in here}
-    return Choice(_best(states), _best(ours), tuple(sorted(nearby)))
+    cluster = _best(states)
+    if len(hinted) == len(cluster):  # every ready one has hints, or nobody is ready
+        cluster = tuple(sorted(nearest(hinted, node, zone))) if hinted else cluster
+    return Choice(cluster, _best(ours), tuple(sorted(nearby)), tuple(sorted({b.address for b in here})))
 
 
 def _candidates(

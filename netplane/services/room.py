@@ -11,11 +11,14 @@ from collections.abc import Iterable, Iterator
 from ..model import checks
 from ..model.errors import Invalid
 from ..model.facts import Element, Fact, Facts, Scope, Sysctl
-from ..model.services import EndpointSlice, Service, ServicePort
+from ..model.nodes import Node
+from ..model.services import EndpointSlice, Service
 from ..model.snapshot import Snapshot
 from . import chains
-from .endpoints import Choice, choose
-from .frontends import Frontend, cluster_ips, families, family, frontends, served
+from .endpoints import choose
+from .frontends import Frontend, cluster_ips, family, frontends, served
+from .publish import Port
+from .topology import ZONE
 from .upkeep import upkeep
 
 ROOM = "services"
@@ -24,7 +27,8 @@ BRIDGE = Scope(ROOM, "bridge-netfilter")
 
 
 class ServicesRoom:
-    """``node_ips``: where node ports answer. CIDRs: pods' and services', of both families.
+    """``node_ips``: this node's, where node ports answer unless ``node_port_ips`` names others. CIDRs:
+    pods' and services', of both families.
 
     Raises Invalid for a CIDR that is none.
     """
@@ -38,9 +42,11 @@ class ServicesRoom:
         cluster_cidrs: Iterable[str] = (),
         service_cidrs: Iterable[str] = (),
         bridge_netfilter: bool = True,
+        node_port_ips: Iterable[str] | None = None,
     ) -> None:
         self.node = node
         self.node_ips = tuple(node_ips)
+        self.node_port_ips = self.node_ips if node_port_ips is None else tuple(node_port_ips)
         self.cluster_cidrs = tuple(cluster_cidrs)
         self.service_cidrs = tuple(service_cidrs)
         self.bridge_netfilter = bridge_netfilter
@@ -54,11 +60,19 @@ class ServicesRoom:
             yield BASE
             if self.bridge_netfilter:
                 yield BRIDGE
-            for service in snapshot.list(Service):
-                yield Scope(ROOM, f"{service.namespace}/{service.name}")
+            yield from _every(snapshot)
+            return
+        if any(isinstance(obj, Node) for obj in event):
+            if self._moved(event):
+                yield from _every(snapshot)
             return
         names = {_service_of(obj) for obj in event}
         yield from (Scope(ROOM, name) for name in sorted(names - {""}))
+
+    def _moved(self, event: tuple[object, object]) -> bool:
+        """This node is in another zone now, so hints mean others."""
+        zones = {o.labels.get(ZONE, "") for o in event if isinstance(o, Node) and o.name == self.node}
+        return len(zones | {""} if None in event else zones) > 1
 
     def render(self, scope: Scope, snapshot: Snapshot) -> Facts:
         if scope == BASE:
@@ -69,57 +83,25 @@ class ServicesRoom:
         service = snapshot.get(Service, namespace, name)
         if service is None or not served(service):
             return ()
-        slices = snapshot.by(EndpointSlice, "service", scope.name)
-        return self._service(service, slices)
+        return self._service(service, snapshot)
 
-    def _service(self, service: Service, slices: tuple[EndpointSlice, ...]) -> Iterator[Fact]:
+    def _service(self, service: Service, snapshot: Snapshot) -> Iterator[Fact]:
+        slices = snapshot.by(EndpointSlice, "service", f"{service.namespace}/{service.name}")
+        own = snapshot.get(Node, "", self.node)
+        zone = own.labels.get(ZONE, "") if own else ""
         for address in cluster_ips(service):
-            yield Element(f"svc-cluster-ips{_digit(address)}", (address,))
-        seen: dict[tuple[str | int, ...], tuple[str, Frontend]] = {}
+            yield Element(f"svc-cluster-ips{'6' if ':' in address else '4'}", (address,))
+        seen: dict[tuple[str, str, int], tuple[str, Frontend]] = {}
         for port in service.spec.ports:
-            choices: dict[str, Choice] = {}
-            for frontend in frontends(service, port, self.node_ips):
-                if frontend[:3] not in seen:
-                    seen[frontend[:3]] = port.name, frontend
-                    yield from frontend_facts(frontend, self._choice(frontend, choices, slices, port))
-            for which in families(service):
-                yield from hairpin_facts(choices.get(which, Choice()))
+            reached: dict[str, list[Frontend]] = {}
+            for frontend in frontends(service, port, self.node_port_ips):
+                if frontend.key not in seen:
+                    seen[frontend.key] = port.name, frontend
+                    reached.setdefault(family(frontend.address), []).append(frontend)
+            for which, mine in reached.items():
+                choice = choose(slices, port, which, self.node, zone)
+                yield from Port(service, choice, mine, self.node_ips).facts()
         yield from upkeep(service, slices, seen.values(), self.node)
-
-    def _choice(
-        self,
-        frontend: Frontend,
-        choices: dict[str, Choice],
-        slices: tuple[EndpointSlice, ...],
-        port: ServicePort,
-    ) -> Choice:
-        which = family(frontend.address)
-        if which not in choices:
-            choices[which] = choose(slices, port, which, self.node)
-        return choices[which]
-
-
-def frontend_facts(frontend: Frontend, choice: Choice) -> Iterator[Fact]:
-    """One frontend: its class, the chain that this leads to, and a slot for each endpoint."""
-    address, protocol, port = key = frontend[:3]
-    which, services = family(address), f"svc-services{_digit(address)}"
-    backends = choice.local if frontend.local else choice.cluster
-    if not backends:
-        # nobody anywhere: say so at once; nobody here alone: drop, another node may answer
-        yield Element(services, key, (chains.DROPPED if choice.cluster else chains.REFUSED,))
-        return
-    count, outside = len(backends), frontend.external and not frontend.local
-    yield from chains.ways(which, protocol, count, outside)
-    yield Element(services, key, (chains.klass(chains.EXT if outside else chains.LB, count),))
-    table = chains.endpoints(which, protocol)
-    for slot, backend in enumerate(backends):
-        yield Element(table, (address, port, slot), (backend.address, backend.port))
-
-
-def hairpin_facts(choice: Choice) -> Iterator[Element]:
-    """Pods of this node that could reach themselves: only their own flows to them are masked."""
-    for address in choice.nearby:
-        yield Element(f"svc-hairpin{_digit(address)}", (address, address))
 
 
 def bridge_netfilter() -> Iterator[Sysctl]:
@@ -131,13 +113,13 @@ def bridge_netfilter() -> Iterator[Sysctl]:
         yield Sysctl(f"net/bridge/bridge-nf-call-{name}", "1")
 
 
+def _every(snapshot: Snapshot) -> Iterator[Scope]:
+    return (Scope(ROOM, f"{service.namespace}/{service.name}") for service in snapshot.list(Service))
+
+
 def _service_of(obj: object) -> str:
     if isinstance(obj, Service):
         return f"{obj.namespace}/{obj.name}"
     if isinstance(obj, EndpointSlice) and obj.service:
         return f"{obj.namespace}/{obj.service}"
     return ""
-
-
-def _digit(address: str) -> str:
-    return "6" if ":" in address else "4"

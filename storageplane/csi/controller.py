@@ -14,6 +14,7 @@ from netplane.model.base import amend
 from .. import images
 from . import checks, wish
 from .depot import Depot, Snapshot, Volume, id_of, now
+from .freeze import frozen
 from .identity import TOPOLOGY
 from .protocol import message, number
 from .refusal import CODE, Refused, in_use, invalid, missing
@@ -54,7 +55,8 @@ class Controller:
                 volume = self._admit(request.name, want, source_id, source)
             self._refuse_other(volume, want, source_id)
             if volume.phase == "making":
-                self._depot.fill(volume, source)
+                with frozen([source] if isinstance(source, Volume) else []):
+                    self._depot.fill(volume, source)
                 volume = self._depot.keep(amend(volume, phase="ready"))
             self._provision(volume)
         return message("CreateVolumeResponse")(volume=self._shown(volume))

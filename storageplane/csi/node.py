@@ -21,6 +21,7 @@ from ..mounts import Mounts
 from ..tree import translated
 from . import checks
 from .depot import Depot, Stage, Target, Volume
+from .freeze import thaw
 from .identity import TOPOLOGY
 from .protocol import message, number
 from .refusal import CODE, Refused, in_use, invalid, missing
@@ -203,7 +204,8 @@ class Node:
 
     def reconcile(self) -> list[str]:
         """At start: what no record accounts for is taken away. In words, what was done."""
-        done = []
+        staged = [v.stage.path for v in self._depot.volumes.all() if v.stage and not v.block]
+        done = [f"thawed {path}" for path in staged if _mounted(path) and thaw(path)]
         wanted = {str(self._depot.content(v)) for v in self._depot.volumes.all() if v.stage}
         for device, image in loops.backed_by(self._depot.data):
             if image not in wanted and not any(m.device == _number(device) for m in mountinfo.read()):

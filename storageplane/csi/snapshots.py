@@ -1,29 +1,19 @@
-"""Snapshots of volumes, alone and in groups: independent copies, reflinked where the disk can.
-
-Consistency: an image that is staged is frozen (FIFREEZE) while it is copied, so the copy is what its
-file system guarantees at one instant; a group freezes all of its volumes before the first copy. A
-directory has no instant: its files are copied one by one, after a sync.
-"""
+"""Snapshots of volumes, alone and in groups: independent copies, reflinked where the disk can."""
 
 from __future__ import annotations
 
-import fcntl
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 from netplane.model.base import amend
 
-from ..tree import translated
 from . import checks
 from .controller import paged, refuse_elsewhere
 from .depot import Depot, Group, Snapshot, Volume, id_of, now
+from .freeze import frozen
 from .identity import TOPOLOGY
 from .protocol import message, number
 from .refusal import CODE, Refused, invalid, missing
-
-FIFREEZE, FITHAW = 0xC0045877, 0xC0045878
 
 
 class Snapshots:
@@ -198,21 +188,3 @@ def _no_parameters(request: Any) -> None:
     for key in request.parameters:
         if not key.startswith("csi.storage.k8s.io/"):
             raise invalid(f"parameters[{key}]: not known; a snapshot has none")
-
-
-@contextmanager
-def frozen(volumes: Sequence[Volume]) -> Iterator[None]:
-    """The mounted file systems of these images take no write inside; directories are synced."""
-    with ExitStack() as stack:
-        for volume in volumes:
-            if volume.stage is None or not os.path.ismount(volume.stage.path):
-                continue
-            with translated(f"freeze {volume.id}"):
-                fd = os.open(volume.stage.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-                stack.callback(os.close, fd)
-                if volume.backend == "image":
-                    fcntl.ioctl(fd, FIFREEZE, 0)
-                    stack.callback(fcntl.ioctl, fd, FITHAW, 0)
-                else:
-                    os.sync()
-        yield

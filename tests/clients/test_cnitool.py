@@ -11,34 +11,14 @@ from typing import Any
 
 import pytest
 
-from .machine import BIN_DIR, CONF_DIR, OUTSIDE, SOCKET, Machine
+from .cnitool import Cnitool
+from .machine import BIN_DIR, OUTSIDE, Machine
 from .peers import program
 
 pytestmark = [pytest.mark.root, pytest.mark.peer]
 
 
 GATEWAYS = ("10.244.0.1", "fd00:10:244::1")
-
-
-class Cnitool:
-    """cnitool on one network configuration list of the machine."""
-
-    def __init__(self, machine: Machine, version: str, *before: dict[str, Any], **ours: Any) -> None:
-        self.machine, self.program = machine, program("cnitool")
-        plugins = [*before, {"type": "netplane", "socket": SOCKET, **ours}]
-        machine.write(
-            f"{CONF_DIR}/20-net.conflist",
-            json.dumps({"cniVersion": version, "name": "net", "plugins": plugins}),
-        )
-
-    def __call__(self, verb: str, pod: str = "", **env: str) -> str:
-        words = [self.program, verb, "net", f"/run/netns/{pod}"]
-        return self.machine.run(*words, env={"CNI_PATH": BIN_DIR, **env})
-
-    def refused(self, verb: str, pod: str) -> str:
-        with pytest.raises(AssertionError) as caught:
-            self(verb, pod)
-        return str(caught.value)
 
 
 def inside(machine: Machine, pod: str, *words: str) -> Any:

@@ -144,3 +144,16 @@ def test_a_batch_of_many_messages_is_one_transaction(make_netns: Callable[[str],
     batches.apply(Plan(add=many))
     assert batches.generation() == before + 1
     assert len(driver.observe()) == len(STRUCTURE) + len(many)
+
+
+def test_single_elements_are_compared_with_the_kernel_in_words(make_netns: Callable[[str], str]) -> None:
+    path = make_netns("n")
+    driver = netns.call(path, NftDriver)
+    driver.apply(Plan(add=(*STRUCTURE, *ELEMENTS)))
+    assert driver.differing(ELEMENTS) == []
+    netns.run(path, "nft", "delete element inet netplane s4 { 10.96.0.1 . tcp . 80 }")
+    other = Element("e4", ("10.96.0.1", 80, 0), ("10.244.0.99", 8080))
+    assert driver.differing((ELEMENTS[0], ELEMENTS[1], other)) == [
+        "s4 holds nothing for 10.96.0.1 . tcp . 80",
+        "e4 holds 10.244.0.5 . 8080 for 10.96.0.1 . 80 . 0",
+    ]

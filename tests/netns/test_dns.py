@@ -467,8 +467,8 @@ def test_counters_tell_what_was_asked_and_answered(
     registry = CollectorRegistry()
     registry.register(server.counters)
     text = generate_latest(registry).decode()
-    assert 'netplane_dns_requests_total{proto="udp",type="A"} 1.0' in text
-    assert 'netplane_dns_requests_total{proto="tcp",type="AAAA"} 1.0' in text
+    assert 'netplane_dns_requests_total{proto="udp",source="cluster",type="A"} 1.0' in text
+    assert 'netplane_dns_requests_total{proto="tcp",source="cluster",type="AAAA"} 1.0' in text
     assert 'netplane_dns_responses_total{rcode="NXDOMAIN",source="cluster"} 1.0' in text
     assert 'netplane_dns_duration_seconds_count{source="cluster"} 2.0' in text
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import random
 import shutil
 import socket
 import ssl
@@ -259,7 +260,7 @@ def test_when_nobody_answers_what_has_expired_is_better(
     served.start("forward: {upstreams: [127.0.1.1], timeout: 0.2, attempts: 2}")
     assert served.dig("www.example.com") == "NOERROR 192.0.2.1"
     far.script = silent
-    until(lambda: len(far.names()) > 1 or served.ttl("www.example.com") == 0)
+    until(lambda: served.ttl("www.example.com") == 0)
     began = time.monotonic()
     assert served.ttl("www.example.com") == 0 and time.monotonic() - began < 1
     far.script = lambda q: honest(q, address="192.0.2.9")
@@ -338,6 +339,85 @@ def test_one_that_failed_is_asked_last_until_it_answers_a_probe(
     assert len(first.names()) == asked == 1
     first.script = honest
     until(lambda: served.dig("c.example.com") == "NOERROR 192.0.2.1")
+
+
+def test_one_that_flaps_costs_tries_and_no_answer(served: Served, upstream: Callable[..., Scripted]) -> None:
+    up = threading.Event()
+
+    def flapping(query: DNSRecord) -> DNSRecord | None:
+        (up.clear if up.is_set() else up.set)()
+        return honest(query) if up.is_set() else None
+
+    upstream(1, flapping)
+    served.start(
+        "forward: {upstreams: [127.0.1.1], timeout: 0.1, attempts: 3, probeInterval: 0.1}\ncache: {size: 0}\n"
+    )
+    for i in range(20):
+        assert served.dig(f"x{i}.example.com") == "NOERROR 192.0.2.1"
+    assert served.server.counters.upstream["127.0.1.1:53", "answer"] == 20
+
+
+def test_questions_in_flight_are_bounded(served: Served, upstream: Callable[..., Scripted]) -> None:
+    far = upstream(1, silent)
+    served.start("forward: {upstreams: [127.0.1.1], timeout: 5, attempts: 1, inFlight: 3}")
+    with netns.call(served.ns, socket.socket, socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.connect(("127.0.0.1", 53))
+        for i in range(3):
+            sock.send(bytes(DNSRecord.question(f"x{i}.example.com").pack()))
+        until(lambda: len(far.names()) == 3)
+        began = time.monotonic()
+        assert served.dig("one.more.example.com") == "SERVFAIL" and time.monotonic() - began < 1
+    assert served.server.counters.dropped["busy"] == 1 and len(far.names()) == 3
+
+
+@pytest.mark.parametrize("transport", ["udp", "tcp"])
+def test_what_is_not_the_reply_is_passed_over(
+    served: Served, upstream: Callable[..., Scripted], transport: str
+) -> None:
+    """Another id, another question: the upstream lies for as long as it is asked."""
+
+    def lie(query: DNSRecord) -> DNSRecord:
+        if "id" in str(query.q.qname):
+            reply = honest(query)
+            reply.header.id ^= 1
+            return reply
+        reply = honest(DNSRecord.question("other.example.com"))
+        reply.header.id = query.header.id
+        return reply
+
+    upstream(1, lie)
+    served.start(f'forward: {{upstreams: ["{transport}://127.0.1.1"], timeout: 0.2, attempts: 2}}')
+    assert served.dig("id.example.com") == served.dig("question.example.com") == "SERVFAIL"
+    assert len(served.server.resolver.cache or ()) == 2  # the failures, for their five seconds
+
+
+def test_the_zone_is_not_transferred(served: Served) -> None:
+    served.start("")
+    for kind in ("AXFR", "IXFR=1"):
+        out = netns.run(
+            served.ns, "dig", "@127.0.0.1", "+tries=1", "+tcp", "cluster.local", kind, check=False
+        )
+        assert "10.96.0.10" not in out and ("Transfer failed" in out or "REFUSED" in out)
+
+
+def test_noise_gets_an_error_or_silence_and_the_server_goes_on(served: Served) -> None:
+    served.start("")
+    noise = random.Random(7)
+    good = bytes(DNSRecord.question(f"web.{D}").pack())
+    looping = good[:12] + b"\xc0\x0c" + good[-4:]
+    with netns.call(served.ns, socket.socket, socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.setblocking(False)
+        sock.connect(("127.0.0.1", 53))
+        for i in range(2000):
+            packet = bytearray(good if i % 3 else looping)
+            for _ in range(noise.randrange(4)):
+                packet[noise.randrange(len(packet))] = noise.randrange(256)
+            packet = packet[: noise.randrange(len(packet) + 1)] if i % 5 == 0 else packet
+            with contextlib.suppress(BlockingIOError):
+                sock.send(bytes(packet) + noise.randbytes(noise.choice((0, 0, 3, 4000))))
+                assert sock.recv(65535)[2] & 0x80
+    assert served.dig(f"web.{D}") == "NOERROR 10.96.0.10"
+    assert not served.server.counters.dropped["error"]
 
 
 def test_an_upstream_over_tcp_gets_all_questions_on_one_connection(
@@ -433,6 +513,14 @@ def over_tls(served: Served, name: str) -> tuple[str, str]:
     return subject.stdout.split()[-1].removeprefix("CN="), str(reply.rr[0].rdata)
 
 
+def refuses_tls(served: Served) -> bool:
+    try:
+        netns.call(served.ns, socket.create_connection, ("127.0.0.1", 853), 5).close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
 def test_dns_over_tls_and_its_certificate_changes_under_it(
     served: Served, certificate: Callable[[str], tuple[str, str]], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -447,8 +535,13 @@ def test_dns_over_tls_and_its_certificate_changes_under_it(
     assert over_tls(served, f"web.{D}") == ("one", "10.96.0.10")
     shutil.copyfile(other[1], one[1])
     until(lambda: over_tls(served, f"web.{D}")[0] == "other")
+    three = certificate("three")
+    served.write(f"tls: {{listen: [127.0.0.1, 127.0.0.2], cert: {three[0]}, key: {three[1]}}}")
+    until(lambda: over_tls(served, f"web.{D}")[0] == "three")
     text = served.metrics()
-    assert 'proto="tls",type="A"' in text
+    assert 'proto="tls",source="cluster",type="A"' in text
+    served.write("ttl: 5")
+    until(lambda: refuses_tls(served))
 
 
 def test_clients_that_stall_on_tls_are_cut_off(

@@ -9,7 +9,21 @@ from typing import Any
 import pytest
 
 from netplane.model.base import Object, amend
-from netplane.model.services import Endpoint, EndpointPort, EndpointSlice, Service, ServicePort
+from netplane.model.services import (
+    LOAD_BALANCING,
+    MAGLEV_SLOTS,
+    PUBLISH_MODE,
+    ClientIPConfig,
+    Endpoint,
+    EndpointPort,
+    EndpointSlice,
+    LoadBalancerIngress,
+    LoadBalancerStatus,
+    Service,
+    ServicePort,
+    ServiceStatus,
+    SessionAffinityConfig,
+)
 
 from ..services_kit import endpoint, endpoints, service
 from .services_world import ServicesWorld
@@ -68,7 +82,27 @@ class Chance:
         kept = tuple(ports[p] for p in self.some(list(ports), 1))
         if not any(p.node_port for p in kept):
             spec["type"] = "ClusterIP"
-        return service(name, [ip.format(number) for ip in ips], ports=kept, **spec)
+        return balanced(service(name, [ip.format(number) for ip in ips], ports=kept, **spec | self.wishes()))
+
+    def wishes(self) -> dict[str, Any]:
+        """How the endpoints are to be drawn, and who may ask."""
+        dice = self.dice
+        timeout = ClientIPConfig(timeout_seconds=dice.choice((60, 10800)))
+        return {
+            "session_affinity": dice.choice(("None", "None", "ClientIP")),
+            "session_affinity_config": SessionAffinityConfig(client_ip=timeout),
+            "load_balancer_source_ranges": tuple(
+                self.some(["192.0.2.0/25", "192.0.2.0/24", "2001:db8::/64"])
+            ),
+            "annotations": dice.choice(
+                (
+                    {},
+                    {PUBLISH_MODE: "ingress"},
+                    {PUBLISH_MODE: "host"},
+                    {LOAD_BALANCING: "maglev", MAGLEV_SLOTS: "17"},
+                )
+            ),
+        }
 
     def slice(self, of: str) -> EndpointSlice:
         family = self.dice.choice(("10.244.0.{}", "fd01::{:x}"))
@@ -84,6 +118,16 @@ class Chance:
             "terminating": self.dice.choice((False, None, True)),
         }
         return endpoint(address, node=self.dice.choice(("n1", "n2", "")), **conditions)
+
+
+def balanced(made: Service) -> Service:
+    """A NodePort service as a load balancer's, with addresses of both families."""
+    if made.spec.type != "NodePort":
+        return made
+    number = int(made.name[1:])
+    ingress = tuple(LoadBalancerIngress(ip=ip) for ip in (f"198.51.100.{number}", f"2001:db8:2::{number:x}"))
+    status = ServiceStatus(load_balancer=LoadBalancerStatus(ingress=ingress))
+    return amend(made, spec=amend(made.spec, type="LoadBalancer"), status=status)
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])

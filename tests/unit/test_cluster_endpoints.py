@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 
 from netplane.cluster.config import ClusterConfig
+from netplane.cluster.endpoint_pods import ZONE
 from netplane.cluster.endpoints import Endpoints
 from netplane.model.base import ObjectMeta, amend
 from netplane.model.changes import Event, Put
 from netplane.model.codec import parse
+from netplane.model.facts import Scope
 from netplane.model.nodes import Node, NodeAddress, NodeStatus
 from netplane.model.own import Attachment, AttachmentIP, AttachmentSpec
 from netplane.model.pods import Pod
@@ -316,3 +318,38 @@ def test_a_pod_finds_its_service_among_30000_at_once() -> None:
         spent.append(time.perf_counter() - start)
     assert [s.name for s in scopes] == ["default/s7"] and len(writes) == 1
     assert min(spent) < 0.005, f"{min(spent) * 1e3:.1f} ms"
+
+
+HINTS = {
+    "": ([], []),
+    "PreferClose": ([], ["z1"]),
+    "PreferSameZone": ([], ["z1"]),
+    "PreferSameNode": (["n1"], ["z1"]),
+}
+
+
+@pytest.mark.parametrize("wanted", HINTS)
+def test_a_traffic_distribution_becomes_hints_of_ready_endpoints(wanted: str) -> None:
+    node = Node(metadata=ObjectMeta(name="n1", labels={ZONE: "z1"}))
+    pods = pod("a", "10.244.1.1"), pod("b", "10.244.1.2", ready=False)
+    world = after(node, service(trafficDistribution=wanted), *pods)
+    a, b = (e for s in slices(world) for e in s.endpoints)
+    assert (a.zone, b.zone, b.hints) == ("z1", "z1", None)
+    found = (
+        ([h.name for h in a.hints.for_nodes], [h.name for h in a.hints.for_zones]) if a.hints else ([], [])
+    )
+    assert found == HINTS[wanted]
+
+
+def test_a_node_that_moves_to_another_zone_takes_its_endpoints_along() -> None:
+    node = Node(metadata=ObjectMeta(name="n1", labels={ZONE: "z1"}))
+    world = after(node, service(trafficDistribution="PreferClose"), pod("a", "10.244.1.1"))
+    stored = world.snapshot.get(Node, "", "n1")
+    assert stored is not None
+    moved = amend(stored, metadata=amend(stored.metadata, labels={ZONE: "z2"}))
+    assert Endpoints(CONFIG).scopes(Event(stored, moved), world.snapshot) == {
+        Scope("endpoints", "default/web")
+    }
+    world.put(moved, stored.revision)
+    settled(world)
+    assert [e.zone for s in slices(world) for e in s.endpoints] == ["z2"]

@@ -54,6 +54,13 @@ def test_addresses_asked_for_by_three_ways_in_the_order_of_precedence() -> None:
     assert parse(ask(both, args="IP=10.244.1.7")).ips == ("10.244.1.9",)
 
 
+def test_what_containerd_sends_in_gos_own_names_is_read() -> None:
+    """go-cni's structures have no JSON names, its nil slices are null; Go decodes both."""
+    asked = {"dns": {"Servers": ["192.0.2.53"], "Searches": ["example.org"], "Options": None}}
+    dns = parse(ask({"runtimeConfig": asked})).config.result_dns
+    assert (dns.nameservers, dns.search, dns.options) == (("192.0.2.53",), ("example.org",), ())
+
+
 @pytest.mark.parametrize("version", ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"])
 def test_every_supported_version_is_taken(version: str) -> None:
     assert parse(ask({"cniVersion": version})).config.version == version

@@ -109,3 +109,12 @@ def test_an_upstream_in_words(text: str, shown: str) -> None:
 def test_no_upstream(text: str) -> None:
     with pytest.raises(Invalid):
         parse_upstream(text)
+
+
+def test_the_example_in_the_documentation_is_a_whole_file() -> None:
+    page = (Path(__file__).parents[2] / "docs/dns.md").read_text()
+    text = page.partition("```yaml\n")[2].partition("```")[0]
+    found = config.parse(text, "docs/dns.md")
+    assert found.stubs and found.tls and found.hosts and found.forward
+    assert found.cache == config.CacheConfig() and found.log == config.LogConfig()  # it shows the defaults
+    assert found.forward.limits == config.Limits()

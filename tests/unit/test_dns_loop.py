@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+import socket
 import struct
+from collections.abc import Iterable
 
 import pytest
 from hypothesis import given, settings
@@ -196,6 +198,26 @@ def test_names_that_python_computes_are_left_to_it(name: str, what: Divert, left
     assert (twin.answer(question(f"{name}.{ZONE}")) is None) == left
 
 
+def test_a_change_of_one_service_costs_its_names_alone() -> None:
+    class Recorder:
+        def __init__(self) -> None:
+            self.told: list[bytes] = []
+
+        def change(self, names: Iterable[tuple[bytes, object]]) -> None:
+            self.told = [name for name, _ in names]
+
+        def sync(self, synced: bool) -> None: ...
+
+    table, twin = NameTable(ZONE), Recorder()
+    table.apply(Plan(add=tuple(Record(f"s{i}.default.svc.{ZONE}", "A", ("10.0.0.1",)) for i in range(500))))
+    table.attach(twin)
+    assert len(twin.told) == 500 + 3  # default.svc, svc, and the zone
+    table.apply(Plan(change=(Record(f"s7.default.svc.{ZONE}", "A", ("10.0.0.2",)),)))
+    assert twin.told == [wire.name(f"s7.default.svc.{ZONE}")]
+    table.apply(Plan(add=(Record(f"_http._tcp.s7.default.svc.{ZONE}", "SRV", ("0 1 80 s7",)),)))
+    assert len(twin.told) == 2  # and _tcp.s7, which exists now
+
+
 def test_the_table_gives_back_what_it_took() -> None:
     table, twin = made()
     empty = twin.bytes
@@ -205,3 +227,28 @@ def test_the_table_gives_back_what_it_took() -> None:
     table.apply(Plan(remove=tuple(r.key for r in many)))
     assert twin.names == 1  # the apex
     assert twin.bytes < full / 4 and empty < full
+
+
+def test_a_rate_is_kept_for_each_network_whatever_the_clock_says() -> None:
+    lib, ffi = loop.lib, loop.ffi
+    limit = ffi.gc(lib.np_limit_new(10, 5, 0), lib.np_limit_free)
+
+    def answered(address: bytes, at: float, count: int = 20) -> int:
+        family = socket.AF_INET6 if len(address) == 16 else socket.AF_INET
+        return sum(lib.np_limit_take(limit, address, family, int(at * 1e9)) == 0 for _ in range(count))
+
+    for one, same, other in (
+        (b"\x0a\1\2\3", b"\x0a\1\2\4", b"\x0a\1\3\3"),
+        (
+            bytes.fromhex("fd00" + "0" * 28),
+            bytes.fromhex("fd00" + "0" * 24 + "beef"),
+            bytes([0xFD, 1] + [0] * 14),
+        ),
+    ):
+        assert answered(one, 100) == 5  # the burst
+        assert answered(same, 100) == 0 and answered(other, 100) == 5
+        assert answered(one, 100.31) == 3  # ten a second
+        assert answered(one, 200) == 5
+        began_anew = (1 << 44) / 1e6  # microseconds: the clock's bits are used up
+        assert answered(one, began_anew - 0.001) == 5
+        assert answered(one, began_anew + 10) == 5

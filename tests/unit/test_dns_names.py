@@ -125,7 +125,7 @@ NODATA = ("NOERROR",)
         ("pod", "A", "verified", NODATA),
         ("nowhere.pod", "A", "verified", NX),
         ("10-244-0-5.team.pod", "A", "disabled", NX),
-        ("pod", "A", "disabled", NX),
+        ("pod", "A", "disabled", NODATA),
     ],
 )
 def test_names_of_pods(name: str, kind: str, mode: str, expected: Any) -> None:

@@ -65,7 +65,7 @@ VIP_REVERSE = {
 CASES = {
     "virtual IPs of both families answer, with or without endpoints": (
         [service("web", **VIP)],
-        {"web.D A 10.96.0.10", "web.D AAAA fd00::a", "_http._tcp.web.D SRV 0 100 80 web.D", *VIP_REVERSE},
+        {"web.D A 10.96.0.10", "web.D AAAA fd00::a", "_http._tcp.web.D SRV 0 50 80 web.D", *VIP_REVERSE},
     ),
     "endpoints of a virtual IP have no names, and an unnamed port no SRV": (
         [service("web", clusterIP="10.96.0.10", ports=[{"port": 80}]), endpoints("s", "10.1.0.1")],
@@ -81,8 +81,8 @@ CASES = {
         {
             "web.D A 10.1.0.1 *", "web.D A 10.1.0.2 *", "web.D AAAA fd01::1 *",
             "pod-0.web.D A 10.1.0.1 *", "pod-0.web.D AAAA fd01::1 *", "10-1-0-2.web.D A 10.1.0.2 *",
-            "_http._tcp.web.D SRV 0 50 8080 pod-0.web.D *",
-            "_http._tcp.web.D SRV 0 50 8080 10-1-0-2.web.D *",
+            "_http._tcp.web.D SRV 0 33 8080 pod-0.web.D *",
+            "_http._tcp.web.D SRV 0 33 8080 10-1-0-2.web.D *",
             "1.0.1.10.in-addr.arpa PTR pod-0.web.D", "2.0.1.10.in-addr.arpa PTR 10-1-0-2.web.D",
             "1.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.1.0.d.f.ip6.arpa PTR pod-0.web.D",
         },

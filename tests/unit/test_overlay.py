@@ -10,6 +10,7 @@ from netplane.model.base import ObjectMeta, amend
 from netplane.model.errors import Invalid
 from netplane.model.facts import Address, Fdb, Link, Neighbour, Route, Scope, Sysctl
 from netplane.model.nodes import Condition, Node, NodeAddress, NodeSpec, NodeStatus
+from netplane.model.own import ALLOCATED
 from netplane.model.snapshot import Snapshot
 from netplane.overlay.room import MTU_ANNOTATION, OverlayRoom, pod_mtu, vtep_mac
 from netplane.reconcile.base import Event
@@ -30,6 +31,12 @@ def node(name: str, ips: str = "", cidrs: str = "", mtu: str = "", deleted: str 
             )
         ),
     )
+
+
+def refused(of: Node) -> Node:
+    """One whose pod CIDRs another node holds."""
+    condition = Condition(type=ALLOCATED, status="False", message="overlaps 10.244.0.0/16 of Node first")
+    return amend(of, status=amend(of.status, conditions=(condition,)))
 
 
 A = node("a", "192.0.2.1 2001:db8::1", "10.244.1.0/24 fd00:10:244:1::/64")
@@ -99,8 +106,9 @@ def test_the_underlay_is_a_family_that_both_have(
         node("b", "", "10.244.2.0/24"),
         node("b", "192.0.2.2", "10.244.2.0/24", deleted="2026-01-01T00:00:00Z"),
         node("c", "192.0.2.2", "10.244.2.0/24"),
+        refused(node("b", "192.0.2.2", "10.244.2.0/24")),
     ],
-    ids=["no pod CIDR", "no address", "being deleted", "gone"],
+    ids=["no pod CIDR", "no address", "being deleted", "gone", "refused"],
 )
 def test_a_node_that_is_not_ready_has_no_facts(other: Node) -> None:
     assert render("b", A, other) == []
@@ -177,3 +185,9 @@ def test_a_vtep_mac_is_stable_unicast_and_locally_administered() -> None:
 
 def test_pod_mtu_leaves_room_for_the_tunnel() -> None:
     assert (pod_mtu(1500, 4), pod_mtu(1500, 6), pod_mtu(9000, 4)) == (1450, 1430, 8950)
+
+
+def test_a_refusal_that_comes_or_goes_is_looked_at() -> None:
+    snapshot = Snapshot.of([A, B])
+    assert list(ROOM.scopes(Event(B, refused(B)), snapshot)) == [Scope("overlay", "b")]
+    assert render("", refused(A), B) == []

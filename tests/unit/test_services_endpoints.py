@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from netplane.model.services import EndpointPort, EndpointSlice, ServicePort
+from netplane.model.base import amend
+from netplane.model.services import EndpointHints, EndpointPort, EndpointSlice, HintName, ServicePort
 from netplane.services.endpoints import Choice, choose
 from tests.services_kit import endpoint, endpoints
 
@@ -73,10 +74,52 @@ def test_the_local_list_is_chosen_by_itself() -> None:
     here = endpoint("10.0.0.1", "n1", ready=False, serving=True, terminating=True)
     slices = [endpoints(here, endpoint("10.0.0.2", "n2"), ports=on(8080))]
     assert choose(slices, HTTP, "IPv4", "n1") == Choice(
-        cluster=(("10.0.0.2", 8080),), local=(("10.0.0.1", 8080),), nearby=("10.0.0.1",)
+        cluster=(("10.0.0.2", 8080),), local=(("10.0.0.1", 8080),), nearby=("10.0.0.1",), here=("10.0.0.1",)
     )
 
 
 def test_an_endpoint_without_a_node_may_be_here_but_is_not_local() -> None:
     found = choose([endpoints("10.0.0.1", ports=on(8080))], HTTP, "IPv4", "n1")
     assert (found.local, found.nearby) == ((), ("10.0.0.1",))
+
+
+def hinted(address: str, zone: str = "", node: str = "", **state: Any) -> Any:
+    zones, nodes = ((HintName(name=n),) if n else () for n in (zone, node))
+    return amend(endpoint(address, "n2", **state), hints=EndpointHints(for_zones=zones, for_nodes=nodes))
+
+
+NEAR: dict[str, tuple[list[Any], list[str]]] = {
+    "this node before this zone": (
+        [hinted("10.0.0.1", "z1", "n1"), hinted("10.0.0.2", "z1", "n2")],
+        ["10.0.0.1"],
+    ),
+    "nobody hinted to this node: this zone": (
+        [hinted("10.0.0.1", "z1", "n3"), hinted("10.0.0.2", "z2", "n2")],
+        ["10.0.0.1"],
+    ),
+    "one without hints: all": ([hinted("10.0.0.1", "z1"), hinted("10.0.0.2")], ["10.0.0.1", "10.0.0.2"]),
+    "no hint to this zone: all": (
+        [hinted("10.0.0.1", "z2"), hinted("10.0.0.2", "z3")],
+        ["10.0.0.1", "10.0.0.2"],
+    ),
+    "one that is not ready needs no hint": (
+        [hinted("10.0.0.1", "z1"), hinted("10.0.0.2", "z2"), hinted("10.0.0.3", ready=False)],
+        ["10.0.0.1"],
+    ),
+    "nobody ready: whoever serves, wherever": (
+        [hinted("10.0.0.1", "z2", ready=False, serving=True, terminating=True)],
+        ["10.0.0.1"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", NEAR, ids=NEAR)
+def test_topology_hints(case: str) -> None:
+    given, expected = NEAR[case]
+    found = choose([endpoints(*given, ports=on(8080))], HTTP, "IPv4", "n1", "z1")
+    assert [b.address for b in found.cluster] == expected
+
+
+def test_without_a_zone_of_its_own_a_node_follows_no_zone_hints() -> None:
+    given = endpoints(hinted("10.0.0.1", "z1"), hinted("10.0.0.2", "z2"), ports=on(8080))
+    assert len(choose([given], HTTP, "IPv4", "n1").cluster) == 2

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from netplane.model.base import Object, amend
+from netplane.model.base import Object, ObjectMeta, amend
 from netplane.model.errors import Invalid
 from netplane.model.facts import Chain, Element, Fact, Scope, Set
-from netplane.model.nodes import Namespace
+from netplane.model.nodes import Namespace, Node
+from netplane.model.own import ALLOCATED
 from netplane.model.services import (
     ENDPOINT_MODE,
     HEADLESS,
+    LOAD_BALANCING,
+    MAGLEV_SLOTS,
     PROXY_NAME,
+    PUBLISH_MODE,
     EndpointPort,
     LoadBalancerIngress,
     LoadBalancerStatus,
@@ -19,7 +23,10 @@ from netplane.model.services import (
     ServiceStatus,
 )
 from netplane.model.snapshot import Snapshot
-from netplane.services import ServicesRoom, chains
+from netplane.services import ServicesRoom, affinity, chains, steps
+from netplane.services.endpoints import Backend
+from netplane.services.maglev import table
+from netplane.services.topology import ZONE
 from tests.services_kit import endpoint, endpoints, service
 
 ROOM = ServicesRoom(
@@ -108,15 +115,17 @@ def test_no_endpoint_is_a_reject_and_an_address_stays_known() -> None:
     }
 
 
-def test_policy_local_uses_this_nodes_endpoints_keeps_the_source_and_drops_without_one() -> None:
+def test_policy_local_splits_by_source_keeps_the_clients_address_and_drops_without_an_endpoint() -> None:
     spec = {"type": "NodePort", "ports": NODE_PORT, "external_traffic_policy": "Local"}
     node = ("192.0.2.1", "tcp", 30080)
     found = elements(service(**spec), TWO)
-    assert found["svc-services4"][node] == "1:1"
+    assert found["svc-services4"] == {node: steps.SPLIT, ("10.96.0.1", "tcp", 80): "1:2"}
+    assert found["svc-next4"] == {(*node, steps.OUTSIDE): "1:1", (*node, steps.INSIDE): "5:2"}
     assert found["svc-endpoints4-tcp"][("192.0.2.1", 30080, 0)] == "10.244.1.5 8080"
-    assert found["svc-services4"][("10.96.0.1", "tcp", 80)] == "1:2"
+    assert found["svc-endpoints4-tcp"][("192.0.2.1", 30080, chains.INSIDE_SLOTS + 1)] == "10.244.2.5 8080"
     away = endpoints(endpoint("10.244.2.5", "n2"))
-    assert elements(service(**spec), away)["svc-services4"][node] == "3:2"
+    found = elements(service(**spec), away)
+    assert found["svc-next4"] == {(*node, steps.OUTSIDE): "3:2", (*node, steps.INSIDE): "5:1"}
     assert elements(service(**spec))["svc-services4"][node] == "3:1"
     inside = service(internal_traffic_policy="Local")
     assert elements(inside, away)["svc-services4"] == {("10.96.0.1", "tcp", 80): "3:2"}
@@ -137,6 +146,10 @@ UNSERVED = {
     "another proxy's": service(labels={PROXY_NAME: "mesh"}),
     "labelled headless": service(labels={HEADLESS: ""}),
     "without an address yet": service(ips=()),
+    "refused": amend(
+        service(),
+        status=ServiceStatus(conditions=({"type": ALLOCATED, "status": "False", "message": "taken"},)),
+    ),
 }
 
 
@@ -191,14 +204,134 @@ def test_a_base_without_cidrs_masquerades_and_drops_nothing_by_range() -> None:
 
 
 def test_the_base_names_every_set_that_services_use() -> None:
-    ports = tuple(ServicePort(port=53, name=p.lower(), protocol=p) for p in ("TCP", "UDP", "SCTP"))
+    ports = tuple(
+        ServicePort(port=53, name=p.lower(), protocol=p, node_port=30053) for p in ("TCP", "UDP", "SCTP")
+    )
     offered = [EndpointPort(port=53, name=p.name, protocol=p.protocol) for p in ports]
-    dual = service(ips=("10.96.0.1", "fd96::1"), ports=ports)
-    used = elements(dual, endpoints("10.0.0.1", ports=offered), endpoints("fd01::1", ports=offered))
-    base = {f.name for f in ROOM.render(Scope("services"), Snapshot()) if isinstance(f, Set)}
-    assert set(used) == base
+    spec = {"ports": ports, "type": "LoadBalancer", "load_balancer_source_ranges": ("0.0.0.0/0", "::/0")}
+    ingress = tuple(LoadBalancerIngress(ip=ip) for ip in ("198.51.100.8", "2001:db8:8::8"))
+    slices = [endpoints(endpoint(ip, "n1"), ports=offered) for ip in ("10.0.0.1", "fd01::1")]
+    used: set[str] = set()
+    for more in ({"session_affinity": "ClientIP"}, {"annotations": {PUBLISH_MODE: "ingress"}}):
+        dual = service(ips=("10.96.0.1", "fd96::1"), **spec, **more)
+        status = ServiceStatus(load_balancer=LoadBalancerStatus(ingress=ingress))
+        used |= set(elements(amend(dual, status=status), *slices))
+    sets = {f.name: f for f in ROOM.render(Scope("services"), Snapshot()) if isinstance(f, Set)}
+    from_packets = {name for name, f in sets.items() if "flags dynamic,timeout" in f.spec}
+    assert used == set(sets) - from_packets
+
+
+def test_an_endpoint_keeps_its_token_whoever_comes_and_goes() -> None:
+    every = [Backend(f"10.244.{i % 250}.{i // 250}", 8080) for i in range(3000)]
+    names = affinity.tokens(every)
+    assert len(set(names.values())) == len(every)
+    some = affinity.tokens(every[::7])
+    assert all(names[backend] == token for backend, token in some.items())
+
+
+def test_affinity_classes_differ_by_timeout_count_and_list() -> None:
+    asked = [
+        (t, n, where) for t in (1, 10800, 86400) for n in (1, 2, affinity.MOST) for where in (False, True)
+    ]
+    assert len({affinity.klass(*one) for one in asked}) == len(asked)
+    with pytest.raises(Invalid, match="sessionAffinity: 8192 endpoints of one port; it can be 8191 at most"):
+        affinity.klass(10800, 8192, False)
+
+
+def test_source_ranges_are_merged_and_let_a_node_use_the_address_that_it_holds() -> None:
+    ranges = ("192.0.2.0/24 ", "192.0.2.128/25", "203.0.113.7/32", "2001:db8:1::/64")
+    lb = service(type="LoadBalancer", load_balancer_source_ranges=ranges)
+    status = ServiceStatus(
+        load_balancer=LoadBalancerStatus(ingress=(LoadBalancerIngress(ip="198.51.100.8"),))
+    )
+    found = elements(amend(lb, status=status), TWO)
+    key = ("198.51.100.8", "tcp", 80)
+    assert set(found["svc-sources4"]) == {
+        (*key, source) for source in ("192.0.2.0/24", "198.51.100.8", "203.0.113.7")
+    }
+    assert found["svc-services4"][key] == steps.GUARD
+    assert found["svc-next4"] == {(*key, steps.GUARD): "2:2"}
+    assert found["svc-services4"][("10.96.0.1", "tcp", 80)] == "1:2"
+
+
+def maglev(count: int, size: int = 1009) -> tuple[Backend, ...]:
+    return table(tuple(Backend(f"10.0.0.{i}", 80) for i in range(count)), size)
+
+
+def test_consistent_slots_are_shared_evenly_and_few_change_hands() -> None:
+    ten, nine = maglev(10), maglev(9)
+    shares = [ten.count(backend) for backend in set(ten)]
+    assert len(shares) == 10 and max(shares) - min(shares) <= 1
+    left = sum(b.address == "10.0.0.9" for b in ten)
+    moved = sum(a != b for a, b in zip(ten, nine, strict=True))
+    assert left <= moved <= left + len(ten) * 0.15  # the paper's figure 12: a few percent at 100 slots each
+    modulo = sum(i % 10 != i % 9 for i in range(len(ten)))
+    assert moved < modulo / 2
+
+
+BAD_SLOTS = {
+    "many": "'many'; it must be a prime from 3 to 65521",
+    "256": "'256'; it must be a prime",
+    "0": "'0'; it must be a prime",
+}
+
+
+@pytest.mark.parametrize("text", BAD_SLOTS)
+def test_a_number_of_slots_that_cannot_be_is_refused_by_name(text: str) -> None:
+    web = service(annotations={LOAD_BALANCING: "maglev", MAGLEV_SLOTS: text})
+    with pytest.raises(
+        Invalid, match=f"default/web: annotation netplane.io/maglev-slots is {BAD_SLOTS[text]}"
+    ):
+        facts(web, TWO)
+
+
+def test_more_endpoints_than_slots_are_refused() -> None:
+    web = service(annotations={LOAD_BALANCING: "maglev", MAGLEV_SLOTS: "3"})
+    with pytest.raises(Invalid, match="4 endpoints do not fit into 3 slots"):
+        facts(web, endpoints(*(f"10.0.0.{i}" for i in range(4))))
+
+
+def test_modes_that_are_none_are_refused_by_name() -> None:
+    notes = {PUBLISH_MODE: "global", LOAD_BALANCING: "rr", ENDPOINT_MODE: "dns"}
+    paths = [path for path, _ in service(annotations=notes).check()]
+    assert paths == [f"metadata.annotations[{n}]" for n in (ENDPOINT_MODE, PUBLISH_MODE, LOAD_BALANCING)]
+
+
+def test_this_nodes_zone_touches_every_service_and_nothing_else_of_a_node_does() -> None:
+    def node(name: str, **labels: str) -> Node:
+        return Node(
+            metadata=ObjectMeta(name=name, labels={k.replace("_", "/"): v for k, v in labels.items()})
+        )
+
+    old = node("n1")
+    new = amend(old, metadata=amend(old.metadata, labels={ZONE: "z1"}))
+    snapshot = Snapshot.of([service(), TWO])
+    assert list(ROOM.scopes((old, new), snapshot)) == [WEB]
+    assert list(ROOM.scopes((None, new), snapshot)) == [WEB]
+    assert list(ROOM.scopes((old, node("n1", other="x")), snapshot)) == []
+    elsewhere = amend(new, metadata=amend(new.metadata, name="n2"))
+    assert list(ROOM.scopes((node("n2"), elsewhere), snapshot)) == []
 
 
 def test_a_wrong_cidr_is_refused_by_name() -> None:
     with pytest.raises(Invalid, match=r"services: cluster_cidrs: '10.244.0.1/16' is not a CIDR.*host bits"):
         ServicesRoom("n1", cluster_cidrs=["10.244.0.1/16"])
+
+
+def test_addresses_are_written_as_the_kernel_gives_them_back() -> None:
+    shouting = service(ips=("FD96::1",), type="LoadBalancer", external_ips=("2001:DB8::7",))
+    status = ServiceStatus(
+        load_balancer=LoadBalancerStatus(ingress=(LoadBalancerIngress(ip="2001:db8:0::8"),))
+    )
+    found = elements(amend(shouting, status=status), endpoints("FD01::5"))
+    assert {key[0] for key in found["svc-services6"]} == {"fd96::1", "2001:db8::7", "2001:db8::8"}
+    assert set(found["svc-cluster-ips6"]) == {("fd96::1",)}
+    assert set(found["svc-endpoints6-tcp"].values()) == {"fd01::5 8080"}
+
+
+def test_a_load_balancers_status_that_is_no_address_is_refused_by_name() -> None:
+    status = ServiceStatus(load_balancer=LoadBalancerStatus(ingress=(LoadBalancerIngress(ip="pending"),)))
+    with pytest.raises(
+        Invalid, match=r"default/web: status\.loadBalancer\.ingress: 'pending' is no IP address"
+    ):
+        facts(amend(service(type="LoadBalancer"), status=status), TWO)

@@ -1,0 +1,170 @@
+"""What bench_cni measures: our plugin with its agent, and the reference plugins, each on a node of its own.
+
+Every node is a network namespace with an uplink; pods' namespaces are shared by all, because a pod is
+attached by one plugin at a time. The compiled spawner (spawn.c) runs and times the plugins.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from netplane.cni.config import CAPABILITIES
+from netplane.commands.install import BINARY
+from netplane.kernel import netns
+
+HERE = Path(__file__).parent
+PEER = Path("/usr/lib/cni")
+NETPLANE = str(Path(sys.executable).parent / "netplane")
+RATE = {
+    "ingressRate": 100_000_000,
+    "ingressBurst": 1_000_000,
+    "egressRate": 100_000_000,
+    "egressBurst": 1_000_000,
+}
+PORT = {"hostPort": "@port", "containerPort": 80, "protocol": "tcp"}  # spawn.c gives each pod its own
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """A list of plugins on a node: (configuration, program) in the order of ADD."""
+
+    name: str
+    node: str
+    chain: tuple[tuple[Path, Path], ...]
+
+
+@dataclass(frozen=True)
+class Times:
+    """Milliseconds of each pod, and pods per second of the whole batch."""
+
+    each: list[float]
+    rate: float
+
+    @property
+    def p50(self) -> float:
+        return statistics.median(self.each)
+
+    @property
+    def p99(self) -> float:
+        return sorted(self.each)[max(0, int(len(self.each) * 0.99) - 1)]
+
+
+class Rig:
+    """The work directory, the spawner and the pods' namespaces."""
+
+    def __init__(self, work: Path) -> None:
+        self.work, self.spawner = work, work / "spawn"
+        source = str(HERE / "spawn.c")
+        subprocess.run(["cc", "-O2", "-Wall", "-std=gnu11", "-o", str(self.spawner), source], check=True)
+        self._pods = 0
+
+    def pods(self, count: int) -> None:
+        """At least so many pods' namespaces."""
+        for i in range(self._pods, count):
+            netns.create(self.work / f"pod-{i}")
+        self._pods = max(count, self._pods)
+
+    def close(self) -> None:
+        for path in [*self.work.glob("pod-*"), *self.work.glob("node-*")]:
+            netns.delete(path)
+
+    def run(self, plugin: Plugin, command: str, count: int, at_once: int = 1, first: int = 0) -> Times:
+        """One batch; SystemExit with what a plugin said when any run failed."""
+        files = self.work / plugin.name.replace(" ", "").replace("/", "")
+        files.mkdir(exist_ok=True)
+        argv = [str(self.spawner), command, str(count), str(at_once), str(first), str(self.work / "pod-")]
+        words = [str(path) for pair in plugin.chain for path in pair]
+        env = {"CNI_PATH": str(PEER), "PATH": os.environ["PATH"]}
+        output = subprocess.PIPE
+        process = netns.popen(plugin.node, [*argv, str(files), *words], env=env, stdout=output, text=True)
+        lines = process.communicate(timeout=300)[0].split("\n")
+        rows = [line.split() for line in lines if line]
+        failed = sum(status != "0" for word, status in rows if word != "total")
+        if failed:
+            said = [p.read_text()[:300] for p in files.glob("result-*" if command == "ADD" else "out-*")]
+            raise SystemExit(f"cni: {failed} of {count} {command} of {plugin.name} failed: "
+                             f"{next((text for text in said if 'code' in text), '')}")  # fmt: skip
+        return Times(
+            [int(word) / 1e3 for word, _ in rows if word != "total"], count / (int(rows[-1][1]) / 1e6)
+        )
+
+    def node(self, name: str) -> str:
+        """A node's namespace with an uplink that has an address."""
+        path = self.work / f"node-{name}"
+        netns.create(path)
+        netns.run(path, "ip", "link", "set", "lo", "up")
+        netns.run(path, "ip", "link", "add", "w0", "type", "veth", "peer", "name", "w1")
+        netns.run(path, "ip", "addr", "add", "192.0.2.1/24", "dev", "w0")
+        for link in ("w0", "w1"):
+            netns.run(path, "ip", "link", "set", link, "up")
+        return str(path)
+
+    def config(self, name: str, **keys: Any) -> Path:
+        path = self.work / f"{name}.json"
+        path.write_text(json.dumps({"cniVersion": "1.0.0", "name": "net", **keys}))
+        return path
+
+    def floor(self) -> Plugin:
+        """What the harness and a program's start cost: a static program that answers VERSION."""
+        return Plugin("floor", self.node("floor"), ((self.config("floor", type="x"), BINARY),))
+
+    def bridge(self, name: str, *chained: str) -> Plugin:
+        """bridge + host-local, and what is chained after it."""
+        work = str(self.work / f"host-local-{name}")
+        ipam = {"type": "host-local", "ranges": [[{"subnet": "10.244.0.0/20"}]], "dataDir": work}
+        keys = {"bridge": "peer0", "isDefaultGateway": True, "hairpinMode": True, "ipam": ipam}
+        more: dict[str, dict[str, Any]] = {
+            "portmap": {"snat": True, "runtimeConfig": {"portMappings": [PORT]}},
+            "bandwidth": {"runtimeConfig": {"bandwidth": RATE}},
+            "firewall": {},
+        }
+        chain = [(self.config(name, type="bridge", ipMasq=bool(chained), **keys), PEER / "bridge")]
+        for plugin in chained:
+            chain.append((self.config(f"{name}-{plugin}", type=plugin, **more[plugin]), PEER / plugin))
+        return Plugin("+".join(["bridge+host-local", *chained]), self.node(name), tuple(chain))
+
+    @contextmanager
+    def ours(self) -> Iterator[Plugin]:
+        """Our plugin with ports, bandwidth and masquerade, as far as it has them, and a running agent."""
+        node, run_dir = self.node("ours"), self.work / "run"
+        asked = {"portMappings": [PORT], "bandwidth": RATE}
+        runtime = {key: value for key, value in asked.items() if key in CAPABILITIES}
+        keys = {"type": "netplane", "socket": str(run_dir / "cni.sock"), "ipMasq": True}
+        path = self.config("ours", runtimeConfig=runtime, **keys)
+        agent = self._agent(node, run_dir)
+        try:
+            yield Plugin("netplane", node, ((path, BINARY),))
+        finally:
+            agent.send_signal(signal.SIGTERM)
+            agent.wait(30)
+
+    def _agent(self, node: str, run_dir: Path) -> subprocess.Popen[Any]:
+        options = {
+            "--node": "n1",
+            "--store": f"sqlite://{self.work / 'state.db'}",
+            "--run-dir": str(run_dir),
+            "--state-dir": str(self.work / "state"),
+            "--node-ip": "192.0.2.1",
+            "--cluster-cidr": "10.244.0.0/16",
+            "--node-mask": "20",
+            "--service-cidr": "10.96.0.0/16",
+        }
+        words = [word for pair in options.items() for word in pair]
+        log = self.work / "agent.log"
+        with log.open("wb") as out:
+            agent = netns.popen(node, [NETPLANE, "agent", *words], stdout=out, stderr=out)
+        wait = [NETPLANE, "status", "--run-dir", str(run_dir), "--wait", "30"]
+        waited = subprocess.run(wait, capture_output=True, text=True, check=False)
+        if waited.returncode:
+            raise SystemExit(f"cni: the agent is not ready: {waited.stderr}{log.read_text()}")
+        return agent

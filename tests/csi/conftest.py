@@ -1,0 +1,137 @@
+"""A CSI driver as a program, and a client that calls it as an orchestrator would.
+
+pytest lives in a mount namespace of its own, and the driver started from it shares it: what it mounts
+is seen here and by nobody else.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from storageplane.csi import protocol
+
+MIB = 1 << 20
+WRITER = {"mount": {}, "access_mode": {"mode": 1}}
+
+
+class Driver:
+    """`storageplane csi` on ``root``; `call("CreateVolume", …)` raises grpc.RpcError."""
+
+    def __init__(self, home: Path, *options: str) -> None:
+        self.home, self.root, self.socket = home, home / "root", home / "csi.sock"
+        self._options = options
+        self._methods = {
+            method: (service, kinds)
+            for service in ("Identity", "Controller", "GroupController", "Node")
+            for method, kinds in protocol.methods(service).items()
+        }
+        self.start()
+
+    def start(self) -> None:
+        program = Path(sys.executable).parent / "storageplane"
+        argv = [program, "csi", "--endpoint", f"unix://{self.socket}", "--root", self.root, "--node", "n1"]
+        self.socket.unlink(missing_ok=True)
+        self._log = open(self.home / "log", "ab")  # noqa: SIM115 - the driver's, as long as it lives
+        self.process = subprocess.Popen([*map(str, argv), *self._options], stderr=self._log)
+        self._channel = grpc.insecure_channel(f"unix:{self.socket}")
+        grpc.channel_ready_future(self._channel).result(timeout=20)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait(10)
+        self._channel.close()
+        self._log.close()
+
+    def log(self) -> str:
+        return (self.home / "log").read_text()
+
+    def call(self, method: str, **fields: Any) -> Any:
+        service, (request, response) = self._methods[method]
+        call = self._channel.unary_unary(
+            f"/{protocol.PACKAGE}.{service}/{method}",
+            request_serializer=request.SerializeToString,
+            response_deserializer=response.FromString,
+        )
+        return call(request(**fields), timeout=30)
+
+    def refused(self, method: str, **fields: Any) -> tuple[str, str]:
+        """The code's name and the message of a call that must be refused."""
+        with pytest.raises(grpc.RpcError) as caught:
+            self.call(method, **fields)
+        return caught.value.code().name, caught.value.details()
+
+    # --- what an orchestrator does -----------------------------------------------------------------
+
+    def create(self, name: str = "v", size: int = 64 * MIB, capability: Any = WRITER, **fields: Any) -> str:
+        made = self.call(
+            "CreateVolume",
+            name=name,
+            capacity_range={"required_bytes": size},
+            volume_capabilities=[capability],
+            **fields,
+        )
+        return str(made.volume.volume_id)
+
+    def stage(self, volume: str, capability: Any = WRITER) -> Path:
+        path = self.home / f"stage-{volume}"
+        self.call(
+            "NodeStageVolume", volume_id=volume, staging_target_path=str(path), volume_capability=capability
+        )
+        return path
+
+    def publish(self, volume: str, target: str = "t", capability: Any = WRITER, **fields: Any) -> Path:
+        """Stage and publish at HOME/target; that path."""
+        staging, path = self.stage(volume, capability), self.home / target
+        self.call(
+            "NodePublishVolume",
+            volume_id=volume,
+            staging_target_path=str(staging),
+            target_path=str(path),
+            volume_capability=capability,
+            **fields,
+        )
+        return path
+
+    def withdraw(self, volume: str, target: str = "t") -> None:
+        self.call("NodeUnpublishVolume", volume_id=volume, target_path=str(self.home / target))
+        staging = str(self.home / f"stage-{volume}")
+        self.call("NodeUnstageVolume", volume_id=volume, staging_target_path=staging)
+
+
+@pytest.fixture
+def driver(tmp_path: Path) -> Iterator[Driver]:
+    driver = Driver(tmp_path)
+    yield driver
+    driver.kill()
+    for mount in reversed(mounts(tmp_path)):
+        subprocess.run(["umount", mount], check=False)
+    for loop in loops(tmp_path):
+        subprocess.run(["losetup", "-d", loop], check=False)
+
+
+def mounts(beneath: Path) -> list[str]:
+    points = (line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines())
+    return [point for point in points if point.startswith(f"{beneath}/")]
+
+
+def loops(beneath: Path) -> list[str]:
+    listed = subprocess.run(
+        ["losetup", "-n", "-O", "NAME,BACK-FILE"], capture_output=True, text=True, check=True
+    )
+    rows = (line.split(None, 1) for line in listed.stdout.splitlines())
+    return [row[0] for row in rows if len(row) == 2 and row[1].startswith(f"{beneath}/")]
+
+
+def until_gone(path: Path) -> None:
+    give_up = time.monotonic() + 5
+    while path.exists():
+        assert time.monotonic() < give_up, f"{path} is still there"
+        time.sleep(0.01)

@@ -1,0 +1,505 @@
+"""Policy while things change: services, updates in every order, established flows, births, restarts, faults.
+
+     node-1                      node-2
+x/a  x/c  y/b  z/a  z/c     x/b  y/a  y/c  z/b        outside
+"""
+
+from __future__ import annotations
+
+# ruff: noqa: E501 (manifests in a line)
+import itertools
+import random
+import re
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from netplane.lab import Lab
+from netplane.model.base import Key
+
+from ..policy_cases import DENY_IN, SCTP, A, block, expr, labels, np, ns, pod, port
+from ..policy_random import policies
+from ..policy_world import NAMES, NAMESPACES, PolicyWorld, Probe, wait
+
+pytestmark = pytest.mark.root
+
+
+@pytest.fixture(scope="module")
+def world(module_lab: Lab) -> Iterator[PolicyWorld]:
+    world = PolicyWorld(module_lab)
+    yield world
+    world.close()
+
+
+@pytest.fixture(autouse=True)
+def clean(world: PolicyWorld) -> None:
+    world.set_policies([])
+    for space in NAMESPACES:
+        world.label_namespace(space, {"ns": space})
+        for name in NAMES:
+            world.label_pod(f"{space}/{name}", {"pod": name})
+
+
+# --- through services ------------------------------------------------------------------------------
+
+
+def services(world: PolicyWorld) -> dict[str, tuple[str, str]]:
+    """A ClusterIP of each family in front of every pod: {address: (pod, family)}."""
+    for key in world.pods:
+        space, _, name = key.partition("/")
+        world.put({
+            "apiVersion": "v1", "kind": "Service", "metadata": {"name": f"s-{name}", "namespace": space},
+            "spec": {"selector": {"pod": name}, "ipFamilyPolicy": "PreferDualStack",
+                     "ports": [{"name": "http", "port": 80, "targetPort": 81},
+                               {"name": "dns", "port": 80, "targetPort": 81, "protocol": "UDP"}]},
+        })  # fmt: skip
+
+    def addresses() -> dict[str, tuple[str, str]]:
+        found = {}
+        for key in world.pods:
+            space, _, name = key.partition("/")
+            service: Any = world.store.get(Key("Service", space, f"s-{name}"))
+            for ip in service.spec.cluster_ips:
+                found[ip] = (key, "IPv6" if ":" in ip else "IPv4")
+        return found
+
+    wait(lambda: len(addresses()) == 18, 10, "ClusterIPs")
+    return addresses()
+
+
+def test_policy_sees_the_pod_behind_a_service(world: PolicyWorld) -> None:
+    """Port 80 of a ClusterIP leads to port 81 of a pod: the policy speaks of the pod and of 81."""
+    vips = services(world)
+    open_: list[Probe] = [
+        (source, k, vip, 80) for source in world.pods for vip in vips for k in ("TCP", "UDP")
+    ]
+    world.settle()
+    wait(lambda: all(world.probe(open_, 1.0).values()), 10, "services answer without policy")
+    for docs in (
+        [np("p", podSelector=A, ingress=[{"from": [ns(ns="y")], "ports": [port(81), port(80, "UDP")]}])],
+        [np("p", egress=[{"to": [ns(ns="z"), block("10.96.0.0/16")], "ports": [port("serve-81-tcp")]}])],
+    ):
+        world.set_policies(docs)
+        world.settle()
+        got = world.probe(open_)
+        doubtful = {p: world.expected((p[0], p[1], address_of(world, vips[p[2]]), 81)) for p in open_}
+        again = [p for p, ok in doubtful.items() if bool(got[p]) != ok]
+        sure = world.probe(again, 1.0) if again else {}
+        wrong = [p for p in again if bool(sure[p]) != doubtful[p]]
+        assert not wrong, wrong[:10]
+    itself = [(key, "TCP", vip, 80) for vip, (key, _) in vips.items()]
+    world.set_policies([np("none", ingress=[], egress=[])])
+    world.settle()
+    answers = world.probe(itself, 1.0)
+    assert all(answers.values()), "a pod reaches itself through its service, whatever policy says"
+
+
+def address_of(world: PolicyWorld, behind: tuple[str, str]) -> str:
+    return str(world.pods[behind[0]][0].ip_of(behind[1]))
+
+
+# --- the node, the outside, SCTP ---------------------------------------------------------------------
+
+
+def test_the_own_node_is_always_allowed_and_the_other_is_not(world: PolicyWorld) -> None:
+    world.set_policies([DENY_IN])
+    world.settle()
+    target = world.pods["x/a"][0].ip
+
+    def connects(node: Any) -> bool:
+        return bool(node.python(lambda: _connects(target)))
+
+    wait(lambda: connects(world.lab.nodes[0]), LONG, "the own node reaches the pod")
+    assert not connects(world.lab.nodes[1])
+    address = world.lab.nodes[1].addresses[0]
+    world.set_policies([DENY_IN, np("node-2", ingress=[{"from": [block("10.244.1.0/32"), block(f"{address}/32"),
+                                                                block("10.244.1.1/32")]}])])  # fmt: skip
+    world.settle()
+    wait(lambda: connects(world.lab.nodes[1]), LONG, "the other node reaches the pod")
+
+
+def _connects(target: str) -> bool:
+    try:
+        with socket.create_connection((target, 80), 0.3):
+            return True
+    except OSError:
+        return False
+
+
+def test_the_outside_is_judged_by_its_address(world: PolicyWorld) -> None:
+    """From a pod to the internet: egress ipBlock with an exception, both families."""
+    outside = world.lab.outside
+    listener = outside.popen("python3", "-I", "-S", "-c", LISTEN, stdout=-1, text=True)
+    assert listener.stdout.readline() == "ready\n"
+    probes: list[Probe] = [(key, "TCP", ip, 8080) for key in ("x/a", "x/b") for ip in world.lab.plan.internet]
+    world.set_policies(
+        [np("p", egress=[{"to": [block("0.0.0.0/0", "192.168.0.0/16"), block("::/0", "2001:db8::/32")]}])]
+    )
+    world.settle()
+    wait(lambda: all(world.probe(probes[::2], 0.5).values()), LONG, "what is not excepted")
+    got = world.probe(probes, 0.5)
+    assert {p[2]: bool(who) for p, who in got.items()} == {"203.0.113.1": True, "2001:db8::1": False}
+
+
+LISTEN = """
+import socket
+s = socket.create_server(("::", 8080), family=socket.AF_INET6, dualstack_ipv6=True); print("ready", flush=True)
+while True:
+    c, _ = s.accept(); c.send(b"outside"); c.close()
+"""
+
+
+@pytest.mark.parametrize(("name", "docs"), SCTP, ids=[name for name, _ in SCTP])
+def test_sctp(world: PolicyWorld, name: str, docs: list[dict[str, Any]]) -> None:  # noqa: ARG001
+    """By an INIT that scapy makes where the kernel has no SCTP sockets: does the packet arrive?"""
+    world.set_policies(docs)
+    world.settle()
+    for source, number in itertools.product(("x/b", "x/c", "y/a", "y/b"), (80, 81)):
+        target = world.pods["x/a"][0]
+        want = world.expected((source, "SCTP", target.ip, number))
+        assert _init_arrives(world.pods[source][0], target, number) == want, (source, number)
+
+
+def _init_arrives(source: Any, target: Any, number: int) -> bool:
+    """Send one SCTP INIT from a pod and look at the other's interface for it."""
+    seen = threading.Event()
+    ready = threading.Event()
+    sport = 20000 + int(time.monotonic() * 1000) % 40000
+
+    def watch() -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_RAW, 132) as raw:
+            raw.settimeout(0.4)
+            ready.set()
+            end = time.monotonic() + 0.4
+            while time.monotonic() < end:
+                try:
+                    packet = raw.recv(2048)
+                except TimeoutError:
+                    return
+                at = (packet[0] & 15) * 4
+                if packet[at : at + 4] == sport.to_bytes(2, "big") + number.to_bytes(2, "big"):
+                    seen.set()
+                    return
+
+    def send() -> None:
+        from scapy.layers.inet import IP
+        from scapy.layers.sctp import SCTP as Header
+        from scapy.layers.sctp import SCTPChunkInit
+
+        chunk = SCTPChunkInit(init_tag=1, a_rwnd=65535, n_out_streams=1, n_in_streams=1, init_tsn=1)
+        packet = bytes(
+            IP(src=source.ip, dst=target.ip, proto=132) / Header(sport=sport, dport=number) / chunk
+        )
+        with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as raw:
+            raw.sendto(packet, (target.ip, 0))
+
+    watcher = threading.Thread(target=lambda: target.python(watch))
+    watcher.start()
+    ready.wait(5)
+    source.python(send)
+    watcher.join()
+    return seen.is_set()
+
+
+# --- changes ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(("policy", "namespace", "pod"))), ids="-".join)
+def test_updates_in_every_order(world: PolicyWorld, order: tuple[str, ...]) -> None:
+    """A policy for (team=red) pods of (env=prod) namespaces; what makes it true comes in any order."""
+    steps = {
+        "policy": lambda: world.set_policies(
+            [np("p", podSelector=labels(role="db"), ingress=[
+                {"from": [{"namespaceSelector": labels(env="prod"), "podSelector": expr("team", "In", "red")}]}])]
+        ),
+        "namespace": lambda: world.label_namespace("y", {"ns": "y", "env": "prod"}),
+        "pod": lambda: [world.label_pod("y/a", {"team": "red"}), world.label_pod("x/a", {"role": "db"})],
+    }  # fmt: skip
+    probes = [p for p in world.pairs() if p[0] in ("y/a", "y/b", "x/b", "z/a")]
+    for step in order:
+        steps[step]()
+        world.settle()
+        world.verify(probes)
+    world.label_namespace("y", {"ns": "y"})
+    world.settle()
+    world.verify(probes)
+
+
+PATIENCE = 0.05
+LONG = 15  # seconds within which a busy machine does what a quiet one does in some milliseconds
+
+
+class Talk:
+    """A TCP flow between two pods that says a word and hears it again."""
+
+    def __init__(self, source: Any, target: Any, number: int = 8000) -> None:
+        code = ECHO.format(port=number)
+        self.server = target.popen("python3", "-I", "-S", "-c", code, stdout=-1, text=True)
+        assert self.server.stdout.readline() == "ready\n"
+        self.sock: socket.socket = source.python(lambda: socket.create_connection((target.ip, number), 5))
+        self.sock.settimeout(PATIENCE)
+
+    def works(self) -> bool:
+        try:
+            self.sock.send(b"x")
+            return self.sock.recv(100) != b""
+        except OSError:
+            return False
+
+
+ECHO = """
+import socket
+s = socket.create_server(("::", {port}), family=socket.AF_INET6, dualstack_ipv6=True); print("ready", flush=True)
+while True:
+    c, _ = s.accept()
+    while data := c.recv(100): c.send(data)
+"""
+
+
+@pytest.mark.parametrize("target", ["x/c", "x/b"], ids=["same-node", "other-node"])
+def test_an_established_flow_that_is_no_longer_allowed_is_cut_within_100_ms(
+    world: PolicyWorld, target: str
+) -> None:
+    world.settle()
+    cut = Talk(world.pods["x/a"][0], world.pods[target][0], 8001)
+    kept = Talk(world.pods["y/b"][0], world.pods[target][0], 8002)
+    assert cut.works() and kept.works()
+    policy = np("p", podSelector=labels(pod=target[-1]), ingress=[{"from": [ns(ns="y")]}])
+    took = []
+    for _ in range(5):
+        world.set_policies([])
+        world.settle()
+        wait(cut.works, LONG, "allowed again, the flow goes on where it was")
+        world.set_policies([policy])
+        began = time.monotonic()
+        wait(lambda: not cut.works(), LONG, "the flow is cut")
+        took.append(time.monotonic() - began - PATIENCE)  # the talker listens that long in vain
+    assert min(took) < 0.1, took  # the best of five: other programs may hold the processor
+    world.settle()
+    assert kept.works(), "an allowed flow goes on"
+    assert not cut.works(), "a cut flow does not come back by its replies"
+    world.set_policies([])
+    world.settle()
+    wait(cut.works, LONG, "allowed again, the flow goes on where it was")
+    cut.server.kill(), kept.server.kill()
+
+
+def test_a_label_that_goes_cuts_the_flow(world: PolicyWorld) -> None:
+    world.set_policies([np("p", podSelector=labels(pod="c"), ingress=[{"from": [pod(pod="a")]}])])
+    world.settle()
+    talk = Talk(world.pods["x/a"][0], world.pods["x/c"][0], 8003)
+    assert talk.works()
+    world.label_pod("x/a", {"pod": "other"})
+    wait(lambda: not talk.works(), LONG, "the flow is cut")
+    talk.server.kill()
+
+
+def test_ten_thousand_label_changes_converge_to_the_last(world: PolicyWorld) -> None:
+    world.set_policies([np("p", podSelector=A, ingress=[{"from": [pod(pod="b")]}])])
+    world.settle()
+    names = itertools.cycle("abc")
+    live: Any = world.store.get(Key("Pod", "x", "c"))
+    from netplane.model.base import amend
+
+    for _ in range(10_000):
+        meta = amend(live.metadata, labels={"pod": next(names)}, resource_version="")
+        world.store.put(amend(live, metadata=meta))
+    world.label_pod("x/c", {"pod": "b"})
+    world.settle(60)
+    world.verify(world.pairs())
+
+
+# --- births, restarts, faults ------------------------------------------------------------------------
+
+
+def test_a_pod_is_isolated_before_its_first_packet(world: PolicyWorld) -> None:
+    """Somebody knocks all the while at the address that the pod will get: nothing ever answers."""
+    world.set_policies([np("p", podSelector=labels(app="new"), ingress=[], egress=[])])
+    world.settle()
+    node = world.lab.nodes[0]
+    heard: list[bytes] = []
+    for i in range(5):
+        born = node.add_pod(f"new-{i}", "x", labels={"app": "new"})
+        first = born.python(lambda: _shouts(world.pods["x/a"][0].ip))
+        heard += [first] if first else []
+        rules = node.run("nft", "get", "element", "inet", "netplane", "pol-in4", f"{{ {born.ip} }}")
+        assert "jump pol-in4-" in rules
+        born.delete()
+    assert heard == []
+
+
+def _shouts(address: str) -> bytes:
+    """The very first packets of a pod, at once."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.settimeout(0.1)
+        for _ in range(20):
+            sock.sendto(b"?", (address, 80))
+        try:
+            return sock.recv(100)
+        except OSError:
+            return b""
+
+
+def test_a_new_peer_is_allowed_when_add_returns(world: PolicyWorld) -> None:
+    world.set_policies([np("p", podSelector=A, ingress=[{"from": [pod(app="friend")]}])])
+    world.settle()
+    for i in range(3):
+        born = world.lab.nodes[0].add_pod(f"friend-{i}", "x", labels={"app": "friend"})
+        assert born.python(lambda: _shouts(world.pods["x/a"][0].ip)) == b"x/a"
+        born.delete()
+
+
+def test_rules_stand_without_an_agent_and_a_kill_leaves_old_or_new(world: PolicyWorld) -> None:
+    """Killed in the middle of changes, again and again: never is the isolated pod open."""
+    always = np("always", podSelector=A, ingress=[{"from": [pod(pod="b")]}])
+    world.set_policies([always])
+    world.settle()
+    node = world.lab.nodes[0]
+    kept = Talk(world.pods["x/b"][0], world.pods["x/a"][0], 8004)
+    denied = [("x/c", "TCP", ip, 80) for ip in world.pods["x/a"][0].ips]
+    for i in range(2):
+        for j in range(10):
+            more = np(
+                "more", podSelector=A, ingress=[{"from": [block(f"192.0.{i}.{j}/32")], "ports": [port(80)]}]
+            )
+            world.set_policies([always, more])
+        node.agent.kill()
+        assert not any(world.probe(denied).values())
+        assert kept.works()
+        node.agent.start()
+        assert not any(world.probe(denied).values())
+        node.agent.wait()
+        assert not any(world.probe(denied).values())
+        assert kept.works()
+    world.set_policies([always])
+    world.settle()
+    world.verify(p for p in world.pairs() if p[2] in world.pods["x/a"][0].ips)
+    kept.server.kill()
+
+
+def test_a_policy_that_came_while_the_agent_was_away_cuts_flows_at_its_start(world: PolicyWorld) -> None:
+    world.settle()
+    node = world.lab.nodes[0]
+    talk = Talk(world.pods["y/a"][0], world.pods["x/a"][0], 8005)
+    assert talk.works()
+    node.agent.kill()
+    world.set_policies([DENY_IN])
+    assert talk.works()
+    node.agent.start().wait()
+    wait(lambda: not talk.works(), LONG, "the flow is cut")
+    talk.server.kill()
+
+
+def test_drops_are_counted_by_pod_and_policy(world: PolicyWorld) -> None:
+    world.set_policies([np("deny", "z", ingress=[])])
+    world.settle()
+    before = _metrics(world.lab.nodes[0])
+    world.probe([("y/a", "UDP", world.pods["z/c"][0].ip, 80)])
+    after = _metrics(world.lab.nodes[0])
+    one = 'netplane_policy_pod_dropped_packets_total{direction="ingress",namespace="z",pod="c"}'
+    two = 'netplane_policy_dropped_packets_total{direction="ingress",kind="NetworkPolicy",namespace="z",policy="deny"}'
+    assert after[one] == before.get(one, 0) + 1
+    assert after[two] >= before.get(two, 0) + 1
+
+
+def _metrics(node: Any) -> dict[str, float]:
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.connect(str(node.run_dir / "agent.sock"))
+        sock.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+        text = b"".join(iter(lambda: sock.recv(65536), b"")).decode()
+    return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2])
+            for line in text.splitlines() if re.match(r"netplane_policy\S*\{", line)}  # fmt: skip
+
+
+def test_a_pod_that_ends_is_no_peer_any_more(world: PolicyWorld) -> None:
+    """A finished pod keeps its address in its status; whoever gets that address is not it."""
+    world.set_policies([np("p", podSelector=A, ingress=[{"from": [pod(app="job")]}])])
+    ip = world.pods["z/a"][0].ip
+    world.put({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "job", "namespace": "x", "labels": {"app": "job"}},
+               "spec": {"nodeName": "elsewhere"}, "status": {"phase": "Succeeded", "podIP": ip}})  # fmt: skip
+    world.settle()
+    assert not any(world.probe([("z/a", "TCP", world.pods["x/a"][0].ip, 80)]).values())
+    world.store.delete(Key("Pod", "x", "job"))
+
+
+@pytest.mark.parametrize("command", ["delete table inet netplane", "flush chain inet netplane pol-forward"])
+def test_rules_that_somebody_removes_are_back_within_a_second(world: PolicyWorld, command: str) -> None:
+    world.set_policies([DENY_IN])
+    world.settle()
+    node = world.lab.nodes[0]
+    denied = [("y/a", "TCP", ip, 80) for ip in world.pods["x/a"][0].ips]
+    assert not any(world.probe(denied).values())
+    node.run("nft", *command.split())
+    began = time.monotonic()
+
+    def mended() -> bool:
+        """Both the hook and the pod's place in the map."""
+        rules = node.run("nft", "list", "table", "inet", "netplane", check=False)
+        return "ct state established,related accept" in rules and f"{world.pods['x/a'][0].ip} : jump" in rules
+
+    wait(mended, 5, "the table is whole again")
+    assert time.monotonic() - began < 1.0 + 0.5  # a shared machine
+    assert not any(world.probe(denied).values())
+    world.settle()
+
+
+def test_explain_agrees_with_the_kernel(world: PolicyWorld) -> None:
+    """On the pod's node: what the objects ask for is what the kernel holds; without its chain, it says so."""
+    lab, node = world.lab, world.lab.nodes[0]
+    world.set_policies([np("p", podSelector=A, ingress=[{"from": [ns(ns="y")], "ports": [port(80)]}])])
+    world.settle()
+    program = lab.settings.programs.netplane
+    asked = (program, "policy", "explain", "y/b", "x/a:80", "--check", node.name, "--store", lab.store)
+    assert "kernel of node-1: holds these rules" in node.run(*asked)
+    node.agent.kill()
+    ip = world.pods["x/a"][0].ip
+    node.run("nft", "delete", "element", "inet", "netplane", "pol-in4", f"{{ {ip} }}")
+    said = node.run(*asked, check=False)
+    assert f"element pol-in4 ('{ip}',) is missing" in said
+    node.agent.start().wait()
+
+
+def many(rng: random.Random) -> list[dict[str, Any]]:
+    """Forty policies for one pod: more rules than may stand one after another."""
+    found = policies(rng, 60)
+    mine = [doc for doc in found if doc["kind"] == "NetworkPolicy"]
+    for doc in mine:
+        doc["metadata"]["namespace"] = "x"
+        doc["spec"]["podSelector"] = A
+        for section in ("ingress", "egress"):  # so that something is left to deny
+            doc["spec"][section] = [r for r in doc["spec"].get(section, []) if "from" in r or "to" in r]
+            for rule in doc["spec"][section]:
+                rule.setdefault("ports", [port(80 + rng.randrange(2))])
+                word = "from" if section == "ingress" else "to"
+                rule[word] = [p for p in rule[word] if "ipBlock" not in p or p["ipBlock"]["cidr"] != "::/0"]
+                rule[word] = rule[word][:1] or [pod(pod="b")]
+    return mine
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_many_policies_of_one_pod_are_a_bounded_number_of_rules(world: PolicyWorld, seed: int) -> None:
+    rng = random.Random(seed)
+    docs = many(rng)[: 6 + 6 * seed]
+    world.check(*docs, protocols=("TCP", "UDP"))
+    node, ip = world.lab.nodes[0], world.pods["x/a"][0].ip
+    element = node.run("nft", "get", "element", "inet", "netplane", "pol-in4", f"{{ {ip} }}")
+    name = element.partition("jump ")[2].split()[0]
+    rules = node.run("nft", "list", "chain", "inet", "netplane", name).splitlines()
+    assert len(rules) <= 12 + 6  # with the braces and names around them
+    assert seed < 3 or "pol-flat-doors4" in "".join(rules)
+    world.label_pod("x/b", {"pod": "c"})  # elements follow
+    world.label_pod("y/a", {"pod": "b"})
+    world.label_namespace("z", {"ns": "y"})
+    world.settle()
+    world.verify(p for p in world.pairs(("TCP", "UDP")) if "x/a" in (p[0], name_of(world, p[2])))
+    program = world.lab.settings.programs.netplane
+    asked = (program, "policy", "explain", "y/b", "x/a:80", "--check", node.name, "--store", world.lab.store)
+    assert "kernel of node-1: holds these rules" in node.run(*asked, check=False)
+
+
+def name_of(world: PolicyWorld, address: str) -> str:
+    return next(key for key, (found, _) in world.pods.items() if address in found.ips)
