@@ -304,6 +304,8 @@ def host_state(lab: Lab) -> dict[str, str]:
     found["links"] = re.sub(
         r"^\d+: |link-netns\S* \S+|qlen \d+|NO-CARRIER,|,LOWER_UP|state \w+", "", found["links"], flags=re.M
     )
+    for routes in ("routes", "routes6"):
+        found[routes] = found[routes].replace(" linkdown", "")
     found["addresses"] = re.sub(r"^\d+: |valid_lft.*", "", found["addresses"], flags=re.M)
     found["qdiscs"] = re.sub(r"qdisc \S+ [0-9a-f]+:", "", found["qdiscs"])
     found["filters"] = "\n".join(line for line in found["filters"].splitlines() if "permanent" in line)
