@@ -300,8 +300,12 @@ def host_state(lab: Lab) -> dict[str, str]:
         "files": ("find", "/var/lib/cni", "/run/netns", str(node.run_dir), "/etc/cni"),
     }
     found = {name: node.run(*words, check=False) for name, words in commands.items()}
-    # the queue's length is the kernel's doing, once a link has had a queue
-    found["links"] = re.sub(r"^\d+: |link-netns\S* \S+|qlen \d+", "", found["links"], flags=re.M)
+    # a queue's length stays once a link has had a queue, a bridge's carrier comes and goes late
+    found["links"] = re.sub(
+        r"^\d+: |link-netns\S* \S+|qlen \d+|NO-CARRIER,|,LOWER_UP|state \w+", "", found["links"], flags=re.M
+    )
+    for routes in ("routes", "routes6"):
+        found[routes] = found[routes].replace(" linkdown", "")
     found["addresses"] = re.sub(r"^\d+: |valid_lft.*", "", found["addresses"], flags=re.M)
     found["qdiscs"] = re.sub(r"qdisc \S+ [0-9a-f]+:", "", found["qdiscs"])
     found["filters"] = "\n".join(line for line in found["filters"].splitlines() if "permanent" in line)
