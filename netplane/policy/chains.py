@@ -28,6 +28,7 @@ LOGGED = "limit rate 10/second burst 50 packets"
 DIRECTIONS = (EGRESS, INGRESS)
 WORDS = {4: ("4", "ip", "ipv4_addr"), 6: ("6", "ip6", "ipv6_addr")}
 SIDE = {INGRESS: ("saddr", "daddr"), EGRESS: ("daddr", "saddr")}  # (the peer's, the pod's own)
+NEIGHBOUR = "ip6 daddr ff02::1:ff00:0/104 icmpv6 type nd-neighbor-solicit"  # RFC 4861 7.2.2: never routed
 STRAY = "tcp flags & (fin | syn | rst | ack) != syn"
 MOST = 12
 
@@ -57,6 +58,7 @@ def base() -> Iterator[Fact]:
             yield Set(f"pol-{direction}{digit}", (f"type {kind} : verdict",), map=True)
             yield Set(f"pol-isolated-{direction}{digit}", (f"type {kind}",))
             yield Set(drops(direction, digit), (f"type {kind}", "size 65535", "flags dynamic"))
+    rules.append(f"{NEIGHBOUR} accept")  # of the link, as ARP is; only br_netfilter brings it here
     for digit, ip, _ in WORDS.values():
         rules.append(f"{STRAY} {ip} saddr @pol-isolated-in{digit} drop")
         rules.append(f"{STRAY} {ip} daddr @pol-isolated-out{digit} drop")
