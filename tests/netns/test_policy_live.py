@@ -151,25 +151,28 @@ while True:
 """
 
 
+@pytest.mark.parametrize("family", ["IPv4", "IPv6"])
 @pytest.mark.parametrize(("name", "docs"), SCTP, ids=[name for name, _ in SCTP])
-def test_sctp(world: PolicyWorld, name: str, docs: list[dict[str, Any]]) -> None:  # noqa: ARG001
+def test_sctp(world: PolicyWorld, name: str, docs: list[dict[str, Any]], family: str) -> None:  # noqa: ARG001
     """By an INIT that scapy makes where the kernel has no SCTP sockets: does the packet arrive?"""
     world.set_policies(docs)
     world.settle()
     for source, number in itertools.product(("x/b", "x/c", "y/a", "y/b"), (80, 81)):
         target = world.pods["x/a"][0]
-        want = world.expected((source, "SCTP", target.ip, number))
-        assert _init_arrives(world.pods[source][0], target, number) == want, (source, number)
+        want = world.expected((source, "SCTP", target.ip_of(family), number))
+        assert _init_arrives(world.pods[source][0], target, number, family) == want, (source, number)
 
 
-def _init_arrives(source: Any, target: Any, number: int) -> bool:
+def _init_arrives(source: Any, target: Any, number: int, family: str) -> bool:
     """Send one SCTP INIT from a pod and look at the other's interface for it."""
     seen = threading.Event()
     ready = threading.Event()
     sport = 20000 + int(time.monotonic() * 1000) % 40000
+    kind = socket.AF_INET6 if family == "IPv6" else socket.AF_INET
+    ports = sport.to_bytes(2, "big") + number.to_bytes(2, "big")
 
     def watch() -> None:
-        with socket.socket(socket.AF_INET, socket.SOCK_RAW, 132) as raw:
+        with socket.socket(kind, socket.SOCK_RAW, 132) as raw:
             raw.settimeout(0.4)
             ready.set()
             end = time.monotonic() + 0.4
@@ -178,22 +181,18 @@ def _init_arrives(source: Any, target: Any, number: int) -> bool:
                     packet = raw.recv(2048)
                 except TimeoutError:
                     return
-                at = (packet[0] & 15) * 4
-                if packet[at : at + 4] == sport.to_bytes(2, "big") + number.to_bytes(2, "big"):
+                at = 0 if family == "IPv6" else (packet[0] & 15) * 4  # raw(7) gives IPv6 without its header
+                if packet[at : at + 4] == ports:
                     seen.set()
                     return
 
     def send() -> None:
-        from scapy.layers.inet import IP
         from scapy.layers.sctp import SCTP as Header
         from scapy.layers.sctp import SCTPChunkInit
 
         chunk = SCTPChunkInit(init_tag=1, a_rwnd=65535, n_out_streams=1, n_in_streams=1, init_tsn=1)
-        packet = bytes(
-            IP(src=source.ip, dst=target.ip, proto=132) / Header(sport=sport, dport=number) / chunk
-        )
-        with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as raw:
-            raw.sendto(packet, (target.ip, 0))
+        with socket.socket(kind, socket.SOCK_RAW, 132) as raw:
+            raw.sendto(bytes(Header(sport=sport, dport=number) / chunk), (target.ip_of(family), 0))
 
     watcher = threading.Thread(target=lambda: target.python(watch))
     watcher.start()
@@ -441,7 +440,7 @@ def test_rules_that_somebody_removes_are_back_within_a_second(world: PolicyWorld
         return "ct state established,related accept" in rules and f"{world.pods['x/a'][0].ip} : jump" in rules
 
     wait(mended, 5, "the table is whole again")
-    assert time.monotonic() - began < 1.0 + 0.5  # a shared machine
+    assert time.monotonic() - began < 1.0
     assert not any(world.probe(denied).values())
     world.settle()
 
