@@ -16,9 +16,9 @@ import resource
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from ipaddress import ip_address, ip_network
 from pathlib import Path
@@ -27,11 +27,12 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 
 from . import cluster
-from .cluster.config import ClusterConfig
+from .agentconfig import AgentConfig
 from .cni.ipam import gateway
 from .cni.names import BRIDGE
 from .cni.render import CniConfig, CniRoom
 from .cni.server import CniServer
+from .cnihost import CniHost
 from .dns import config as dns_config
 from .dns import handover
 from .dns.config import DnsConfig
@@ -43,8 +44,6 @@ from .dns.setup import Setup
 from .dns.table import NameTable
 from .dns.zone import DnsRoom, ReplaceableRoom
 from .health import Controls, HealthServer, split_listen
-from .kernel import netns
-from .kernel.conntrack import Conntrack
 from .kernel.flows import FlowDriver
 from .kernel.flowtable import FlowTable
 from .kernel.linkwatch import LinkMonitor
@@ -53,13 +52,9 @@ from .kernel.nft_text import joined
 from .kernel.nftables import NftDriver
 from .kernel.nftwatch import NftMonitor
 from .kernel.rtnetlink import LinkDriver
-from .kernel.underlay import addresses_within, default_route_device, node_addresses, underlay_of
-from .model import checks
-from .model.base import Key, Object
-from .model.changes import Put, Write
+from .kernel.underlay import addresses_within, node_addresses, underlay_of
 from .model.errors import Invalid, NetplaneError, Unavailable
-from .model.facts import Driver, Link, Plan, Scope
-from .model.flows import Flows
+from .model.facts import Driver
 from .model.nodes import Node
 from .model.snapshot import Snapshot
 from .overlay.room import OverlayRoom, pod_mtu
@@ -77,46 +72,10 @@ from .store import Store, open_store
 
 log = logging.getLogger(__name__)
 
-ROOMS = ("cni", "overlay", "services", "policy", "dns")
-DATAPATHS = ("auto", "kernel", "fast")
 TO_BE_DELETED = "ToBeDeletedByClusterAutoscaler"  # the taint that kube-proxy looks for too
 CNI_SOCKET = "cni.sock"
 DRAIN = 2.0  # seconds that DNS questions to upstreams may take at the end
 CALM = 0.2  # seconds that link events are gathered before everything is compared again
-
-
-@dataclass(frozen=True)
-class AgentConfig:
-    """Everything an agent is told; raises Invalid for what cannot be. No node IPs: found by itself."""
-
-    node: str
-    store: str
-    run_dir: Path
-    state_dir: Path
-    node_ips: tuple[str, ...]
-    cluster: ClusterConfig
-    datapath: str = "auto"
-    rooms: tuple[str, ...] = ROOMS
-    domain: str = "cluster.local"
-    dns_listen: tuple[str, ...] = ()
-    dns_config: str = ""
-    resolv_conf: str = "/etc/resolv.conf"
-    http_listen: str = ""
-    node_port_addresses: tuple[str, ...] = ()  # CIDRs; none: the node's own addresses
-
-    def __post_init__(self) -> None:
-        faults = list(checks.dns_subdomain("--node", self.node))
-        for room in self.rooms:
-            faults += checks.one_of("--rooms", room, ROOMS)
-        for address in self.node_ips:
-            faults += checks.ip("--node-ip", address)
-        for cidr in self.node_port_addresses:
-            faults += checks.cidr("--node-port-addresses", cidr)
-        faults += checks.unique("--node-ip", (":" in a for a in self.node_ips), "family, IPv6: ")
-        if faults:
-            raise Invalid("; ".join(f"{path}: {reason}" for path, reason in faults))
-        for text in (*self.dns_listen, *([self.http_listen] if self.http_listen else [])):
-            split_listen(text)
 
 
 class Agent:
@@ -423,73 +382,11 @@ class Agent:
         if not core.wait_synced(0):
             raise Unavailable("waiting for the first full pass")
         birth = Birth(self._policy, "cni") if self._policy else None
-        host = _Host(self.config.node, self.boot_id, core, self._links, birth)
+        host = CniHost(self.config.node, self.boot_id, core, self._links, birth)
         server = CniServer(str(self.config.run_dir / CNI_SOCKET), host, self._cni_config)
         server.start()
         self._cni = server
         return server
-
-
-class _Host:
-    """What the CNI server sees of the agent (cni.host.Host)."""
-
-    def __init__(self, node: str, boot_id: str, core: Core, links: LinkDriver, birth: Birth | None) -> None:
-        self.node, self.boot_id = node, boot_id
-        self._core, self._links, self._birth = core, links, birth
-        self._tracker = Conntrack()
-
-    def snapshot(self) -> Snapshot:
-        return self._core.snapshot()
-
-    def put(self, obj: Object, expect: int | None = None) -> Object:
-        return self._core.put(obj, expect)
-
-    def delete(self, key: Key, expect: int | None = None) -> Object:
-        return self._core.delete(key, expect)
-
-    def write(self, writes: Sequence[Write]) -> list[Object]:
-        pods = [w.object.key for w in writes if isinstance(w, Put)] if self._birth else []
-        before = {key: self._core.snapshot().find(key) for key in pods}
-        stored = self._core.write(writes)
-        if self._birth:  # a pod's address is known: others' policies name it, before ADD returns
-            self._core.sync(self._birth.after(before, self._core.snapshot()))
-        return stored
-
-    def sync(self, scopes: Iterable[Scope], before: Callable[[], object] | None = None) -> None:
-        scopes = list(scopes)
-        birth = self._birth
-        if birth is None:
-            self._core.sync(scopes, before)
-            return
-
-        def isolated() -> None:
-            """The record, then what policy says of it, and only then the interface."""
-            if before is not None:
-                before()
-            self._core.sync(birth.before_links(scopes, self._core.snapshot()))
-
-        self._core.sync(scopes, isolated)
-
-    def verify(self, scopes: Iterable[Scope]) -> list[str]:
-        return self._core.verify(scopes)
-
-    def link_exists(self, netns_path: str, ifname: str) -> bool:
-        return self._links.link_exists(netns_path, ifname)
-
-    def netns_exists(self, path: str) -> bool:
-        return netns.exists(path)
-
-    def peer(self, netns_path: str, ifname: str) -> str:
-        return self._links.peer(netns_path, ifname)
-
-    def default_link(self) -> str:
-        return default_route_device() or ""
-
-    def raise_loopback(self, netns_path: str) -> None:
-        self._links.apply(Plan(add=(Link(name="lo", netns=netns_path),)))
-
-    def forget(self, flows: Iterable[Flows]) -> None:
-        self._tracker.forget(flows)
 
 
 class _Calm:

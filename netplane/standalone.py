@@ -25,11 +25,11 @@ from typing import Any
 
 import msgspec
 
-from .agent import _Host
 from .cni import frame as wire
 from .cni.errors import NEWEST, error_json
 from .cni.render import BASE, CniConfig, CniRoom
 from .cni.server import CniServer
+from .cnihost import CniHost
 from .kernel.nft_guard import GuardDriver
 from .kernel.nftables import NftDriver
 from .kernel.rtnetlink import LinkDriver
@@ -191,7 +191,7 @@ def _tuple(value: Any) -> Any:
     return tuple(map(_tuple, value)) if isinstance(value, list) else value
 
 
-class Host(_Host):
+class Host(CniHost):
     """The agent's, but that a deletion is written down first."""
 
     journal: Journal

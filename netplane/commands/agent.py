@@ -13,7 +13,8 @@ from typing import Any
 
 import click
 
-from ..agent import DATAPATHS, ROOMS, Agent, AgentConfig
+from ..agent import Agent
+from ..agentconfig import DATAPATHS, ROOMS, AgentConfig
 from ..cluster.config import ClusterConfig
 from ..dns import handover
 from ..store import DEFAULT

@@ -1,0 +1,79 @@
+"""What the CNI server sees of an agent (cni.host.Host): its core, its links, and policy at a pod's birth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from .kernel import netns
+from .kernel.conntrack import Conntrack
+from .kernel.rtnetlink import LinkDriver
+from .kernel.underlay import default_route_device
+from .model.base import Key, Object
+from .model.changes import Put, Write
+from .model.facts import Link, Plan, Scope
+from .model.flows import Flows
+from .model.snapshot import Snapshot
+from .policy.birth import Birth
+from .reconcile.core import Core
+
+
+class CniHost:
+    """What the CNI server sees of the agent (cni.host.Host)."""
+
+    def __init__(self, node: str, boot_id: str, core: Core, links: LinkDriver, birth: Birth | None) -> None:
+        self.node, self.boot_id = node, boot_id
+        self._core, self._links, self._birth = core, links, birth
+        self._tracker = Conntrack()
+
+    def snapshot(self) -> Snapshot:
+        return self._core.snapshot()
+
+    def put(self, obj: Object, expect: int | None = None) -> Object:
+        return self._core.put(obj, expect)
+
+    def delete(self, key: Key, expect: int | None = None) -> Object:
+        return self._core.delete(key, expect)
+
+    def write(self, writes: Sequence[Write]) -> list[Object]:
+        pods = [w.object.key for w in writes if isinstance(w, Put)] if self._birth else []
+        before = {key: self._core.snapshot().find(key) for key in pods}
+        stored = self._core.write(writes)
+        if self._birth:  # a pod's address is known: others' policies name it, before ADD returns
+            self._core.sync(self._birth.after(before, self._core.snapshot()))
+        return stored
+
+    def sync(self, scopes: Iterable[Scope], before: Callable[[], object] | None = None) -> None:
+        scopes = list(scopes)
+        birth = self._birth
+        if birth is None:
+            self._core.sync(scopes, before)
+            return
+
+        def isolated() -> None:
+            """The record, then what policy says of it, and only then the interface."""
+            if before is not None:
+                before()
+            self._core.sync(birth.before_links(scopes, self._core.snapshot()))
+
+        self._core.sync(scopes, isolated)
+
+    def verify(self, scopes: Iterable[Scope]) -> list[str]:
+        return self._core.verify(scopes)
+
+    def link_exists(self, netns_path: str, ifname: str) -> bool:
+        return self._links.link_exists(netns_path, ifname)
+
+    def netns_exists(self, path: str) -> bool:
+        return netns.exists(path)
+
+    def peer(self, netns_path: str, ifname: str) -> str:
+        return self._links.peer(netns_path, ifname)
+
+    def default_link(self) -> str:
+        return default_route_device() or ""
+
+    def raise_loopback(self, netns_path: str) -> None:
+        self._links.apply(Plan(add=(Link(name="lo", netns=netns_path),)))
+
+    def forget(self, flows: Iterable[Flows]) -> None:
+        self._tracker.forget(flows)
