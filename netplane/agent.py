@@ -60,6 +60,7 @@ from .model.snapshot import Snapshot
 from .overlay.room import OverlayRoom, pod_mtu
 from .policy.birth import Birth
 from .policy.counters import DropCounters
+from .policy.explain import lines, straight
 from .policy.flows import PolicyFlows
 from .policy.room import PolicyRoom
 from .reconcile.base import Room
@@ -194,8 +195,15 @@ class Agent:
         room = self._core.room(ServicesRoom.name)
         if not isinstance(room, ServicesRoom) or self._nft is None:
             raise Invalid("this agent serves no services; start it with --rooms services")
-        found = explain(room, self._core.snapshot(), words.get("source", ""), words.get("destination", ""))
+        snapshot, source, target = (
+            self._core.snapshot(),
+            words.get("source", ""),
+            words.get("destination", ""),
+        )
+        judged = straight(source, target, snapshot) if self._policy is not None else []
+        found = explain(room, snapshot, source, judged[0].packet.towards if judged else target)
         return {
+            "policy": [line for a in judged for line in lines(a)] if found.verdict == "pass" else [],
             **{
                 name: getattr(found, name)
                 for name in ("source", "destination", "verdict", "reason", "service")

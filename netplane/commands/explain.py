@@ -1,5 +1,6 @@
-"""`netplane explain SRC DST`: what becomes of a connection to a service, and whether the kernel agrees.
+"""`netplane explain SRC DST`: what becomes of a connection, and whether the kernel agrees.
 
+Towards a service: where it leads. Straight to a pod or an address: also what policy says.
 The agent answers: it knows the objects, its own configuration and the kernel.
 """
 
@@ -20,7 +21,7 @@ def register(group: click.Group) -> None:
 
 @click.command()
 @click.argument("source", metavar="POD|IP")
-@click.argument("destination", metavar="SERVICE:PORT|IP:PORT[/PROTOCOL]")
+@click.argument("destination", metavar="SERVICE:PORT|POD:PORT|IP:PORT[/PROTOCOL]")
 @click.option("--run-dir", type=click.Path(path_type=Path), default=Path("/run/netplane"), show_default=True)
 @click.option("-o", "output", type=click.Choice(["text", "json"]), default="text")
 def explain(source: str, destination: str, run_dir: Path, output: str) -> None:
@@ -38,6 +39,7 @@ def describe(found: dict[str, Any]) -> list[str]:
         lines.append(f"service    {found['service']}")
     lines.append(f"verdict    {found['verdict']}: {found['reason']}")
     lines += [f"endpoint   {address} port {port}" for address, port in found["endpoints"]]
+    lines += [f"policy     {line}" for line in found["policy"]]
     lines += [f"note       {note}" for note in found["notes"]]
     lines += [f"element    {element}" for element in found["elements"]]
     if found["elements"]:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from ..model.errors import Invalid
 from ..model.facts import FactKey, Mark, Scope
 from ..model.pods import Pod
+from ..model.services import Service
 from ..model.snapshot import Snapshot
 from .flows import Flows
 from .index import Index, is_peer, pod_at
@@ -82,6 +83,22 @@ def answers(source: End, target: End, protocol: str, port: int, snapshot: Snapsh
     if not found:
         raise Invalid(f"{source.name} and {target.name} have no address family in common")
     return found
+
+
+def straight(source: str, text: str, snapshot: Snapshot) -> list[Answer]:
+    """What policy says of a flow straight to a pod or an address ("x/b:80", "[fd00::1]:53/UDP").
+
+    Empty when ``text`` names no pod, or a Service too: that one goes first. Raises Invalid.
+    """
+    try:
+        host, port, protocol = destination(text)
+        target = end(host, "default", snapshot)
+    except Invalid:
+        return []  # a service, or a port by its name
+    space, _, name = host.rpartition("/")
+    if not port or snapshot.get(Service, space or "default", name) is not None:
+        return []
+    return answers(end(source, "default", snapshot), target, protocol, port, snapshot)
 
 
 def _ends(source: End, target: End) -> tuple[tuple[End, str], tuple[End, str]]:

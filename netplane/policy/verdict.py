@@ -40,6 +40,12 @@ class Packet(NamedTuple):
         """(the pod that is ruled, its peer)."""
         return (self.target, self.source) if direction == INGRESS else (self.source, self.target)
 
+    @property
+    def towards(self) -> str:
+        """Where it goes, as people write it: "10.0.0.1:80/tcp", "[fd00::1]:53/udp"."""
+        host = f"[{self.target}]" if ":" in self.target else self.target
+        return f"{host}:{self.port}/{self.protocol}"
+
 
 class Ruling(NamedTuple):
     """``policies``: those that select this end in this direction. ``by``: the one that decided."""

@@ -459,3 +459,25 @@ def test_explain_agrees_with_the_kernel(world: PolicyWorld) -> None:
     said = node.run(*asked, check=False)
     assert f"element pol-in4 ('{ip}',) is missing" in said
     node.agent.start().wait()
+
+
+def test_the_agents_explain_says_what_policy_says(world: PolicyWorld) -> None:
+    """To a pod by name and by address, in all families that are meant; an address outside has no policy."""
+    lab, node, target = world.lab, world.lab.nodes[0], world.pods["x/a"][0]
+    world.set_policies([np("p", podSelector=A, ingress=[{"from": [ns(ns="y")], "ports": [port(81)]}])])
+    world.settle()
+
+    def asked(source: str, destination: str) -> str:
+        return str(
+            node.run(
+                lab.settings.programs.netplane, "explain", source, destination, "--run-dir", node.run_dir
+            )
+        )
+
+    for ip in target.ips:
+        assert re.search(rf"policy +y/b .* → x/a \({ip}\) port 81/TCP: allowed", asked("y/b", "x/a:81"))
+        assert re.search(rf"policy +y/b .* → x/a \({ip}\) port 80/TCP: denied", asked("y/b", "x/a:80"))
+    said = asked("z/a", f"{target.ip}:81")
+    assert "port 81/TCP: denied" in said and "isolated for ingress by NetworkPolicy x/p" in said
+    assert "verdict    pass" in said
+    assert "203.0.113.1 is no pod: no policy selects it" in asked("y/b", "203.0.113.1:443")
