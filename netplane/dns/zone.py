@@ -228,7 +228,10 @@ class ReplaceableRoom:
 
 
 def cluster_ips(service: Service) -> tuple[str, ...]:
-    """The virtual IPs; none for a headless service, or before they are allocated."""
+    """The virtual IPs; none for a headless service, before they are allocated, or when they were refused:
+    an address that it only asks for is somebody else's."""
+    if service.refused:
+        return ()
     spec = service.spec
     return tuple(ip for ip in spec.cluster_ips or (spec.cluster_ip,) if ip not in ("", "None"))
 

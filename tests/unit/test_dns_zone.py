@@ -9,17 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netplane.dns.zone import DnsRoom
-from netplane.model.base import Object
+from netplane.model.base import Object, amend
 from netplane.model.codec import parse
 from netplane.model.errors import Invalid
 from netplane.model.facts import Record, Scope
+from netplane.model.own import ALLOCATED
 from netplane.model.snapshot import Snapshot
 from netplane.reconcile.base import Event
 
 ROOM = DnsRoom("a")
 
 
-def service(name: str, annotations: dict[str, str] | None = None, **spec: Any) -> Object:
+def service(name: str, annotations: dict[str, str] | None = None, **spec: Any) -> Any:
     spec.setdefault("ports", [{"name": "http", "port": 80}])
     meta = {"name": name, "namespace": "default", "annotations": annotations or {}}
     return parse({"apiVersion": "v1", "kind": "Service", "metadata": meta, "spec": spec})
@@ -134,6 +135,14 @@ CASES = {
 @pytest.mark.parametrize(("objects", "expected"), CASES.values(), ids=CASES.keys())
 def test_a_service_becomes_these_records(objects: list[Object], expected: set[str]) -> None:
     assert lines(objects) == expected
+
+
+def test_an_address_that_was_refused_is_not_answered() -> None:
+    asked = service("web", **VIP)
+    refusal = [{"type": ALLOCATED, "status": "False", "message": "10.96.0.10 is held by default/other"}]
+    refused = amend(asked, status=amend(asked.status, conditions=refusal))
+    assert "10.96.0.10" in " ".join(lines([asked]))
+    assert "10.96.0.10" not in " ".join(lines([refused]))
 
 
 def test_the_zone_itself_names_this_nodes_server() -> None:
