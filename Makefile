@@ -31,6 +31,7 @@ $(VENV)/.built: $(VENV)/.system pyproject.toml setup.py $(shell find csrc -type 
 	@[ -n "$(PYTHON)" ] || { echo "netplane needs Python 3.11 or later" >&2; exit 1; }
 	[ -x $(RUN)/python ] || $(PYTHON) -m venv $(VENV)
 	$(RUN)/python -m pip install --quiet --disable-pip-version-check -e .
+	@ls netplane/_bpf/*.o >/dev/null 2>&1 || echo "clang or libbpf is missing: everything but the fast path works (see netplane doctor)"
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.built
