@@ -8,15 +8,17 @@ from __future__ import annotations
 
 # ruff: noqa: E501 (manifests in a line)
 import itertools
-import os
 import re
 import socket
+import statistics
 import threading
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from scapy.layers.sctp import SCTP as SctpHeader
+from scapy.layers.sctp import SCTPChunkInit
 
 from netplane.lab import Lab
 from netplane.model.base import Key
@@ -123,41 +125,41 @@ def test_sctp(world: PolicyWorld, name: str, docs: list[dict[str, Any]], family:
     for source, number in itertools.product(("x/b", "x/c", "y/a", "y/b"), (80, 81)):
         want = world.expected((source, "SCTP", target.ip_of(family), number))
         for to in ((target.ip_of(family), number), (vip, CROSSED[number])):
-            assert _init_arrives(world.pods[source][0], target, to, number) == want, (source, to)
+            assert _init_arrives(world.pods[source][0], target, to, number, 3.0 if want else 0.3) == want, (
+                source,
+                to,
+            )
 
 
-def _init_arrives(source: Any, target: Any, to: tuple[str, int], number: int) -> bool:
+SPORTS = itertools.count(20000)
+
+
+def _init_arrives(source: Any, target: Any, to: tuple[str, int], number: int, patience: float) -> bool:
     """Send one SCTP INIT from a pod to an address and look at the other's interface for it, at a port."""
-    seen = threading.Event()
-    ready = threading.Event()
-    sport = 20000 + int(time.monotonic() * 1000) % 40000
+    seen, ready = threading.Event(), threading.Event()
+    sport = next(SPORTS)  # never the same twice: the kernel would choose another for the second
     kind = socket.AF_INET6 if ":" in to[0] else socket.AF_INET
+    chunk = SCTPChunkInit(init_tag=1, a_rwnd=65535, n_out_streams=1, n_in_streams=1, init_tsn=1)
+    packet = bytes(SctpHeader(sport=sport, dport=to[1]) / chunk)
     ports = sport.to_bytes(2, "big") + number.to_bytes(2, "big")
 
     def watch() -> None:
         with socket.socket(kind, socket.SOCK_RAW, 132) as raw:
-            raw.settimeout(0.4)
+            raw.settimeout(0.05)
             ready.set()
-            end = time.monotonic() + 0.4
-            while time.monotonic() < end:
+            end = time.monotonic() + patience
+            while time.monotonic() < end and not seen.is_set():
                 try:
-                    packet = raw.recv(2048)
+                    got = raw.recv(2048)
                 except TimeoutError:
-                    return
-                at = (
-                    0 if kind == socket.AF_INET6 else (packet[0] & 15) * 4
-                )  # raw(7) gives IPv6 without its header
-                if packet[at : at + 4] == ports:
+                    continue
+                at = 0 if kind == socket.AF_INET6 else (got[0] & 15) * 4  # raw(7) gives IPv6 without header
+                if got[at : at + 4] == ports:
                     seen.set()
-                    return
 
     def send() -> None:
-        from scapy.layers.sctp import SCTP as Header
-        from scapy.layers.sctp import SCTPChunkInit
-
-        chunk = SCTPChunkInit(init_tag=1, a_rwnd=65535, n_out_streams=1, n_in_streams=1, init_tsn=1)
         with socket.socket(kind, socket.SOCK_RAW, 132) as raw:
-            raw.sendto(bytes(Header(sport=sport, dport=to[1]) / chunk), (to[0], 0))
+            raw.sendto(packet, (to[0], 0))
 
     watcher = threading.Thread(target=lambda: target.python(watch))
     watcher.start()
@@ -231,17 +233,11 @@ def test_an_established_flow_that_is_no_longer_allowed_is_cut_within_100_ms(
     kept = Talk(world.pods["y/b"][0], world.pods[target][0], 8002)
     assert cut.works() and kept.works()
     policy = np("p", podSelector=labels(pod=target[-1]), ingress=[{"from": [ns(ns="y")]}])
-    took = []
-    for _ in range(5):
-        world.set_policies([])
-        world.settle()
-        wait(cut.works, LONG, "allowed again, the flow goes on where it was")
-        world.set_policies([policy])
-        began = time.monotonic()
-        wait(lambda: not cut.works(), LONG, "the flow is cut")
-        took.append(time.monotonic() - began - PATIENCE)  # the talker listens that long in vain
-    crowd = max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))  # others hold the processors meanwhile
-    assert min(took) < 0.1 * crowd, took
+    for _ in range(3):  # a quiet machine needs one round; somebody else's work may spoil another
+        took = [_cut_in(world, policy, cut) for _ in range(5)]
+        if statistics.median(took) < 0.1:
+            break
+    assert statistics.median(took) < 0.1, took
     world.settle()
     assert kept.works(), "an allowed flow goes on"
     assert not cut.works(), "a cut flow does not come back by its replies"
@@ -249,6 +245,17 @@ def test_an_established_flow_that_is_no_longer_allowed_is_cut_within_100_ms(
     world.settle()
     wait(cut.works, LONG, "allowed again, the flow goes on where it was")
     cut.server.kill(), kept.server.kill()
+
+
+def _cut_in(world: PolicyWorld, policy: dict[str, Any], talk: Talk) -> float:
+    """Seconds from the write of a policy until the flow that it forbids is silent."""
+    world.set_policies([])
+    world.settle()
+    wait(talk.works, LONG, "allowed again, the flow goes on where it was")
+    began = time.monotonic()
+    world.set_policies([policy])
+    wait(lambda: not talk.works(), LONG, "the flow is cut")
+    return time.monotonic() - began - PATIENCE  # the talker listens that long in vain
 
 
 def test_a_label_that_goes_cuts_the_flow(world: PolicyWorld) -> None:
