@@ -69,6 +69,7 @@ from .services.explain import explain
 from .services.health import HealthChecks
 from .services.metrics import ServiceCounts, ServiceMetrics
 from .services.room import ServicesRoom
+from .spare import Spare
 from .store import Store, open_store
 
 log = logging.getLogger(__name__)
@@ -104,6 +105,7 @@ class Agent:
         self._core: Core | None = None
         self._cni: CniServer | None = None
         self._nft: NftDriver | None = None
+        self._spare: Spare | None = None
 
     def run(self, stopping: threading.Event) -> None:
         """Raises Invalid for what is refused at start; after that, only `stopping` ends it."""
@@ -115,6 +117,8 @@ class Agent:
             store = _patiently(lambda: open_store(self.config.store), stopping)
             stack.callback(store.close)
             machine = self._machine(instance.id)
+            spare = self._spare = Spare(self.config.run_dir, store)
+            _patiently(lambda: spare.settle(self.config.node, self.boot_id), stopping)
             registrar = cluster.Registrar(store, machine)
             if not store.allocates:
                 _patiently(registrar.register, stopping)
@@ -390,7 +394,8 @@ class Agent:
         if not core.wait_synced(0):
             raise Unavailable("waiting for the first full pass")
         birth = Birth(self._policy, "cni") if self._policy else None
-        host = CniHost(self.config.node, self.boot_id, core, self._links, birth)
+        host = CniHost(self.config.node, self.boot_id, core, self._links)
+        host.birth, host.spare = birth, self._spare
         server = CniServer(str(self.config.run_dir / CNI_SOCKET), host, self._cni_config)
         server.start()
         self._cni = server

@@ -15,14 +15,18 @@ from .model.flows import Flows
 from .model.snapshot import Snapshot
 from .policy.birth import Birth
 from .reconcile.core import Core
+from .spare import Spare
 
 
 class CniHost:
     """What the CNI server sees of the agent (cni.host.Host)."""
 
-    def __init__(self, node: str, boot_id: str, core: Core, links: LinkDriver, birth: Birth | None) -> None:
+    birth: Birth | None = None  # what policy wants of a pod before it has an interface
+    spare: Spare | None = None
+
+    def __init__(self, node: str, boot_id: str, core: Core, links: LinkDriver) -> None:
         self.node, self.boot_id = node, boot_id
-        self._core, self._links, self._birth = core, links, birth
+        self._core, self._links = core, links
         self._tracker = Conntrack()
 
     def snapshot(self) -> Snapshot:
@@ -35,16 +39,20 @@ class CniHost:
         return self._core.delete(key, expect)
 
     def write(self, writes: Sequence[Write]) -> list[Object]:
-        pods = [w.object.key for w in writes if isinstance(w, Put)] if self._birth else []
+        pods = [w.object.key for w in writes if isinstance(w, Put)] if self.birth else []
         before = {key: self._core.snapshot().find(key) for key in pods}
+        if self.spare:
+            self.spare.drop(writes)
         stored = self._core.write(writes)
-        if self._birth:  # a pod's address is known: others' policies name it, before ADD returns
-            self._core.sync(self._birth.after(before, self._core.snapshot()))
+        if self.spare:
+            self.spare.keep(obj for w, obj in zip(writes, stored, strict=True) if isinstance(w, Put))
+        if self.birth:  # a pod's address is known: others' policies name it, before ADD returns
+            self._core.sync(self.birth.after(before, self._core.snapshot()))
         return stored
 
     def sync(self, scopes: Iterable[Scope], before: Callable[[], object] | None = None) -> None:
         scopes = list(scopes)
-        birth = self._birth
+        birth = self.birth
         if birth is None:
             self._core.sync(scopes, before)
             return

@@ -39,6 +39,7 @@ from .model.errors import Invalid, NetplaneError, Unavailable
 from .model.facts import FactKey, Scope
 from .model.own import Attachment
 from .reconcile.core import Core
+from .spare import Spare
 from .store.sqlite import SqliteStore
 
 STATE_DIR = "/var/lib/netplane"
@@ -146,14 +147,16 @@ def _of_ours(path: str, state: Path, raw: bytes) -> bytes:
     with ExitStack() as stack:
         store = SqliteStore(str(state / "state.db"))
         stack.callback(store.close)
+        spare = Spare(Path(path).parent, store)
+        spare.settle(node, boot)
         links = LinkDriver()
         stack.callback(links.close)
         core = Core(store, [(CniRoom(node, config), (links, NftDriver(), GuardDriver()))])
         core.load()
         journal = Journal(state / "standalone.journal")
         core.sweep(journal.read().__contains__)
-        host = Host(node, boot, core, links, None)
-        host.journal = journal
+        host = Host(node, boot, core, links)
+        host.journal, host.spare = journal, spare
         server = CniServer(path, host, config)
         server.verbs.recover()
         answer = server.answer(raw)

@@ -31,7 +31,7 @@ from .host import Host
 from .ipam import describe
 from .locks import Locks
 from .networks import Networks
-from .poddns import pod_dns
+from .poddns import of_file, pod_dns
 from .podwriter import PodWriter
 from .ports import HostPorts, refuse_unreachable, udp_flows
 from .ranges import OURS, whole
@@ -173,8 +173,8 @@ class Verbs:
                     delegate.ask("DEL", leases.type, request, request.config.document)
                 raise
         elif leases.type in ("", OURS):
-            ips = self._take(attachment, request)
-            lease = Lease(ips)
+            dns = of_file(leases.resolv_conf)
+            lease = Lease(self._take(attachment, request), dns=dns)
         else:
             lease = Lease(())
         try:
