@@ -254,7 +254,7 @@ class Agent:
     def _rooms(self, machine: cluster.Machine) -> list[Room]:
         config, ranges = self.config, self.config.cluster
         dns_servers = self._dns_servers()
-        self._cni_config = CniConfig(
+        cni = CniConfig(
             cluster_cidrs=ranges.cluster_cidrs,
             pod_mtu=self._pod_mtu(machine),
             boot_id=self.boot_id,
@@ -277,7 +277,7 @@ class Agent:
             )
         )
         rooms: dict[str, Room] = {
-            "cni": CniRoom(config.node, self._cni_config),
+            "cni": CniRoom(config.node, cni),
             "overlay": OverlayRoom(config.node, ipv6=Path("/proc/sys/net/ipv6").exists()),
             "services": ServicesRoom(
                 config.node,
@@ -394,9 +394,11 @@ class Agent:
         if not core.wait_synced(0):
             raise Unavailable("waiting for the first full pass")
         birth = Birth(self._policy, "cni") if self._policy else None
-        host = CniHost(self.config.node, self.boot_id, core, self._links)
+        room = core.room(CniRoom.name)
+        assert isinstance(room, CniRoom)
+        host = CniHost(room, core, self._links)
         host.birth, host.spare = birth, self._spare
-        server = CniServer(str(self.config.run_dir / CNI_SOCKET), host, self._cni_config)
+        server = CniServer(str(self.config.run_dir / CNI_SOCKET), host, room.config)
         server.start()
         self._cni = server
         return server

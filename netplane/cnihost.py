@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
+from .cni.render import CniRoom
+from .cni.wiring import ROOM
 from .kernel import netns
 from .kernel.conntrack import Conntrack
 from .kernel.rtnetlink import LinkDriver
@@ -24,16 +26,18 @@ class CniHost:
     birth: Birth | None = None  # what policy wants of a pod before it has an interface
     spare: Spare | None = None
 
-    def __init__(self, node: str, boot_id: str, core: Core, links: LinkDriver) -> None:
-        self.node, self.boot_id = node, boot_id
-        self._core, self._links = core, links
+    def __init__(self, room: CniRoom, core: Core, links: LinkDriver) -> None:
+        self.node, self.boot_id = room.node, room.config.boot_id
+        self._room, self._core, self._links = room, core, links
         self._tracker = Conntrack()
 
     def snapshot(self) -> Snapshot:
         return self._core.snapshot()
 
     def put(self, obj: Object, expect: int | None = None) -> Object:
-        return self._core.put(obj, expect)
+        stored = self._core.put(obj, expect)
+        self._room.undone.discard(obj.name)
+        return stored
 
     def delete(self, key: Key, expect: int | None = None) -> Object:
         return self._core.delete(key, expect)
@@ -64,6 +68,10 @@ class CniHost:
             self._core.sync(birth.before_links(scopes, self._core.snapshot()))
 
         self._core.sync(scopes, isolated)
+
+    def withdraw(self, name: str) -> None:
+        self._room.undone.add(name)
+        self._core.sync([Scope(ROOM, name)])
 
     def verify(self, scopes: Iterable[Scope]) -> list[str]:
         return self._core.verify(scopes)

@@ -151,11 +151,12 @@ def _of_ours(path: str, state: Path, raw: bytes) -> bytes:
         spare.settle(node, boot)
         links = LinkDriver()
         stack.callback(links.close)
-        core = Core(store, [(CniRoom(node, config), (links, NftDriver(), GuardDriver()))])
+        room = CniRoom(node, config)
+        core = Core(store, [(room, (links, NftDriver(), GuardDriver()))])
         core.load()
         journal = Journal(state / "standalone.journal")
         core.sweep(journal.read().__contains__)
-        host = Host(node, boot, core, links)
+        host = Host(room, core, links)
         host.journal, host.spare = journal, spare
         server = CniServer(path, host, config)
         server.verbs.recover()
@@ -183,8 +184,12 @@ class Journal:
         return found
 
     def add(self, keys: Iterable[FactKey]) -> None:
-        with self._path.open("ab") as out:
-            out.write(b"".join(msgspec.json.encode(key) + b"\n" for key in keys))
+        """Raises Unavailable."""
+        try:
+            with self._path.open("ab") as out:
+                out.write(b"".join(msgspec.json.encode(key) + b"\n" for key in keys))
+        except OSError as exc:
+            raise Unavailable(f"{self._path}: {exc.strerror}") from exc
 
     def clear(self) -> None:
         self._path.unlink(missing_ok=True)

@@ -224,11 +224,16 @@ class Verbs:
             ) from exc
 
     def _undo(self, attachment: Attachment) -> None:
-        """After a failed ADD: everything that can go, goes; what cannot is owed and logged."""
+        """After a failed ADD: everything that can go, goes; what cannot is owed and logged.
+
+        Where the store cannot let the record go, its disk being full, the kernel lets go all the same.
+        """
         try:
             self._release(attachment)
         except NetplaneError as exc:
             log.warning("undoing %s is not finished: %s", attachment.name, exc)
+            with suppress(NetplaneError):
+                self.host.withdraw(attachment.name)
 
     # --- DEL ---------------------------------------------------------------------------------
 

@@ -52,7 +52,10 @@ def small(make_netns: MakeNetns, tmp_path: Path) -> Iterator[Machine]:
 def room(machine: Machine, free: int | None) -> None:
     """Leave ``free`` KiB on the agent's disk, or all that a filler took."""
     assert machine.process is not None
-    inside = Path(f"/proc/{machine.process.pid}/root{machine.state}")
+    fill(Path(f"/proc/{machine.process.pid}/root{machine.state}"), free)
+
+
+def fill(inside: Path, free: int | None) -> None:
     filler = inside / "filler"
     filler.unlink(missing_ok=True)
     if free is None:
@@ -80,6 +83,7 @@ def test_a_full_disk_is_an_error_that_says_so_and_leaves_nothing(
         if "code" in answer:
             refused += 1
             assert answer["code"] == 11 and "full" in answer["msg"], answer
+            assert kernel(small) == before and "eth0" not in netns.run(pod, "ip", "link")
             assert "ips" not in small("ADD", pod)  # not half there, as if it were whole
         deleted = small("DEL", pod)
         assert deleted == "" or (deleted["code"] == 11 and "full" in deleted["msg"])
@@ -93,6 +97,35 @@ def test_a_full_disk_is_an_error_that_says_so_and_leaves_nothing(
     assert stuck == "" or stuck["code"] == 11
     room(small, None)
     assert small("DEL", pod) == "" and kernel(small) == before
+
+
+def test_a_full_disk_without_an_agent(make_netns: MakeNetns, tmp_path: Path) -> None:
+    """The same for the process that serves a machine without a daemon: its state and its journal."""
+    state = tmp_path / "state"
+    machine = Machine(make_netns("node"), tmp_path, standalone=True, stateDir=str(state))
+    machine.config["ipam"] = {"ranges": [[{"subnet": "10.88.0.0/24"}]]}
+    machine.netplane("install", "--cni-bin-dir", f"{tmp_path}/bin", "--cni-conf-dir", f"{tmp_path}/conf")
+    machine.binary = f"{tmp_path}/bin/netplane"
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", state], check=True)
+    try:
+        pod, first = make_netns("pod"), make_netns("first")
+        assert "ips" in machine("ADD", first)
+        before, refused = machine.host(), 0
+        for free in (0, 8, 16, 24, 40):
+            fill(state, free)
+            answer = machine("ADD", pod)
+            if "code" in answer:
+                refused += 1
+                assert answer["code"] == 11 and "full" in answer["msg"].lower(), answer
+                assert kernel(machine) == {**before, "objects": []}
+            machine("DEL", pod)
+            fill(state, None)
+            assert machine("DEL", pod) == ""
+            vars(machine).pop("objects", None)
+            assert machine.host() == before, free
+        assert refused
+    finally:
+        subprocess.run(["umount", state], check=True)
 
 
 def test_a_namespace_that_vanishes_during_add(machine: Machine, make_netns: MakeNetns) -> None:
