@@ -316,8 +316,11 @@ class Verbs:
             return
         try:
             self._ready(request)
-        except KernelError as exc:  # the bridge, forwarding or masquerade: pods that run need them, too
-            raise Refused(LIMITED, str(exc)) from exc
+            found = [] if request.config.own_range else self.host.verify([BASE])
+        except KernelError as exc:
+            found = [str(exc)]
+        if found:  # the bridge, forwarding or masquerade: pods that run need them, too
+            raise Refused(LIMITED, f"node {self.host.node}: {'; '.join(found)}")
         if leases.delegated:
             delegate.ask("STATUS", leases.type, request, request.config.document)
         elif leases.type == OURS:
