@@ -70,6 +70,7 @@ from .services.explain import explain
 from .services.health import HealthChecks
 from .services.metrics import ServiceCounts, ServiceMetrics
 from .services.room import ServicesRoom
+from .spare import Spare
 from .store import Store, open_store
 
 log = logging.getLogger(__name__)
@@ -105,6 +106,7 @@ class Agent:
         self._core: Core | None = None
         self._cni: CniServer | None = None
         self._nft: NftDriver | None = None
+        self._spare: Spare | None = None
 
     def run(self, stopping: threading.Event) -> None:
         """Raises Invalid for what is refused at start; after that, only `stopping` ends it."""
@@ -116,6 +118,8 @@ class Agent:
             store = _patiently(lambda: open_store(self.config.store), stopping)
             stack.callback(store.close)
             machine = self._machine(instance.id)
+            spare = self._spare = Spare(self.config.run_dir, store)
+            _patiently(lambda: spare.settle(self.config.node, self.boot_id), stopping)
             registrar = cluster.Registrar(store, machine)
             if not store.allocates:
                 _patiently(registrar.register, stopping)
@@ -251,7 +255,7 @@ class Agent:
     def _rooms(self, machine: cluster.Machine) -> list[Room]:
         config, ranges = self.config, self.config.cluster
         dns_servers = self._dns_servers()
-        self._cni_config = CniConfig(
+        cni = CniConfig(
             cluster_cidrs=ranges.cluster_cidrs,
             pod_mtu=self._pod_mtu(machine),
             boot_id=self.boot_id,
@@ -274,7 +278,7 @@ class Agent:
             )
         )
         rooms: dict[str, Room] = {
-            "cni": CniRoom(config.node, self._cni_config),
+            "cni": CniRoom(config.node, cni),
             "overlay": OverlayRoom(config.node, ipv6=Path("/proc/sys/net/ipv6").exists()),
             "services": ServicesRoom(
                 config.node,
@@ -391,8 +395,11 @@ class Agent:
         if not core.wait_synced(0):
             raise Unavailable("waiting for the first full pass")
         birth = Birth(self._policy, "cni") if self._policy else None
-        host = CniHost(self.config.node, self.boot_id, core, self._links, birth)
-        server = CniServer(str(self.config.run_dir / CNI_SOCKET), host, self._cni_config)
+        room = core.room(CniRoom.name)
+        assert isinstance(room, CniRoom)
+        host = CniHost(room, core, self._links)
+        host.birth, host.spare = birth, self._spare
+        server = CniServer(str(self.config.run_dir / CNI_SOCKET), host, room.config)
         server.start()
         self._cni = server
         return server
