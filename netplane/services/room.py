@@ -15,6 +15,7 @@ from ..model.nodes import Node
 from ..model.services import EndpointSlice, Service, ServicePort
 from ..model.snapshot import Snapshot
 from . import chains, ejection, watch
+from .address import canonical
 from .endpoints import Backend, Choice, choose
 from .frontends import Frontend, cluster_ips, family, frontends, served
 from .publish import Port
@@ -45,8 +46,8 @@ class ServicesRoom:
         node_port_ips: Iterable[str] | None = None,
     ) -> None:
         self.node = node
-        self.node_ips = tuple(node_ips)
-        self.node_port_ips = self.node_ips if node_port_ips is None else tuple(node_port_ips)
+        self.node_ips = tuple(map(canonical, node_ips))
+        self.node_port_ips = self.node_ips if node_port_ips is None else tuple(map(canonical, node_port_ips))
         self.cluster_cidrs = tuple(cluster_cidrs)
         self.service_cidrs = tuple(service_cidrs)
         self.bridge_netfilter = bridge_netfilter
