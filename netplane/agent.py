@@ -66,6 +66,7 @@ from .policy.flows import PolicyFlows
 from .policy.room import PolicyRoom
 from .reconcile.base import Room
 from .reconcile.core import Core
+from .services.ejector import Ejector
 from .services.explain import explain
 from .services.health import HealthChecks
 from .services.metrics import ServiceCounts, ServiceMetrics
@@ -107,6 +108,7 @@ class Agent:
         self._cni: CniServer | None = None
         self._nft: NftDriver | None = None
         self._spare: Spare | None = None
+        self._ejector: Ejector | None = None
 
     def run(self, stopping: threading.Event) -> None:
         """Raises Invalid for what is refused at start; after that, only `stopping` ends it."""
@@ -131,6 +133,9 @@ class Agent:
                 stack.callback(self._flows.stop)
             core.start()
             stack.callback(core.stop)
+            if self._ejector is not None:
+                self._ejector.start()
+                stack.callback(self._ejector.stop)
             health = HealthServer(
                 self.config.run_dir,
                 self.status,
@@ -179,6 +184,8 @@ class Agent:
             if not self._dns_setup.server.ready:
                 status["rooms"]["dns"]["failing"]["server"] = "the DNS server's thread has ended"
                 status["synced"] = False
+        if self._ejector is not None:  # no reason to be unready either
+            status["ejected"] = self._ejector.status()
         return {"node": self.config.node, **status}
 
     def proxy_healthy(self) -> bool:
@@ -248,6 +255,10 @@ class Agent:
         core = Core(store, rooms, controllers, self._rank, self._metrics)
         if "services" in self.config.rooms:
             self._registry.register(ServiceCounts(core.snapshot, nft.counted, machine.node_ips))
+            room = core.room(ServicesRoom.name)
+            assert isinstance(room, ServicesRoom)
+            self._ejector = Ejector(room, core.snapshot, nft.counted, core.sync)
+            self._registry.register(self._ejector)
         if self._policy is not None and self._flows is not None:
             self._registry.register(DropCounters(self._policy, core.snapshot, nft.counters, self._flows))
         return core
