@@ -10,6 +10,7 @@ Rule 3: stopping stops the work, not the data plane: nothing is taken down.
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import resource
@@ -108,6 +109,7 @@ class Agent:
     def run(self, stopping: threading.Event) -> None:
         """Raises Invalid for what is refused at start; after that, only `stopping` ends it."""
         _raise_limits()
+        _share_heap()
         with ExitStack() as stack:
             self.config.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
             instance = cluster.Instance(self.config.state_dir)
@@ -240,7 +242,8 @@ class Agent:
             drivers["policy"] = (nft, self._flows)
         rooms = [(room, drivers[room.name]) for room in self._rooms(machine)]
         controllers = [] if store.allocates else cluster.controllers(self.config.cluster)
-        core = Core(store, rooms, controllers, self._rank, self._metrics)
+        observer = self._metrics if "services" in self.config.rooms else None
+        core = Core(store, rooms, controllers, self._rank, observer)
         if "services" in self.config.rooms:
             self._registry.register(ServiceCounts(core.snapshot, nft.counted, machine.node_ips))
         if self._policy is not None and self._flows is not None:
@@ -436,6 +439,14 @@ def _raise_limits() -> None:
     """As many descriptors as we may have: sockets in pods' namespaces, DNS questions in flight."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def _share_heap() -> None:
+    """One heap of glibc's for all threads, where each would get its own: the GIL has them take turns anyway."""
+    try:
+        ctypes.CDLL(None).mallopt(-8, 1)  # M_ARENA_MAX, malloc.h
+    except AttributeError:  # another libc
+        log.debug("no mallopt here")
 
 
 def _quietly(step: Callable[[], Any]) -> None:
