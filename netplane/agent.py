@@ -361,15 +361,15 @@ class Agent:
         self._names.mark_synced()
         server = DnsServer(self._names, listen, self.config.resolv_conf)
         names = LocalNames(core.snapshot, self.config.domain)
-        setup = Setup(server, names, self.config.dns_config, self.config.resolv_conf, self._dns_applied)
+        applied = partial(self._dns_applied, server)
+        setup = Setup(server, names, self.config.dns_config, self.config.resolv_conf, applied)
         with ExitStack() as stack:
             server.start(self._inherited)
             stack.callback(server.stop, DRAIN)
             stack.callback(self._hold, server)
-            self._inherited.close()
-            handover.keep(server.sockets, os.environ)
-            setup.start()
+            setup.start(self._inherited)
             stack.callback(setup.stop)
+            self._inherited.close()
             self._registry.register(server.counters)
             self._registry.register(DnsMetrics(setup))
             self._dns_setup = setup
@@ -381,8 +381,9 @@ class Agent:
         if self.restarting:
             self.held = [sock.dup() for sock in server.sockets]
 
-    def _dns_applied(self, config: DnsConfig) -> None:
-        """The TTLs are in the room's records: others mean that all are rendered again."""
+    def _dns_applied(self, server: DnsServer, config: DnsConfig) -> None:
+        """Sockets may have come or gone; the TTLs are in the room's records, which others render again."""
+        handover.keep(server.sockets, os.environ)
         room = self._dns_room.current
         if (room.ttl, room.negative_ttl) != (config.ttl, config.negative_ttl):
             self._dns_room.current = replace(room, ttl=config.ttl, negative_ttl=config.negative_ttl)
@@ -442,7 +443,7 @@ def _raise_limits() -> None:
 
 
 def _share_heap() -> None:
-    """One heap of glibc's for all threads, where each would get its own: the GIL has them take turns anyway."""
+    """One heap of glibc's for all threads, not one for each: the GIL has them take turns anyway."""
     try:
         ctypes.CDLL(None).mallopt(-8, 1)  # M_ARENA_MAX, malloc.h
     except AttributeError:  # another libc
