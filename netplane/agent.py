@@ -10,6 +10,7 @@ Rule 3: stopping stops the work, not the data plane: nothing is taken down.
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import resource
@@ -113,6 +114,7 @@ class Agent:
     def run(self, stopping: threading.Event) -> None:
         """Raises Invalid for what is refused at start; after that, only `stopping` ends it."""
         _raise_limits()
+        _share_heap()
         with ExitStack() as stack:
             self.config.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
             instance = cluster.Instance(self.config.state_dir)
@@ -252,7 +254,8 @@ class Agent:
             drivers["policy"] = (nft, self._flows)
         rooms = [(room, drivers[room.name]) for room in self._rooms(machine)]
         controllers = [] if store.allocates else cluster.controllers(self.config.cluster)
-        core = Core(store, rooms, controllers, self._rank, self._metrics)
+        observer = self._metrics if "services" in self.config.rooms else None
+        core = Core(store, rooms, controllers, self._rank, observer)
         if "services" in self.config.rooms:
             self._registry.register(ServiceCounts(core.snapshot, nft.counted, machine.node_ips))
             room = core.room(ServicesRoom.name)
@@ -374,15 +377,15 @@ class Agent:
         self._names.mark_synced()
         server = DnsServer(self._names, listen, self.config.resolv_conf)
         names = LocalNames(core.snapshot, self.config.domain)
-        setup = Setup(server, names, self.config.dns_config, self.config.resolv_conf, self._dns_applied)
+        applied = partial(self._dns_applied, server)
+        setup = Setup(server, names, self.config.dns_config, self.config.resolv_conf, applied)
         with ExitStack() as stack:
             server.start(self._inherited)
             stack.callback(server.stop, DRAIN)
             stack.callback(self._hold, server)
-            self._inherited.close()
-            handover.keep(server.sockets, os.environ)
-            setup.start()
+            setup.start(self._inherited)
             stack.callback(setup.stop)
+            self._inherited.close()
             self._registry.register(server.counters)
             self._registry.register(DnsMetrics(setup))
             self._dns_setup = setup
@@ -394,8 +397,9 @@ class Agent:
         if self.restarting:
             self.held = [sock.dup() for sock in server.sockets]
 
-    def _dns_applied(self, config: DnsConfig) -> None:
-        """The TTLs are in the room's records: others mean that all are rendered again."""
+    def _dns_applied(self, server: DnsServer, config: DnsConfig) -> None:
+        """Sockets may have come or gone; the TTLs are in the room's records, which others render again."""
+        handover.keep(server.sockets, os.environ)
         room = self._dns_room.current
         if (room.ttl, room.negative_ttl) != (config.ttl, config.negative_ttl):
             self._dns_room.current = replace(room, ttl=config.ttl, negative_ttl=config.negative_ttl)
@@ -455,6 +459,14 @@ def _raise_limits() -> None:
     """As many descriptors as we may have: sockets in pods' namespaces, DNS questions in flight."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def _share_heap() -> None:
+    """One heap of glibc's for all threads, not one for each: the GIL has them take turns anyway."""
+    try:
+        ctypes.CDLL(None).mallopt(-8, 1)  # M_ARENA_MAX, malloc.h
+    except AttributeError:  # another libc
+        log.debug("no mallopt here")
 
 
 def _quietly(step: Callable[[], Any]) -> None:
