@@ -48,6 +48,7 @@ from .kernel.flows import FlowDriver
 from .kernel.flowtable import FlowTable
 from .kernel.linkwatch import LinkMonitor
 from .kernel.nft_guard import GuardDriver
+from .kernel.nft_limit import LimitDriver
 from .kernel.nft_text import joined
 from .kernel.nftables import NftDriver
 from .kernel.nftwatch import NftMonitor
@@ -230,7 +231,7 @@ class Agent:
     def _build(self, store: Store, machine: cluster.Machine) -> Core:
         nft = self._nft = NftDriver()
         drivers: dict[str, tuple[Driver, ...]] = {
-            "cni": (self._links, nft, GuardDriver()),
+            "cni": (self._links, nft, LimitDriver(), GuardDriver()),
             "overlay": (self._links,),
             "services": (nft, self._links, FlowDriver(self._metrics.swept), self._checks),
             "dns": (self._names, self._links, nft),
