@@ -55,7 +55,7 @@ class DnsServer:
         idle: float = IDLE,
         fast: Fast = FAST,
     ) -> None:
-        self.counters = Counters()
+        self.counters = Counters(table.domain)
         self._table = table
         self._listen = tuple(listen)
         self.resolver = Resolver(Forwarder(Upstreams(upstreams), self.counters, Limits(timeout)))
@@ -157,6 +157,7 @@ class DnsServer:
 
     async def _use(self, resolver: Resolver, tls: TlsListener | None) -> None:
         old, self.resolver = self.resolver, resolver
+        self.counters.know(resolver.routes.zones)
         self.divert()
         resolver.start()
         old.retire()
