@@ -324,6 +324,7 @@ def test_a_supervisor_keeps_the_sockets_and_no_query_is_lost(
     notify, start = supervised(tmp_path)
     first = start(net["node"], [])
     assert first.stdout is not None and first.stdout.readline() == "ready\n"
+    assert notify.recv(4096).startswith(b"FDSTOREREMOVE=1\n")
     text, kept, _, _ = socket.recv_fds(notify, 4096, 253)
     assert b"FDSTORE=1" in text and len(kept) >= 4
     (tmp_path / "asked").write_text(f"web.{D} A\n")
