@@ -163,8 +163,7 @@ class Agent:
         mend = _Calm(partial(self._mend, core))
         yield LinkMonitor(mend, own=self._links.portids)
         if self._nft is not None:
-            busy = partial(getattr, self._nft, "transactions")
-            yield NftMonitor(mend, own=self._nft.portids, busy=busy)
+            yield NftMonitor(mend, own=self._nft.portids)
 
     def _mend(self, core: Core) -> None:
         """Compare everything; a link that went may mean that a namespace went without its DEL."""
