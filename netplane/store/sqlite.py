@@ -243,18 +243,20 @@ class SqliteWatch:
         self._kinds = kinds
         self._identity = identity
         self._closed = False
+        self._in_hand: int | None = None  # the revision before what `next` returned last
         self._skipped: set[int] = set()  # told by the watcher, behind a change that it does not know yet
         self.informed = False  # the watcher tells us of this store object's own writes
 
     def skip(self, revision: int) -> int:
         """The watcher knows this change, which it made through this very store: it need not be brought,
-        and is not worth waking for. Returns the revision up to which nothing is left to bring."""
+        and is not worth waking for. Returns the revision up to which nothing is left to bring, nor in
+        the hand of who called `next` and has not called it again."""
         self.informed = True
         with self._store._beat:
             if revision > self._since:
                 self._skipped.add(revision)
                 self._go_on(self._since)
-            return self._since
+            return self._since if self._in_hand is None else self._in_hand
 
     def _go_on(self, revision: int) -> None:
         self._since = max(self._since, revision)
@@ -267,13 +269,15 @@ class SqliteWatch:
         """The changes since the last call; [] after ``timeout`` seconds, or when closed."""
         store = self._store
         deadline = None if timeout is None else time.monotonic() + timeout
+        self._in_hand = None
         while not self._closed:
             seen = store._beats
             changes = store.changes(self._since, self._identity)
             if changes:
-                with store._beat:
-                    self._go_on(changes[-1].revision)
                 wanted = [c for c in changes if self._kinds is None or c.object.KIND in self._kinds]
+                with store._beat:
+                    self._in_hand = changes[0].revision - 1 if wanted else None
+                    self._go_on(changes[-1].revision)
                 if wanted:
                     return wanted
                 continue

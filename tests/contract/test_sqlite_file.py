@@ -177,10 +177,24 @@ def test_a_watcher_that_knows_its_own_writes_is_told_of_the_others(tmp_path: Pat
         brought = watch.next(5)
         assert [c.object.name for c in brought][:1] == ["b"]
         assert watch.next(0.3) == [] and watch.skip(known) == 3
+
         theirs.put(config("d"))
         assert [c.object.name for c in watch.next(5)] == ["d"]
     ours.close()
     theirs.close()
+
+
+def test_what_a_watcher_has_in_hand_is_not_counted_as_known(tmp_path: Path) -> None:
+    """It has got 1 and not taken it in: who hears that 2 needs no bringing must not believe that 1 is old."""
+    ours, theirs = SqliteStore(str(tmp_path / "state.db")), SqliteStore(str(tmp_path / "state.db"))
+    with ours.watch(0) as watch:
+        theirs.put(config("a"))
+        assert [c.revision for c in watch.next(5)] == [1]
+        known = ours.put(config("b")).revision
+        assert watch.skip(known) == 0
+        assert watch.next(0) == [] and watch.skip(known) == 2
+    for store in (ours, theirs):
+        store.close()
 
 
 def test_puts_and_deletes_of_one_write_are_one_transaction(tmp_path: Path) -> None:
