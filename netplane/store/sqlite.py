@@ -20,7 +20,8 @@ from contextlib import contextmanager
 from ..model import codec
 from ..model.base import Key, Object
 from ..model.changes import Delete, Put, Write
-from ..model.errors import Expired, NotFound
+from ..model.errors import Expired, NetplaneError, NotFound
+from ..model.gather import Gathering
 from . import rules, sqlitefile
 from .base import Change
 from .pulse import Pulse
@@ -39,6 +40,15 @@ _PUT = "INSERT OR REPLACE INTO objects VALUES (?, ?, ?, ?)"
 _DROP = "DELETE FROM objects WHERE kind = ? AND namespace = ? AND name = ?"
 _LOG = "INSERT INTO log VALUES (?, ?, ?, ?)"
 _SINCE = f"SELECT revision, kind, deleted, body FROM log WHERE revision > ? ORDER BY revision LIMIT {BATCH}"
+
+
+class _Asked:
+    """What one thread wants written, and what became of it."""
+
+    def __init__(self, writes: Sequence[Write]) -> None:
+        self.writes = writes
+        self.stored: Objects = []
+        self.error: Exception | None = None
 
 
 class SqliteStore:
@@ -61,6 +71,7 @@ class SqliteStore:
         self._watches: weakref.WeakSet[SqliteWatch] = weakref.WeakSet()
         self._pulse: Pulse | None = None
         self._pulse_lock = threading.Lock()
+        self.together = Gathering[_Asked](self._write_all)
         with self._reader.use(), self._writer.use():
             pass  # refuse a bad file now rather than at the first write
 
@@ -111,12 +122,11 @@ class SqliteStore:
 
     def write(self, writes: Sequence[Write]) -> Objects:
         """All of these in one transaction, or none; what `put` and `delete` would return."""
-        checked = [Put(codec.validate(w.object), w.expect) if isinstance(w, Put) else w for w in writes]
-        with self._writing() as db:
-            return [
-                self._put(db, w.object, w.expect) if isinstance(w, Put) else self._delete(db, *w)
-                for w in checked
-            ]
+        asked = _Asked([Put(codec.validate(w.object), w.expect) if isinstance(w, Put) else w for w in writes])
+        self.together.do(asked)
+        if asked.error is not None:
+            raise asked.error
+        return asked.stored
 
     def check(self) -> None:
         """Raise Unavailable or Invalid unless the file stands at its path."""
@@ -134,6 +144,38 @@ class SqliteStore:
         self._announce()
 
     # --- writing -----------------------------------------------------------------------------
+
+    def _write_all(self, round_: Sequence[_Asked]) -> None:
+        """What threads ask for at once is one transaction of SQLite, and each of it whole or nothing."""
+        try:
+            with self._writing() as db:
+                for asked in round_:
+                    self._write_one(db, asked, alone=len(round_) == 1)
+        except Exception as exc:
+            if len(round_) == 1:
+                round_[0].error = exc
+                return
+            for asked in round_:  # what broke the transaction was one of them, or will be again
+                asked.error = None
+                self._write_all([asked])
+
+    def _write_one(self, db: sqlite3.Connection, asked: _Asked, alone: bool) -> None:
+        before = len(self._fresh)
+        if not alone:
+            db.execute("SAVEPOINT one")
+        try:
+            asked.stored = [
+                self._put(db, w.object, w.expect) if isinstance(w, Put) else self._delete(db, *w)
+                for w in asked.writes
+            ]
+        except NetplaneError as exc:
+            if alone:
+                raise
+            asked.error = exc
+            del self._fresh[before:]
+            db.execute("ROLLBACK TO one")
+        if not alone:
+            db.execute("RELEASE one")
 
     def _put(self, db: sqlite3.Connection, obj: Object, expect: int | None) -> Object:
         key = obj.key

@@ -7,6 +7,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -206,4 +207,38 @@ def test_puts_and_deletes_of_one_write_are_one_transaction(tmp_path: Path) -> No
     gone, made = store.write([Delete(a.key, a.revision), Put(config("b"), 0)])
     assert (gone.name, made.name, made.revision) == ("a", "b", 3)
     assert [o.name for o in store.list()[0]] == ["b"]
+    store.close()
+
+
+def test_writes_that_come_together_are_one_transaction_and_each_is_whole_or_nothing(tmp_path: Path) -> None:
+    store = SqliteStore(str(tmp_path / "state.db"))
+    store.put(config("taken"))
+    other = sqlite3.connect(str(tmp_path / "state.db"), isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")  # the first waits for this one, the others for the first
+    wal = tmp_path / "state.db-wal"
+    before = wal.stat().st_size
+    refused: list[str] = []
+
+    def write(name: str) -> None:
+        try:
+            store.write([Put(config(f"with-{name}")), Put(config(name), 0)])
+        except Conflict:
+            refused.append(name)
+
+    threads = [threading.Thread(target=write, args=(n,)) for n in ("first", "a", "taken", "b", "c")]
+    for i, thread in enumerate(threads):
+        thread.start()
+        while i and len(store.together) < i:
+            pass
+    other.execute("ROLLBACK")
+    for thread in threads:
+        thread.join(10)
+    assert refused == ["taken"]
+    names = ["a", "b", "c", "first", "taken", "with-a", "with-b", "with-c", "with-first"]
+    objects, revision = store.list()
+    assert sorted(o.name for o in objects) == names
+    assert revision == 9 and sorted(o.revision for o in objects) == list(range(1, 10))
+    frames = (wal.stat().st_size - before) // 4120
+    assert frames < 12, frames  # five transactions would be fifteen pages at least
+    other.close()
     store.close()
