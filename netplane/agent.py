@@ -108,6 +108,7 @@ class Agent:
         self._core: Core | None = None
         self._cni: CniServer | None = None
         self._nft: NftDriver | None = None
+        self._nft_ports: frozenset[int] = frozenset()  # whose commits are ours
         self._spare: Spare | None = None
         self._ejector: Ejector | None = None
 
@@ -163,7 +164,7 @@ class Agent:
         mend = _Calm(partial(self._mend, core))
         yield LinkMonitor(mend, own=self._links.portids)
         if self._nft is not None:
-            yield NftMonitor(mend, own=self._nft.portids)
+            yield NftMonitor(mend, own=self._nft_ports)
 
     def _mend(self, core: Core) -> None:
         """Compare everything; a link that went may mean that a namespace went without its DEL."""
@@ -241,9 +242,10 @@ class Agent:
         )
 
     def _build(self, store: Store, machine: cluster.Machine) -> Core:
-        nft = self._nft = NftDriver()
+        nft, limits, guards = NftDriver(), LimitDriver(), GuardDriver()
+        self._nft, self._nft_ports = nft, nft.portids | limits.portids | guards.portids
         drivers: dict[str, tuple[Driver, ...]] = {
-            "cni": (self._links, nft, LimitDriver(), GuardDriver()),
+            "cni": (self._links, nft, limits, guards),
             "overlay": (self._links,),
             "services": (nft, self._links, FlowDriver(self._metrics.swept), self._checks),
             "dns": (self._names, self._links, nft),

@@ -115,16 +115,9 @@ def _words(kind: int, body: bytes) -> str:
 
 
 def _leave_out(sock: socket.socket, portids: Iterable[int]) -> None:
-    """Have the kernel drop what these ports committed, but for the messages that end a commit.
-
-    All messages of one buffer belong to one commit, and the one of a generation stands alone.
-    """
-    code = [_FILTER.pack(_BPF_LD_W_ABS, 0, 0, 4)]  # nlmsg_type and nlmsg_flags
-    kind = int.from_bytes(struct.pack("=HH", NEWGEN, 0), "big")
-    code.append(_FILTER.pack(0x54, 0, 0, 0xFFFF0000))  # and
+    """Have the kernel drop what these ports committed: all messages of one buffer belong to one commit."""
     pids = [int.from_bytes(struct.pack("=I", p), "big") for p in portids]
-    code.append(_FILTER.pack(_BPF_JEQ, len(pids) + 1, 0, kind))
-    code.append(_FILTER.pack(_BPF_LD_W_ABS, 0, 0, 12))  # nlmsg_pid
+    code = [_FILTER.pack(_BPF_LD_W_ABS, 0, 0, 12)]  # nlmsg_pid
     for i, pid in enumerate(pids):
         code.append(_FILTER.pack(_BPF_JEQ, len(pids) - i, 0, pid))
     code.append(_FILTER.pack(_BPF_RET, 0, 0, 0xFFFFFFFF))
