@@ -86,6 +86,7 @@ class Agent:
         self._core: Core | None = None
         self._cni: CniServer | None = None
         self._nft: NftDriver | None = None
+        self._nft_ports: frozenset[int] = frozenset()  # whose commits are ours
         self._spare: Spare | None = None
         self._ejector: Ejector | None = None
 
@@ -141,8 +142,7 @@ class Agent:
         mend = _Calm(partial(self._mend, core))
         yield LinkMonitor(mend, own=self._links.portids)
         if self._nft is not None:
-            busy = partial(getattr, self._nft, "transactions")
-            yield NftMonitor(mend, own=self._nft.portids, busy=busy)
+            yield NftMonitor(mend, own=self._nft_ports)
 
     def _mend(self, core: Core) -> None:
         """Compare everything; a link that went may mean that a namespace went without its DEL."""
@@ -215,9 +215,10 @@ class Agent:
         )
 
     def _build(self, store: Store, machine: cluster.Machine) -> Core:
-        nft = self._nft = NftDriver()
+        nft, limits, guards = NftDriver(), LimitDriver(), GuardDriver()
+        self._nft, self._nft_ports = nft, nft.portids | limits.portids | guards.portids
         drivers: dict[str, tuple[Driver, ...]] = {
-            "cni": (self._links, nft, LimitDriver(), GuardDriver()),
+            "cni": (self._links, nft, limits, guards),
             "overlay": (self._links,),
             "services": (nft, self._links, FlowDriver(self._metrics.swept), self._checks),
             "dns": (self.dns.names, self._links, nft),
