@@ -153,7 +153,8 @@ class LinkDriver:
             if state is None:
                 return False
             everything = session.socket("").dump(qdiscmsg.RTM_GETQDISC, qdiscmsg.TCMSG.pack(0, 0, 0, 0, 0))
-            return any([qdiscmsg.at_ingress(body, state.ifindex) for _, body in everything])
+            found = [qdiscmsg.at_ingress(body, state.ifindex) for _, body in everything]
+            return True in found  # a dump is read to its end
 
     def portids(self) -> frozenset[int]:
         """Whose notifications are echoes of our own requests (for LinkMonitor)."""
