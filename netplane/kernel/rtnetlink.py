@@ -22,7 +22,7 @@ import msgspec
 
 from ..model.errors import Invalid, KernelError
 from ..model.facts import Address, Fact, FactKey, Fdb, Link, Mark, Neighbour, Plan, Route, Shaper, Sysctl
-from . import linkmsg, sysctl
+from . import linkmsg, qdiscmsg, sysctl
 from .factput import put_facts
 from .linkdrop import delete, drop, drop_rest
 from .linkput import put
@@ -144,6 +144,17 @@ class LinkDriver:
             outside = linkmsg.parse(answer.body) if answer.body else None
             # an index says little of another namespace: both ends must name each other
             return outside.name if outside and outside.iflink == inside.ifindex else ""
+
+    def redirects(self, name: str) -> bool:
+        """Whether the link of our namespace has an ingress qdisc, whose filters (the bandwidth plugin's) see
+        its frames before nftables does, and may take them past it."""
+        with self._session() as session:
+            state = session.states("", [name]).get(name)
+            if state is None:
+                return False
+            everything = session.socket("").dump(qdiscmsg.RTM_GETQDISC, qdiscmsg.TCMSG.pack(0, 0, 0, 0, 0))
+            found = [qdiscmsg.at_ingress(body, state.ifindex) for _, body in everything]
+            return True in found  # a dump is read to its end
 
     def portids(self) -> frozenset[int]:
         """Whose notifications are echoes of our own requests (for LinkMonitor)."""
