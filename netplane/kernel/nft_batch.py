@@ -17,6 +17,7 @@ import os
 import socket
 import struct
 from collections.abc import Iterable, Iterator
+from itertools import repeat
 
 from ..model.errors import KernelError
 from ..model.facts import Element, Plan
@@ -47,6 +48,7 @@ TYPES = {
     23: ("c", 4),
     41: ("n", 16),
 }
+PIECE = 1 << 18  # characters of a listing that are taken apart at once
 TRIES = 20  # listings that another program's commit may spoil in turn
 Parts = tuple[str | int, ...]
 _BE32 = struct.Struct(">I")
@@ -57,13 +59,13 @@ class Batches:
     """The encoder's socket, and the layouts of the sets of our table. One thread at a time."""
 
     def __init__(self, netns: str = "") -> None:
-        self._sock = socket.socket(fileno=open_socket(netns, NETLINK_NETFILTER))
+        self.sock = socket.socket(fileno=open_socket(netns, NETLINK_NETFILTER))
         self._layouts: dict[str, str] = {}
-        self._sock.bind((0, 0))
-        self.portid = int(self._sock.getsockname()[0])
+        self.sock.bind((0, 0))
+        self.portid = int(self.sock.getsockname()[0])
 
     def close(self) -> None:
-        self._sock.close()
+        self.sock.close()
 
     def forget(self) -> None:
         """Sets may have come, gone or changed."""
@@ -88,7 +90,7 @@ class Batches:
         batch = ffi.new("struct np_nft_batch *")
         try:
             for _ in range(TRIES):
-                fd = self._sock.fileno()
+                fd = self.sock.fileno()
                 done = lib.np_nft_list(batch, fd, TABLE.encode(), name.encode(), layout.encode())
                 if done != -errno.EAGAIN:
                     break
@@ -104,7 +106,7 @@ class Batches:
         layout, text = self._layout(name), " ".join(map(str, item)).encode()
         batch = ffi.new("struct np_nft_batch *")
         try:
-            fd, words = self._sock.fileno(), (TABLE.encode(), name.encode(), layout.encode())
+            fd, words = self.sock.fileno(), (TABLE.encode(), name.encode(), layout.encode())
             done = (
                 lib.np_nft_get(batch, fd, *words, ffi.from_buffer(text), len(text))
                 if layout
@@ -136,7 +138,7 @@ class Batches:
                 self._put(batch, True, name, lines)
             for name, lines in _fresh(plan).items():
                 self._put(batch, False, name, lines)
-            _must(lib.np_nft_commit(batch, self._sock.fileno()), "commit")
+            _must(lib.np_nft_commit(batch, self.sock.fileno()), "commit")
         finally:
             lib.np_nft_free(batch)
 
@@ -169,8 +171,8 @@ class Batches:
     def _request(self, kind: int, body: bytes) -> list[tuple[int, bytes]]:
         """(type, body) of what one question is answered with."""
         head = nlmsg.NLMSGHDR.pack(16 + len(body), kind, nlmsg.NLM_F_REQUEST, 1, 0)
-        self._sock.sendto(head + body, (0, 0))
-        return [(got, answer) for got, _, _, _, answer in nlmsg.messages(self._sock.recv(1 << 16))]
+        self.sock.sendto(head + body, (0, 0))
+        return [(got, answer) for got, _, _, _, answer in nlmsg.messages(self.sock.recv(1 << 16))]
 
 
 def layout_of(attrs: dict[int, bytes]) -> str:
@@ -199,40 +201,37 @@ def _letters(kind: int, length: int) -> str:
 
 def read(text: str, layout: str) -> list[tuple[int, Parts, Parts | None]]:
     """The lines of np_nft_list as a fact's parts; equal addresses and ports are one object."""
+    texts, numbers = _Texts(), _Numbers()
     key, _, value = layout.partition(":")
-    words = _Words()
+    words = [numbers if letter in "ips" else texts for letter in key + value]
     found: list[tuple[int, Parts, Parts | None]] = []
-    ends, kinds = 1 + len(key), key + value
-    for line in text.splitlines():
-        parts = line.split("\t")
-        made = [
-            words.number(p) if kind in "ips" else words.text(p)
-            for p, kind in zip(parts[1:], kinds, strict=True)
-        ]
-        item, rest = tuple(made[: ends - 1]), tuple(made[ends - 1 :])
-        found.append((int(parts[0]), item, rest if value else None))
+    at = 0
+    while at < len(text):  # by columns, which is quick, of a piece at a time, which is small
+        end = text.find("\n", at + PIECE) + 1 or len(text)
+        flat = text[at:end].replace("\n", "\t").split("\t")[:-1]
+        step = 1 + len(words)
+        columns = [map(kind.__getitem__, flat[i::step]) for i, kind in enumerate(words, 1)]
+        items = zip(*columns[: len(key)], strict=True)
+        values = zip(*columns[len(key) :], strict=True) if value else repeat(None)
+        found += zip(map(int, flat[::step]), items, values)  # noqa: B905 (repeat has no end)
+        at = end
     return found
 
 
-class _Words:
+class _Texts(dict[str, str]):
     """One object for each word: 300,000 endpoints name few addresses and fewer ports."""
 
-    def __init__(self) -> None:
-        self._texts: dict[str, str] = {}
-        self._numbers: dict[str, str | int] = {}
-
-    def text(self, word: str) -> str:
-        found = self._texts.get(word)
-        if found is None:
-            odd = ":" in word and "." in word  # inet_ntop's mapped addresses are not RFC 5952's
-            found = self._texts[word] = str(ipaddress.ip_address(word)) if odd else word
+    def __missing__(self, word: str) -> str:
+        odd = ":" in word and "." in word  # inet_ntop's mapped addresses are not RFC 5952's
+        found = self[word] = str(ipaddress.ip_address(word)) if odd else word
         return found
 
-    def number(self, word: str) -> str | int:
-        """A protocol has a name where it is known."""
-        found = self._numbers.get(word)
-        if found is None:
-            found = self._numbers[word] = int(word) if word.isdigit() else word
+
+class _Numbers(dict[str, str | int]):
+    """A protocol has a name where it is known."""
+
+    def __missing__(self, word: str) -> str | int:
+        found = self[word] = int(word) if word.isdigit() else word
         return found
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from ..model.errors import Invalid, KernelError, Unavailable
 from ..model.facts import Chain, Element, Fact, FactKey, Mark, Plan, Set
-from . import nft_batch, nft_read, nft_text, nft_verify
+from . import nft_batch, nft_dump, nft_read, nft_text, nft_verify
 
 _ERRNO = {os.strerror(number): number for number in errno.errorcode}
 _REASON = re.compile(rb"Error: (.*)$", re.MULTILINE)
@@ -42,12 +42,10 @@ class Nft:
             raise Unavailable(f"libnftables is needed (Debian: libnftables1): {exc}") from exc
         self._nft.set_numeric_proto_output(True)  # names need /etc/protocols, which may be missing
 
-    def run(self, text: str, json: bool = False, terse: bool = False) -> bytes:
-        """All statements, a line each, in one transaction; what they print (``terse``: without
-        elements). Raises KernelError."""
+    def run(self, text: str, json: bool = False) -> bytes:
+        """All statements, a line each, in one transaction; what they print. Raises KernelError."""
         script = text.strip().encode().replace(b"\n", _NEXT)
         self._nft.set_json_output(json)
-        self._nft.set_terse_output(terse)
         status, output, error = self._nft.cmd(script)
         if status:
             raise failure(script, error)
@@ -78,12 +76,11 @@ class NftDriver:
         with self._lock:
             self._batches.forget()
             try:
-                listing = self._run(f"list table {nft_text.TABLE}", json=True, terse=True)
+                found, sets = nft_dump.structure(self._batches.sock)
             except KernelError as exc:
                 if exc.errno == errno.ENOENT:
                     return {}
                 raise
-            found, sets = nft_read.structure(listing)
             for name, kind in sets.items():
                 found.update(self._elements(name, kind))
         return found
@@ -176,10 +173,10 @@ class NftDriver:
                 return ""
             raise
 
-    def _run(self, text: str, json: bool = False, terse: bool = False) -> bytes:
+    def _run(self, text: str, json: bool = False) -> bytes:
         with self._lock:
             self.transactions += not json
-            return self._nft.run(text, json, terse)
+            return self._nft.run(text, json)
 
 
 class _View:
