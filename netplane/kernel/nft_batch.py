@@ -16,6 +16,7 @@ import ipaddress
 import os
 import socket
 import struct
+import time
 from collections.abc import Iterable, Iterator
 from itertools import repeat
 
@@ -33,6 +34,7 @@ NFT_MSG_NEWGEN, NFT_MSG_GETGEN = 10 << 8 | 15, 10 << 8 | 16
 NFTA_GEN_ID = 1
 NFTA_SET_TABLE, NFTA_SET_NAME, NFTA_SET_FLAGS = 1, 2, 3
 NFTA_SET_KEY_TYPE, NFTA_SET_KEY_LEN, NFTA_SET_DATA_TYPE, NFTA_SET_DATA_LEN = 4, 5, 6, 7
+NFTA_SET_COUNT = 20
 # interval, timeout, eval (dynamic), object, concatenated intervals: their elements have more to them
 UNUSUAL = 0x4 | 0x10 | 0x20 | 0x40 | 0x80
 MAP = 0x8
@@ -50,7 +52,9 @@ TYPES = {
 }
 PIECE = 1 << 18  # characters of a listing that are taken apart at once
 TRIES = 20  # listings that another program's commit may spoil in turn
+REHASH = 0.01  # seconds: the kernel moves 300,000 elements in some ten of these
 Parts = tuple[str | int, ...]
+Row = tuple[int, Parts, Parts | None]
 _BE32 = struct.Struct(">I")
 _NFGENMSG = struct.Struct(">BBH")
 
@@ -79,27 +83,48 @@ class Batches:
                 return _u32(nlmsg.attrs(body, 4), NFTA_GEN_ID)
         return -1
 
-    def elements(self, name: str) -> list[tuple[int, Parts, Parts | None]] | None:
+    def knows(self, name: str) -> bool:
+        """Whether the elements of a set can be said by this."""
+        return bool(self._layout(name))
+
+    def elements(self, name: str, tries: int = TRIES) -> list[Row] | None:
         """(packets, item, value) of a set's elements; None for a set that this cannot say.
 
         Raises KernelError: ENOENT without the set, EAGAIN when others commit all the time.
         """
-        layout = self._layout(name)
-        if not layout:
+        if not self.knows(name):
             return None
+        for left in reversed(range(tries)):
+            try:
+                found = self._listed(name)
+            except KernelError as exc:
+                if exc.errno == errno.EINVAL:
+                    return None
+                if exc.errno != errno.EAGAIN or not left:
+                    raise
+                continue
+            if not left or self._complete(name, found):
+                break
+            time.sleep(REHASH)
+        return found
+
+    def _listed(self, name: str) -> list[Row]:
+        layout = self._layout(name)
         batch = ffi.new("struct np_nft_batch *")
         try:
-            for _ in range(TRIES):
-                fd = self.sock.fileno()
-                done = lib.np_nft_list(batch, fd, TABLE.encode(), name.encode(), layout.encode())
-                if done != -errno.EAGAIN:
-                    break
-            if done == -errno.EINVAL:
-                return None
-            _must(done, f"list elements of {name}")
+            words = TABLE.encode(), name.encode(), layout.encode()
+            _must(lib.np_nft_list(batch, self.sock.fileno(), *words), f"list elements of {name}")
             return read(ffi.buffer(batch.data, batch.used)[:].decode(), layout) if batch.used else []
         finally:
             lib.np_nft_free(batch)
+
+    def _complete(self, name: str, found: list[Row]) -> bool:
+        """Whether a listing has all elements, as far as the kernel tells their number (NFTA_SET_COUNT).
+
+        A hash that grows, as it does for a while after a load, is walked with gaps and twice.
+        """
+        attrs = self._ask(name)
+        return NFTA_SET_COUNT not in attrs or len({row[1] for row in found}) == _u32(attrs, NFTA_SET_COUNT)
 
     def held(self, name: str, item: Parts) -> tuple[Parts | None] | None:
         """(value,) of one element; None when the set does not hold it. Raises KernelError."""
@@ -199,12 +224,12 @@ def _letters(kind: int, length: int) -> str:
     return "".join(letter for letter, _ in reversed(parts)) if known else ""
 
 
-def read(text: str, layout: str) -> list[tuple[int, Parts, Parts | None]]:
+def read(text: str, layout: str) -> list[Row]:
     """The lines of np_nft_list as a fact's parts; equal addresses and ports are one object."""
     texts, numbers = _Texts(), _Numbers()
     key, _, value = layout.partition(":")
     words = [numbers if letter in "ips" else texts for letter in key + value]
-    found: list[tuple[int, Parts, Parts | None]] = []
+    found: list[Row] = []
     at = 0
     while at < len(text):  # by columns, which is quick, of a piece at a time, which is small
         end = text.find("\n", at + PIECE) + 1 or len(text)

@@ -21,11 +21,12 @@ from typing import Any
 
 from ..model.errors import Invalid, KernelError, Unavailable
 from ..model.facts import Chain, Element, Fact, FactKey, Mark, Plan, Set
-from . import nft_batch, nft_dump, nft_read, nft_text, nft_verify
+from . import nft_batch, nft_look, nft_read, nft_text, nft_verify
 
 _ERRNO = {os.strerror(number): number for number in errno.errorcode}
 _REASON = re.compile(rb"Error: (.*)$", re.MULTILINE)
 VIEW_SECONDS = 10.0  # as long as a listing serves; halving a large plan takes less
+UNDISTURBED = 3  # listings that commits may spoil before these wait
 WORTHWHILE = 500  # elements that come with new sets and chains are then a batch of their own
 _NEXT = b" ; "  # between statements: nft quotes only a buffer's first line, so it gets one line
 
@@ -58,11 +59,15 @@ class NftDriver:
     name = "nftables"
     accepts: tuple[type[Fact], ...] = (Chain, Set, Element)
     parallel = False
+    aside = True  # `observe` may run while plans are applied
 
     def __init__(self) -> None:
         self._nft = Nft()
         self._lock = threading.RLock()
         self._batches = nft_batch.Batches()
+        self._within = nft_look.Look(self._batches, self._nft)  # under _lock
+        self._looking = threading.Lock()  # taken before _lock, never after it
+        self._aside = nft_look.Look(nft_batch.Batches(), Nft())  # under _looking: commits go on
         self.transactions = 0  # by libnftables, until now
         self._view = _View(self._batches.generation)
 
@@ -73,41 +78,24 @@ class NftDriver:
 
     def observe(self) -> Mapping[FactKey, Mark]:
         """{key: mark} of all that our table holds; {} without a table. Raises KernelError."""
-        with self._lock:
-            self._batches.forget()
+        with self._looking:
             try:
-                found, sets = nft_dump.structure(self._batches.sock)
+                return self._aside.everything(UNDISTURBED)
             except KernelError as exc:
-                if exc.errno == errno.ENOENT:
-                    return {}
-                raise
-            for name, kind in sets.items():
-                found.update(self._elements(name, kind))
-        return found
-
-    def _elements(self, name: str, kind: str) -> dict[FactKey, Mark]:
-        """The elements of one set; libnftables reads what the encoder does not know."""
-        found = self._batches.elements(name)
-        if found is None:
-            return nft_read.elements(self._run(f"list {kind} {nft_text.TABLE} {name}", json=True))
-        return {("element", name, item): value for _, item, value in found}
+                if exc.errno != errno.EAGAIN:
+                    raise
+            with self._lock:  # we commit too often: this time commits wait
+                return self._aside.everything()
 
     def differing(self, facts: Iterable[Element]) -> list[str]:
         """In words, each of these elements that the kernel does not hold as wanted. Raises KernelError."""
-        found = []
-        with self._lock:
-            self._batches.forget()
-            for fact in facts:
-                held = self._batches.held(fact.of, fact.item)
-                if held != (fact.mark,):
-                    shown = nft_text.joined(held[0]) if held and held[0] else "nothing"
-                    found.append(f"{fact.of} holds {shown} for {nft_text.joined(fact.item)}")
-        return found
+        with self._looking:
+            return self._aside.differing(facts)
 
     def counted(self, name: str) -> dict[tuple[str | int, ...], tuple[int, Any]]:
-        """{item: (packets, value)} of a map whose elements count. Raises KernelError."""
-        with self._lock:
-            return {item: (packets, value) for packets, item, value in self._batches.elements(name) or ()}
+        """{item: (packets, value)} of a set or map whose elements count. Raises KernelError."""
+        with self._looking:
+            return self._aside.counted(name)
 
     def apply(self, plan: Plan) -> None:
         """All of the plan in one transaction, or nothing of it. Raises KernelError, Invalid."""
@@ -117,10 +105,16 @@ class NftDriver:
             try:
                 self._commit(plan)
             except KernelError:
-                fitted = fit(plan, self._view.held(self.observe))
+                fitted = fit(plan, self._held(plan))
                 if fitted:
                     self._run(nft_text.transaction(fitted))  # refused again: now with nft's words
             self._view.moved(plan)
+
+    def _held(self, plan: Plan) -> Mapping[FactKey, Mark]:
+        """What there is of a plan: of a small one alone, for a large one of all."""
+        if sum(map(len, (plan.add, plan.change, plan.remove))) <= WORTHWHILE:
+            return self._within.part(plan)
+        return self._view.held(self._within.everything)
 
     def _commit(self, plan: Plan) -> None:
         """Elements alone go as a batch of our own; anything else through libnftables."""
