@@ -19,6 +19,7 @@ import struct
 import time
 from collections.abc import Iterable, Iterator
 from itertools import repeat
+from typing import NamedTuple
 
 from ..model.errors import KernelError
 from ..model.facts import Element, Plan
@@ -59,6 +60,14 @@ _BE32 = struct.Struct(">I")
 _NFGENMSG = struct.Struct(">BBH")
 
 
+class Glance(NamedTuple):
+    """One listing. What makes gaps in it: a commit came between, or the set's hash grows."""
+
+    rows: list[Row]
+    spoilt: bool
+    growing: bool
+
+
 class Batches:
     """The encoder's socket, and the layouts of the sets of our table. One thread at a time."""
 
@@ -87,36 +96,39 @@ class Batches:
         """Whether the elements of a set can be said by this."""
         return bool(self._layout(name))
 
-    def elements(self, name: str, tries: int = TRIES) -> list[Row] | None:
+    def elements(self, name: str) -> list[Row] | None:
         """(packets, item, value) of a set's elements; None for a set that this cannot say.
 
         Raises KernelError: ENOENT without the set, EAGAIN when others commit all the time.
         """
-        if not self.knows(name):
-            return None
-        for left in reversed(range(tries)):
-            try:
-                found = self._listed(name)
-            except KernelError as exc:
-                if exc.errno == errno.EINVAL:
-                    return None
-                if exc.errno != errno.EAGAIN or not left:
-                    raise
-                continue
-            if not left or self._complete(name, found):
+        for _ in range(TRIES):
+            found = self.glance(name)
+            if found is None:
+                return None
+            if not (found.spoilt or found.growing):
                 break
             time.sleep(REHASH)
-        return found
+        if found.spoilt:
+            raise KernelError(errno.EAGAIN, f"list elements of {name}", "others commit all the time")
+        return found.rows
 
-    def _listed(self, name: str) -> list[Row]:
+    def glance(self, name: str) -> Glance | None:
+        """The same listed once, as it comes."""
         layout = self._layout(name)
+        if not layout:
+            return None
         batch = ffi.new("struct np_nft_batch *")
         try:
             words = TABLE.encode(), name.encode(), layout.encode()
-            _must(lib.np_nft_list(batch, self.sock.fileno(), *words), f"list elements of {name}")
-            return read(ffi.buffer(batch.data, batch.used)[:].decode(), layout) if batch.used else []
+            done = lib.np_nft_list(batch, self.sock.fileno(), *words)
+            if done == -errno.EINVAL:
+                return None
+            if done != -errno.EAGAIN:
+                _must(done, f"list elements of {name}")
+            found = read(ffi.buffer(batch.data, batch.used)[:].decode(), layout) if batch.used else []
         finally:
             lib.np_nft_free(batch)
+        return Glance(found, done != 0, not self._complete(name, found))
 
     def _complete(self, name: str, found: list[Row]) -> bool:
         """Whether a listing has all elements, as far as the kernel tells their number (NFTA_SET_COUNT).

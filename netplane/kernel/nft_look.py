@@ -12,9 +12,10 @@ from collections.abc import Iterable
 from typing import Any, Protocol
 
 from ..model.errors import KernelError
-from ..model.facts import Element, FactKey, Mark, Plan
+from ..model.facts import Element, FactKey, Mark
 from . import nft_batch, nft_dump, nft_read, nft_text
 
+MANY = 20_000  # elements that are asked for one by one, 10 µs each
 Parts = tuple[str | int, ...]
 
 
@@ -28,29 +29,53 @@ class Look:
     def __init__(self, batches: nft_batch.Batches, nft: Lister) -> None:
         self._batches, self._nft = batches, nft
 
-    def everything(self, tries: int = nft_batch.TRIES) -> dict[FactKey, Mark]:
+    def everything(self) -> dict[FactKey, Mark]:
         """{key: mark} of all that our table holds; {} without a table."""
         found, sets = self._structure()
         for name, kind in sets.items():
-            found.update(self._elements(name, kind, tries))
+            found.update(self._elements(name, kind))
         return found
 
-    def part(self, plan: Plan) -> dict[FactKey, Mark]:
-        """The same of all chains and sets, and of the elements that this plan names."""
+    def beside(self, expected: Iterable[FactKey]) -> dict[FactKey, Mark]:
+        """The same while we commit: what a listing lacks of the expected is asked for by itself."""
+        found, sets = self._structure()
+        gaps = False
+        for name, kind in sets.items():
+            seen = self._batches.glance(name)
+            if seen is None:
+                found.update(self._elements(name, kind))
+                continue
+            found.update((("element", name, item), value) for _, item, value in seen.rows)
+            gaps = gaps or seen.spoilt or seen.growing
+        lacking = [key for key in expected if key not in found] if gaps else []
+        if len(lacking) > MANY:  # no gaps: they are gone
+            return self.everything()
+        return {**found, **self.part(lacking)} if lacking else found
+
+    def part(self, keys: Iterable[FactKey]) -> dict[FactKey, Mark]:
+        """The same of all chains and sets, and of these elements."""
         found, sets = self._structure()
         by_set: dict[str, list[Parts]] = {}
-        for key in (*(f.key for f in (*plan.add, *plan.change)), *plan.remove):
+        for key in keys:
             if key[0] == "element" and key[1] in sets:
-                by_set.setdefault(str(key[1]), []).append(key[2])
+                by_set.setdefault(str(key[1]), []).append(key[2])  # type: ignore[arg-type]
         for name, items in by_set.items():
             if not self._batches.knows(name):
-                found.update(self._elements(name, sets[name], nft_batch.TRIES))
+                found.update(self._elements(name, sets[name]))
                 continue
             for item in items:
-                held = self._batches.held(name, item)
+                held = self._element(name, item)
                 if held is not None:
                     found["element", name, item] = held[0]
         return found
+
+    def _element(self, name: str, item: Parts) -> tuple[Parts | None] | None:
+        try:
+            return self._batches.held(name, item)
+        except KernelError as exc:
+            if exc.errno == errno.EINVAL:  # words that no element can have: nft will say so
+                return None
+            raise
 
     def differing(self, facts: Iterable[Element]) -> list[str]:
         """In words, each of these elements that the kernel does not hold as wanted."""
@@ -85,8 +110,8 @@ class Look:
                 return {}, {}
             raise
 
-    def _elements(self, name: str, kind: str, tries: int) -> dict[FactKey, Mark]:
-        found = self._batches.elements(name, tries)
+    def _elements(self, name: str, kind: str) -> dict[FactKey, Mark]:
+        found = self._batches.elements(name)
         if found is None:
             return nft_read.elements(self._nft.run(f"list {kind} {nft_text.TABLE} {name}", json=True))
         return {("element", name, item): value for _, item, value in found}

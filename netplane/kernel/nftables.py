@@ -26,7 +26,6 @@ from . import nft_batch, nft_look, nft_read, nft_text, nft_verify
 _ERRNO = {os.strerror(number): number for number in errno.errorcode}
 _REASON = re.compile(rb"Error: (.*)$", re.MULTILINE)
 VIEW_SECONDS = 10.0  # as long as a listing serves; halving a large plan takes less
-UNDISTURBED = 3  # listings that commits may spoil before these wait
 WORTHWHILE = 500  # elements that come with new sets and chains are then a batch of their own
 _NEXT = b" ; "  # between statements: nft quotes only a buffer's first line, so it gets one line
 
@@ -59,7 +58,6 @@ class NftDriver:
     name = "nftables"
     accepts: tuple[type[Fact], ...] = (Chain, Set, Element)
     parallel = False
-    aside = True  # `observe` may run while plans are applied
 
     def __init__(self) -> None:
         self._nft = Nft()
@@ -78,14 +76,16 @@ class NftDriver:
 
     def observe(self) -> Mapping[FactKey, Mark]:
         """{key: mark} of all that our table holds; {} without a table. Raises KernelError."""
+        with self._looking, self._lock:
+            return self._aside.everything()
+
+    def observe_beside(self, expected: Iterable[FactKey]) -> Mapping[FactKey, Mark]:
+        """The same while plans are applied, by others who know what these change; ``expected``: before.
+
+        Raises KernelError: EAGAIN when we commit too often.
+        """
         with self._looking:
-            try:
-                return self._aside.everything(UNDISTURBED)
-            except KernelError as exc:
-                if exc.errno != errno.EAGAIN:
-                    raise
-            with self._lock:  # we commit too often: this time commits wait
-                return self._aside.everything()
+            return self._aside.beside(expected)
 
     def differing(self, facts: Iterable[Element]) -> list[str]:
         """In words, each of these elements that the kernel does not hold as wanted. Raises KernelError."""
@@ -113,7 +113,7 @@ class NftDriver:
     def _held(self, plan: Plan) -> Mapping[FactKey, Mark]:
         """What there is of a plan: of a small one alone, for a large one of all."""
         if sum(map(len, (plan.add, plan.change, plan.remove))) <= WORTHWHILE:
-            return self._within.part(plan)
+            return self._within.part((*(f.key for f in (*plan.add, *plan.change)), *plan.remove))
         return self._view.held(self._within.everything)
 
     def _commit(self, plan: Plan) -> None:

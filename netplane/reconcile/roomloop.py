@@ -108,7 +108,7 @@ class RoomLoop:
                 return
             self._looking = True
             self._compare.clear()
-            if self._observed():
+            if self._observed(Settler.compare):
                 self._later = deque(self._all_scopes())
                 self.queue.add(FINISH, GATHER)
             else:
@@ -229,12 +229,12 @@ class RoomLoop:
     def _doubtful(self) -> bool:
         return any(s.stale for s in self.settlers)
 
-    def _observed(self) -> bool:
+    def _observed(self, look: Callable[[Settler], None] = Settler.resync) -> bool:
         """At the start of a full pass: ask the drivers what there is."""
         for settler in self.settlers:
             where = Scope("kernel", settler.driver.name)
             try:
-                settler.resync()
+                look(settler)
                 self.failures.pop(where, None)
             except NetplaneError as exc:
                 log.error("%s: cannot observe: %s", where, exc)

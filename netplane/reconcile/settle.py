@@ -98,30 +98,32 @@ class Settler:
                 self._idle.notify_all()
 
     def resync(self) -> None:
-        """Observe the driver and believe it. Raises KernelError, Unavailable.
+        """Observe the driver and believe it. Raises KernelError, Unavailable."""
+        with self._alone():
+            self._believe(self.driver.observe())
 
-        A driver whose looking is `aside` goes on with its work meanwhile, and what it commits counts.
-        """
-        if not getattr(self.driver, "aside", False):
-            with self._alone():
-                self._believe(self.driver.observe())
+    def compare(self) -> None:
+        """The same beside the work, where the driver can: what it commits meanwhile counts."""
+        look = getattr(self.driver, "observe_beside", None)
+        if look is None:
+            self.resync()
             return
         doubted, self.stale = self.stale, False  # a refusal from now on is a new doubt
         with self._idle:
             self._meanwhile = {}
+            expected = tuple(self.ledger.have)
         try:
-            observed = dict(self.driver.observe())
+            observed = dict(look(expected))
         except NetplaneError:
             self.stale = self.stale or doubted
             raise
-        refused = self.stale
         with self._alone():
-            for key, mark in self._meanwhile.items():
-                observed[key] = mark
-                if mark is _GONE:
-                    del observed[key]
+            refused, meanwhile, self._meanwhile = self.stale, self._meanwhile, None
+            observed.update(meanwhile)
+            for key in [key for key, mark in meanwhile.items() if mark is _GONE]:
+                del observed[key]
             self._believe(observed)
-            self._meanwhile, self.stale = None, refused
+            self.stale = refused
 
     def _believe(self, observed: Mapping[FactKey, Mark]) -> None:
         self.ledger.reset(observed)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import pytest
 
@@ -32,15 +32,15 @@ class Slow:
 
     def __init__(self, world: ServicesWorld, monkeypatch: pytest.MonkeyPatch, after: bool) -> None:
         self.began, self.go = threading.Event(), threading.Event()
-        look = world.driver.observe
+        look = world.driver.observe_beside
 
-        def observe() -> Mapping[FactKey, Mark]:
-            held = look() if after else {}
+        def observe(expected: Iterable[FactKey]) -> Mapping[FactKey, Mark]:
+            held = look(expected) if after else {}
             self.began.set()
             assert self.go.wait(30)
-            return held if after else look()
+            return held if after else look(expected)
 
-        monkeypatch.setattr(world.driver, "observe", observe)
+        monkeypatch.setattr(world.driver, "observe_beside", observe)
 
 
 def slots(world: ServicesWorld) -> set[Mark]:
@@ -81,17 +81,17 @@ def test_who_is_refused_again_and_again_costs_one_comparison(
 ) -> None:
     monkeypatch.setattr(roomloop, "DOUBT", 0.01)
     looks, tries = [0], [0]
-    look, work = world.driver.observe, world.driver.apply
+    look, work = world.driver.observe_beside, world.driver.apply
 
-    def observe() -> Mapping[FactKey, Mark]:
+    def observe(expected: Iterable[FactKey]) -> Mapping[FactKey, Mark]:
         looks[0] += 1
-        return look()
+        return look(expected)
 
     def apply(plan: Plan) -> None:
         tries[0] += any("10.244.0.300" in str(fact) for fact in (*plan.add, *plan.change))
         work(plan)
 
-    monkeypatch.setattr(world.driver, "observe", observe)
+    monkeypatch.setattr(world.driver, "observe_beside", observe)
     monkeypatch.setattr(world.driver, "apply", apply)
     world.write(service("bad", ["10.96.0.2"]))
     world.write(amend(endpoints("10.244.0.1", of="bad"), endpoints=(endpoint("10.244.0.300"),)))
