@@ -101,13 +101,14 @@ class Batches:
 
         Raises KernelError: ENOENT without the set, EAGAIN when others commit all the time.
         """
+        found = self.glance(name)
         for _ in range(TRIES):
-            found = self.glance(name)
-            if found is None:
-                return None
-            if not (found.spoilt or found.growing):
+            if found is None or not (found.spoilt or found.growing):
                 break
             time.sleep(REHASH)
+            found = self.glance(name)
+        if found is None:
+            return None
         if found.spoilt:
             raise KernelError(errno.EAGAIN, f"list elements of {name}", "others commit all the time")
         return found.rows
