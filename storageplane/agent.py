@@ -11,7 +11,7 @@ from netplane.model.base import Key, Object
 from netplane.model.errors import KernelError
 from netplane.model.facts import Driver
 from netplane.model.snapshot import Snapshot
-from netplane.reconcile.base import Controller, Room
+from netplane.reconcile.base import Controller, Observer, Room
 from netplane.reconcile.core import Core
 from netplane.store.base import Store
 
@@ -59,12 +59,17 @@ class _Late:
         return self.core.delete(key, expect)
 
 
-def build(store: Store, config: Config, rank: Callable[[Snapshot], int] | None = None) -> Core:
+def build(
+    store: Store,
+    config: Config,
+    rank: Callable[[Snapshot], int] | None = None,
+    observer: Observer | None = None,
+) -> Core:
     """A core that is ready to start."""
     late = _Late()
     driver = VolumeData(config.root, late, Journal(config.root).user_of)
     rooms: list[tuple[Room, list[Driver]]] = [(Volumes(config.node, config.root), [driver])]
     deciding = () if store.allocates else (Binder(), Reclaimer())
     provisioner = Provisioner(config.node, config.root, config.provisioners)
-    late.core = Core(store, rooms, [*deciding, provisioner], rank)
+    late.core = Core(store, rooms, [*deciding, provisioner], rank, observer)
     return late.core

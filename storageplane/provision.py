@@ -30,7 +30,9 @@ from netplane.model.storage import (
 )
 
 from . import match, names
-from .bind import annotated, claim_scopes, note, reference
+from .events import note
+from .scopes import claim_scopes
+from .steps import annotated, reference
 
 
 def volume_name(claim: PersistentVolumeClaim) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from netplane.model.base import Key, Object, amend
+from netplane.model.base import Key, Object
 from netplane.model.changes import Event, Put, Write
 from netplane.model.errors import Conflict, KernelError, Unavailable
 from netplane.model.facts import Fact, FactKey, Facts, Mark, Plan, Scope
@@ -21,9 +21,10 @@ from netplane.model.storage import PersistentVolume, PersistentVolumeClaim
 from netplane.model.storage_facts import Data, Erase
 
 from . import names, tree
-from .bind import owner, phased, volume_scopes
 from .match import fits_node
 from .provision import is_ours
+from .scopes import volume_scopes
+from .steps import owner, phased, without
 
 TRIES = 10
 
@@ -172,8 +173,3 @@ class VolumeData:
             except Conflict:
                 continue
         raise Unavailable(f"{volume.key}: its data is removed, but others keep writing to the object")
-
-
-def without(obj: Any, *finalizers: str) -> Any:
-    rest = tuple(f for f in obj.metadata.finalizers if f not in finalizers)
-    return amend(obj, metadata=amend(obj.metadata, finalizers=rest))

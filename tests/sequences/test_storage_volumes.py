@@ -166,7 +166,7 @@ def test_data_stays_when_the_claim_lives_after_all(tmp_path: Path) -> None:
     old = node.world.snapshot()
     gone = old.with_delete(node.world.pvc().key)
     volume = gone.get(type(node.world.pv("pvc-u1")), "", "pvc-u1")
-    from storageplane.bind import phased
+    from storageplane.steps import phased
 
     gone = gone.with_put(phased(volume, "Released"))
     (scope,) = node.room.scopes(None, gone)
