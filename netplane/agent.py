@@ -10,6 +10,7 @@ Rule 3: stopping stops the work, not the data plane: nothing is taken down.
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import resource
@@ -48,6 +49,7 @@ from .kernel.flows import FlowDriver
 from .kernel.flowtable import FlowTable
 from .kernel.linkwatch import LinkMonitor
 from .kernel.nft_guard import GuardDriver
+from .kernel.nft_limit import LimitDriver
 from .kernel.nft_text import joined
 from .kernel.nftables import NftDriver
 from .kernel.nftwatch import NftMonitor
@@ -65,10 +67,12 @@ from .policy.flows import PolicyFlows
 from .policy.room import PolicyRoom
 from .reconcile.base import Room
 from .reconcile.core import Core
+from .services.ejector import Ejector
 from .services.explain import explain
 from .services.health import HealthChecks
 from .services.metrics import ServiceCounts, ServiceMetrics
 from .services.room import ServicesRoom
+from .spare import Spare
 from .store import Store, open_store
 
 log = logging.getLogger(__name__)
@@ -104,10 +108,13 @@ class Agent:
         self._core: Core | None = None
         self._cni: CniServer | None = None
         self._nft: NftDriver | None = None
+        self._spare: Spare | None = None
+        self._ejector: Ejector | None = None
 
     def run(self, stopping: threading.Event) -> None:
         """Raises Invalid for what is refused at start; after that, only `stopping` ends it."""
         _raise_limits()
+        _share_heap()
         with ExitStack() as stack:
             self.config.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
             instance = cluster.Instance(self.config.state_dir)
@@ -115,6 +122,8 @@ class Agent:
             store = _patiently(lambda: open_store(self.config.store), stopping)
             stack.callback(store.close)
             machine = self._machine(instance.id)
+            spare = self._spare = Spare(self.config.run_dir, store)
+            _patiently(lambda: spare.settle(self.config.node, self.boot_id), stopping)
             registrar = cluster.Registrar(store, machine)
             if not store.allocates:
                 _patiently(registrar.register, stopping)
@@ -126,6 +135,9 @@ class Agent:
                 stack.callback(self._flows.stop)
             core.start()
             stack.callback(core.stop)
+            if self._ejector is not None:
+                self._ejector.start()
+                stack.callback(self._ejector.stop)
             health = HealthServer(
                 self.config.run_dir,
                 self.status,
@@ -174,6 +186,8 @@ class Agent:
             if not self._dns_setup.server.ready:
                 status["rooms"]["dns"]["failing"]["server"] = "the DNS server's thread has ended"
                 status["synced"] = False
+        if self._ejector is not None:  # no reason to be unready either
+            status["ejected"] = self._ejector.status()
         return {"node": self.config.node, **status}
 
     def proxy_healthy(self) -> bool:
@@ -230,7 +244,7 @@ class Agent:
     def _build(self, store: Store, machine: cluster.Machine) -> Core:
         nft = self._nft = NftDriver()
         drivers: dict[str, tuple[Driver, ...]] = {
-            "cni": (self._links, nft, GuardDriver()),
+            "cni": (self._links, nft, LimitDriver(), GuardDriver()),
             "overlay": (self._links,),
             "services": (nft, self._links, FlowDriver(self._metrics.swept), self._checks),
             "dns": (self._names, self._links, nft),
@@ -240,9 +254,14 @@ class Agent:
             drivers["policy"] = (nft, self._flows)
         rooms = [(room, drivers[room.name]) for room in self._rooms(machine)]
         controllers = [] if store.allocates else cluster.controllers(self.config.cluster)
-        core = Core(store, rooms, controllers, self._rank, self._metrics)
+        observer = self._metrics if "services" in self.config.rooms else None
+        core = Core(store, rooms, controllers, self._rank, observer)
         if "services" in self.config.rooms:
             self._registry.register(ServiceCounts(core.snapshot, nft.counted, machine.node_ips))
+            room = core.room(ServicesRoom.name)
+            assert isinstance(room, ServicesRoom)
+            self._ejector = Ejector(room, core.snapshot, nft.counted, core.sync)
+            self._registry.register(self._ejector)
         if self._policy is not None and self._flows is not None:
             self._registry.register(DropCounters(self._policy, core.snapshot, nft.counters, self._flows))
         return core
@@ -250,7 +269,7 @@ class Agent:
     def _rooms(self, machine: cluster.Machine) -> list[Room]:
         config, ranges = self.config, self.config.cluster
         dns_servers = self._dns_servers()
-        self._cni_config = CniConfig(
+        cni = CniConfig(
             cluster_cidrs=ranges.cluster_cidrs,
             pod_mtu=self._pod_mtu(machine),
             boot_id=self.boot_id,
@@ -273,7 +292,7 @@ class Agent:
             )
         )
         rooms: dict[str, Room] = {
-            "cni": CniRoom(config.node, self._cni_config),
+            "cni": CniRoom(config.node, cni),
             "overlay": OverlayRoom(config.node, ipv6=Path("/proc/sys/net/ipv6").exists()),
             "services": ServicesRoom(
                 config.node,
@@ -358,15 +377,15 @@ class Agent:
         self._names.mark_synced()
         server = DnsServer(self._names, listen, self.config.resolv_conf)
         names = LocalNames(core.snapshot, self.config.domain)
-        setup = Setup(server, names, self.config.dns_config, self.config.resolv_conf, self._dns_applied)
+        applied = partial(self._dns_applied, server)
+        setup = Setup(server, names, self.config.dns_config, self.config.resolv_conf, applied)
         with ExitStack() as stack:
             server.start(self._inherited)
             stack.callback(server.stop, DRAIN)
             stack.callback(self._hold, server)
-            self._inherited.close()
-            handover.keep(server.sockets, os.environ)
-            setup.start()
+            setup.start(self._inherited)
             stack.callback(setup.stop)
+            self._inherited.close()
             self._registry.register(server.counters)
             self._registry.register(DnsMetrics(setup))
             self._dns_setup = setup
@@ -378,8 +397,9 @@ class Agent:
         if self.restarting:
             self.held = [sock.dup() for sock in server.sockets]
 
-    def _dns_applied(self, config: DnsConfig) -> None:
-        """The TTLs are in the room's records: others mean that all are rendered again."""
+    def _dns_applied(self, server: DnsServer, config: DnsConfig) -> None:
+        """Sockets may have come or gone; the TTLs are in the room's records, which others render again."""
+        handover.keep(server.sockets, os.environ)
         room = self._dns_room.current
         if (room.ttl, room.negative_ttl) != (config.ttl, config.negative_ttl):
             self._dns_room.current = replace(room, ttl=config.ttl, negative_ttl=config.negative_ttl)
@@ -390,8 +410,11 @@ class Agent:
         if not core.wait_synced(0):
             raise Unavailable("waiting for the first full pass")
         birth = Birth(self._policy, "cni") if self._policy else None
-        host = CniHost(self.config.node, self.boot_id, core, self._links, birth)
-        server = CniServer(str(self.config.run_dir / CNI_SOCKET), host, self._cni_config)
+        room = core.room(CniRoom.name)
+        assert isinstance(room, CniRoom)
+        host = CniHost(room, core, self._links)
+        host.birth, host.spare = birth, self._spare
+        server = CniServer(str(self.config.run_dir / CNI_SOCKET), host, room.config)
         server.start()
         self._cni = server
         return server
@@ -436,6 +459,14 @@ def _raise_limits() -> None:
     """As many descriptors as we may have: sockets in pods' namespaces, DNS questions in flight."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def _share_heap() -> None:
+    """One heap of glibc's for all threads, not one for each: the GIL has them take turns anyway."""
+    try:
+        ctypes.CDLL(None).mallopt(-8, 1)  # M_ARENA_MAX, malloc.h
+    except AttributeError:  # another libc
+        log.debug("no mallopt here")
 
 
 def _quietly(step: Callable[[], Any]) -> None:

@@ -52,6 +52,10 @@ def _refused(o: Any) -> Iterable[str]:
     return ("",) if o.refused else ()
 
 
+def _ejects(o: Any) -> Iterable[str]:
+    return ("",) if o.ejects else ()
+
+
 def _pod_by_claim(o: Any) -> Iterable[str]:
     """By the claims that a pod names, and by those that are made for its ephemeral volumes."""
     named = {v.persistent_volume_claim.claim_name for v in o.spec.volumes if v.persistent_volume_claim}
@@ -90,7 +94,7 @@ INDEXES: dict[str, dict[str, Callable[[Any], Iterable[str]]]] = {
     EndpointSlice.KIND: {"service": _by_service},
     PersistentVolume.KIND: {"claim": _by_claim},
     PersistentVolumeClaim.KIND: {"volume": lambda o: (o.spec.volume_name,)},  # "": not bound
-    Service.KIND: {"selector": _by_selector, "refused": _refused},
+    Service.KIND: {"selector": _by_selector, "refused": _refused, "ejects": _ejects},
     Node.KIND: {"refused": _refused},
     Allocation.KIND: {"holder": _by_holder, "type": lambda o: (o.name.partition(".")[0],)},
     Pod.KIND: {
