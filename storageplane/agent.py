@@ -23,11 +23,15 @@ from .reclaim import Reclaimer, VolumeData, Volumes
 
 
 class Config(NamedTuple):
-    """``root`` is absolute and real; ``provisioners``: the StorageClass names that this node serves."""
+    """``root`` is absolute and real; ``provisioners``: the StorageClass names that this node serves.
+
+    ``csi_drivers``: other people's, whose sockets are in ROOT/plugins.
+    """
 
     node: str
     root: Path
     provisioners: tuple[str, ...] = (names.DIRECTORY,)
+    csi_drivers: tuple[str, ...] = ()
 
 
 def prepare_root(path: Path) -> Path:
@@ -69,6 +73,12 @@ def build(
     late = _Late()
     driver = VolumeData(config.root, late, Journal(config.root).user_of)
     rooms: list[tuple[Room, list[Driver]]] = [(Volumes(config.node, config.root), [driver])]
+    if config.csi_drivers:
+        from .csi.claims import CsiVolumes  # gRPC costs memory: for nodes that have drivers
+        from .csi.provisioning import CsiProvisioning
+
+        made = CsiProvisioning(config.root, config.node, late)
+        rooms.append((CsiVolumes(config.node, config.csi_drivers), [made]))
     deciding = () if store.allocates else (Binder(), Reclaimer())
     provisioner = Provisioner(config.node, config.root, config.provisioners)
     late.core = Core(store, rooms, [*deciding, provisioner], rank, observer)

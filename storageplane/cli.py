@@ -80,14 +80,18 @@ def agent(
 @click.option(
     "--max-volumes", type=int, default=0, metavar="N", help="How many this node takes; 0: any number."
 )
+@click.option(
+    "--driver-name", default="csi.storageplane.io", show_default=True, metavar="NAME",
+    help="What it calls itself; for a second one on another root.",
+)  # fmt: skip
 @click.option("-v", "--verbose", is_flag=True, help="Log refused calls too.")
-def csi(endpoint: str, root: Path, node: str, max_volumes: int, verbose: bool) -> None:
-    """Be the CSI driver csi.storageplane.io, alone, without a store, until SIGTERM."""
+def csi(endpoint: str, root: Path, node: str, max_volumes: int, driver_name: str, verbose: bool) -> None:
+    """Be the CSI driver, alone, without a store, until SIGTERM."""
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING, format="%(levelname).1s %(message)s"
     )
     stop = _until_told()
-    driver = _driver(endpoint, wiring.prepare_root(root), node, max_volumes)
+    driver = _driver(endpoint, wiring.prepare_root(root), node, max_volumes, driver_name)
     stop.wait()
     driver.stop()
 
@@ -173,17 +177,19 @@ def _until_told() -> threading.Event:
     return stop
 
 
-def _driver(endpoint: str, root: Path, node: str, most: int = 0) -> Any:
+def _driver(endpoint: str, root: Path, node: str, most: int = 0, name: str = "csi.storageplane.io") -> Any:
     from .csi.server import CsiServer  # gRPC costs memory and a quarter of a second: for drivers only
 
-    driver = CsiServer(endpoint, root, node, most)
+    driver = CsiServer(endpoint, root, node, most, name)
     driver.start()
     return driver
 
 
 def _config(node: str, root: Path, provisioners: tuple[str, ...]) -> wiring.Config:
     names_served = tuple(dict.fromkeys((names.DIRECTORY, *provisioners)))
-    return wiring.Config(node, wiring.prepare_root(root), names_served)
+    top = wiring.prepare_root(root)
+    drivers = tuple(sorted(path.parent.name for path in top.glob("plugins/*/csi.sock")))
+    return wiring.Config(node, top, names_served, drivers)
 
 
 def _status(run_dir: Path, give_up: float) -> dict[str, Any]:
