@@ -17,9 +17,11 @@ from netplane.store.base import Store
 
 from . import names
 from .bind import Binder
+from .ephemeral import Ephemerals
 from .journal import Journal
 from .provision import Provisioner
 from .reclaim import Reclaimer, VolumeData, Volumes
+from .resize import Resizer
 
 
 class Config(NamedTuple):
@@ -30,7 +32,7 @@ class Config(NamedTuple):
 
     node: str
     root: Path
-    provisioners: tuple[str, ...] = (names.DIRECTORY,)
+    provisioners: tuple[str, ...] = (names.DIRECTORY, names.LOCAL)
     csi_drivers: tuple[str, ...] = ()
 
 
@@ -45,7 +47,17 @@ def prepare_root(path: Path) -> Path:
 
 def controllers(config: Config) -> tuple[Controller, ...]:
     """Everything that decides; the same in the agent and in a single `publish`."""
-    return Binder(), Provisioner(config.node, config.root, config.provisioners), Reclaimer()
+    return *cluster_wide(), *of_node(config)
+
+
+def cluster_wide() -> tuple[Controller, ...]:
+    """What a Kubernetes control plane does itself, where there is one."""
+    return Binder(), Reclaimer(), Ephemerals()
+
+
+def of_node(config: Config) -> tuple[Controller, ...]:
+    node, root = config.node, config.root
+    return Provisioner(node, root, config.provisioners), Resizer(node, root)
 
 
 class _Late:
@@ -79,7 +91,6 @@ def build(
 
         made = CsiProvisioning(config.root, config.node, late)
         rooms.append((CsiVolumes(config.node, config.csi_drivers), [made]))
-    deciding = () if store.allocates else (Binder(), Reclaimer())
-    provisioner = Provisioner(config.node, config.root, config.provisioners)
-    late.core = Core(store, rooms, [*deciding, provisioner], rank, observer)
+    deciding = () if store.allocates else cluster_wide()
+    late.core = Core(store, rooms, [*deciding, *of_node(config)], rank, observer)
     return late.core

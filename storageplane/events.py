@@ -35,7 +35,12 @@ def note(obj: Object, slot: str, said: Said | None, snapshot: Snapshot) -> Itera
         if have is not None:
             yield Delete(key)
     elif have is None or (have.reason, have.message, have.involved_object.uid) != (*said, obj.metadata.uid):
-        yield Put(_told(obj, have, key, said), have.revision if have else 0)
+        yield Put(_told(obj, have, said, key), have.revision if have else 0)
+
+
+def told(obj: Object, slot: str, said: Said) -> Event:
+    """The Event itself, for an edge that has no snapshot."""
+    return _told(obj, None, said, key_of(obj, slot))
 
 
 def forget(namespace: str, name: str, slots: tuple[str, ...], snapshot: Snapshot) -> Iterator[Write]:
@@ -53,11 +58,15 @@ def about(event: Event) -> str:
     return f"{ref.namespace}/{ref.name}" if ours else ""
 
 
+def key_of(obj: Object, slot: str) -> Key:
+    return _key(obj.namespace, obj.name, slot)
+
+
 def _key(namespace: str, name: str, slot: str) -> Key:
     return Key(Event.KIND, namespace or "default", f"{name}.{slot}")
 
 
-def _told(obj: Object, have: Event | None, key: Key, said: Said) -> Event:
+def _told(obj: Object, have: Event | None, said: Said, key: Key) -> Event:
     reason, message = said
     now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     again = have is not None and have.reason == reason and have.involved_object.uid == obj.metadata.uid

@@ -23,6 +23,7 @@ from netplane.model.storage import (
     NodeSelectorRequirement,
     PersistentVolume,
     PersistentVolumeClaim,
+    Resources,
     StorageClass,
     VolumeNodeAffinity,
 )
@@ -39,14 +40,19 @@ def claim_key(claim: PersistentVolumeClaim) -> str:
     return f"{claim.namespace}/{claim.name}"
 
 
+def size_of(resources: Resources) -> int:
+    """Bytes of "storage" in a map of resources; 0 without."""
+    return _bytes(resources.get("storage", 0))
+
+
 def requested(claim: PersistentVolumeClaim) -> int:
     """Bytes that the claim asks for."""
-    return _bytes(claim.spec.resources.requests.get("storage", 0))
+    return size_of(claim.spec.resources.requests)
 
 
 def capacity(volume: PersistentVolume) -> int:
     """Bytes that the volume offers."""
-    return _bytes(volume.spec.capacity.get("storage", 0))
+    return size_of(volume.spec.capacity)
 
 
 def refers(ref: ObjectReference | None, claim: PersistentVolumeClaim) -> bool:

@@ -39,6 +39,9 @@ def volume_scopes(controller: str, event: Event | None, snapshot: Snapshot) -> s
             elif isinstance(obj, PersistentVolumeClaim):
                 referring = snapshot.by(PersistentVolume, "claim", match.claim_key(obj))
                 found |= {obj.spec.volume_name, *(v.name for v in referring)} - {""}
+            elif isinstance(obj, Pod):  # a pod that goes may have been the last to use what is recycled
+                named = (v for key in claims_of_pod(obj) for v in snapshot.by(PersistentVolume, "claim", key))
+                found |= {v.name for v in named if v.spec.persistent_volume_reclaim_policy == "Recycle"}
     return {Scope(controller, f"volume/{name}") for name in found}
 
 

@@ -68,6 +68,12 @@ def _by_claim(o: Any) -> Iterable[str]:
     return (f"{ref.namespace}/{ref.name}",) if ref else ()
 
 
+def _by_pod(o: Any) -> Iterable[str]:
+    """The pod that owns the claim of one of its ephemeral volumes."""
+    owners = o.metadata.owner_references
+    return [f"{o.namespace}/{r.name}" for r in owners if r.kind == Pod.KIND and r.controller]
+
+
 _bytes = lru_cache(maxsize=4096)(parse_quantity)
 
 
@@ -93,7 +99,10 @@ def _waiting(o: Any) -> Ranked | None:
 INDEXES: dict[str, dict[str, Callable[[Any], Iterable[str]]]] = {
     EndpointSlice.KIND: {"service": _by_service},
     PersistentVolume.KIND: {"claim": _by_claim},
-    PersistentVolumeClaim.KIND: {"volume": lambda o: (o.spec.volume_name,)},  # "": not bound
+    PersistentVolumeClaim.KIND: {
+        "volume": lambda o: (o.spec.volume_name,),
+        "pod": _by_pod,
+    },
     Service.KIND: {"selector": _by_selector, "refused": _refused, "ejects": _ejects},
     Node.KIND: {"refused": _refused},
     Allocation.KIND: {"holder": _by_holder, "type": lambda o: (o.name.partition(".")[0],)},
