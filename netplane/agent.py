@@ -29,10 +29,11 @@ from prometheus_client import CollectorRegistry
 from . import cluster
 from .agentconfig import AgentConfig
 from .cni.ipam import gateway
-from .cni.names import BRIDGE
+from .cni.names import BRIDGE, bridge_mac
 from .cni.render import CniConfig, CniRoom
 from .cni.server import CniServer
 from .cnihost import CniHost
+from .datapath.room import PathConfig, PathRoom
 from .dns import config as dns_config
 from .dns import handover
 from .dns.config import DnsConfig
@@ -44,6 +45,7 @@ from .dns.setup import Setup
 from .dns.table import NameTable
 from .dns.zone import DnsRoom, ReplaceableRoom
 from .health import Controls, HealthServer, split_listen
+from .kernel.datapath import Forgetting, PathDriver
 from .kernel.flows import FlowDriver
 from .kernel.flowtable import FlowTable
 from .kernel.linkwatch import LinkMonitor
@@ -54,10 +56,10 @@ from .kernel.nftwatch import NftMonitor
 from .kernel.rtnetlink import LinkDriver
 from .kernel.underlay import addresses_within, node_addresses, underlay_of
 from .model.errors import Invalid, NetplaneError, Unavailable
-from .model.facts import Driver
+from .model.facts import Driver, FastPath
 from .model.nodes import Node
 from .model.snapshot import Snapshot
-from .overlay.room import OverlayRoom, pod_mtu
+from .overlay.room import OverlayRoom, pod_mtu, vtep_mac
 from .policy.birth import Birth
 from .policy.counters import DropCounters
 from .policy.explain import lines, straight
@@ -87,6 +89,7 @@ class Agent:
         self.boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         self._registry = CollectorRegistry()
         self._links = LinkDriver()
+        self._path = PathDriver(on=config.datapath != "kernel")
         self._names = NameTable(config.domain)
         self._metrics = ServiceMetrics(self._registry)
         self._checks = HealthChecks(self.proxy_healthy)
@@ -108,6 +111,8 @@ class Agent:
     def run(self, stopping: threading.Event) -> None:
         """Raises Invalid for what is refused at start; after that, only `stopping` ends it."""
         _raise_limits()
+        if not self._path.open() and self.config.datapath == "fast":
+            raise Invalid(f"--datapath fast: {self._path.problem}")
         with ExitStack() as stack:
             self.config.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
             instance = cluster.Instance(self.config.state_dir)
@@ -238,6 +243,9 @@ class Agent:
         if "policy" in self.config.rooms:
             self._flows = PolicyFlows(FlowTable())
             drivers["policy"] = (nft, self._flows)
+        drivers[PathRoom.name] = (self._path, self._links)
+        forgetting = {id(d): Forgetting(d, self._path) for d in (self._links, nft)}
+        drivers = {name: tuple(forgetting.get(id(d), d) for d in all_) for name, all_ in drivers.items()}
         rooms = [(room, drivers[room.name]) for room in self._rooms(machine)]
         controllers = [] if store.allocates else cluster.controllers(self.config.cluster)
         core = Core(store, rooms, controllers, self._rank, self._metrics)
@@ -287,7 +295,19 @@ class Agent:
         }
         if "policy" in config.rooms:
             rooms["policy"] = self._policy = PolicyRoom(config.node)
-        return [room for name, room in rooms.items() if name in config.rooms]
+        chosen = [room for name, room in rooms.items() if name in config.rooms]
+        return [*chosen, PathRoom(config.node, self._path_config(machine))]
+
+    def _path_config(self, machine: cluster.Machine) -> PathConfig | None:
+        if not self._path.usable or "cni" not in self.config.rooms:
+            return None
+        overlay = OverlayRoom(self.config.node)
+        tunnel = overlay.device if "overlay" in self.config.rooms else ""
+        path = FastPath(
+            bridge_mac(self.config.node), tunnel, vtep_mac(self.config.node), overlay.vni, overlay.port
+        )
+        uplinks = dict.fromkeys(underlay_of(address)[0] for address in machine.node_ips)
+        return PathConfig(BRIDGE, tuple(uplinks), path, self.boot_id)
 
     def _dns_servers(self) -> tuple[str, ...] | None:
         """Where pods ask for names; (): at their gateways; None: not here (a resolv.conf has no ports)."""
