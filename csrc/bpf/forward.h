@@ -4,6 +4,9 @@
 #define NP_FORWARD_H
 
 #define NP_PACKET_HOST 0
+/* Of acknowledgements without data one in eight is learnt from: the third packet of a connection should
+ * not pay for what may never be used, and a stream of them is soon known. */
+#define NP_BARE_SAMPLE 7
 
 /* NAT, as conntrack's tuples say. Both checksums follow incrementally, also where they are offloaded. */
 static __always_inline int np_rewrite_tuple(struct __sk_buff *skb, const struct np_packet *packet,
@@ -87,8 +90,6 @@ static __always_inline struct np_flow *np_flow_find(struct __sk_buff *skb, const
 
 static __always_inline void np_flow_count(struct np_flow *flow, struct np_port *port, __u64 bytes)
 {
-	__u32 ifindex = flow->ifindex;
-
 	__sync_fetch_and_add(&flow->packets, 1);
 	__sync_fetch_and_add(&flow->bytes, bytes);
 	np_verdict_count(NP_VERDICT_FAST, bytes);
@@ -96,7 +97,7 @@ static __always_inline void np_flow_count(struct np_flow *flow, struct np_port *
 		np_counter_add(&port->sent, bytes);
 	if (flow->to != NP_POD)
 		return;
-	port = bpf_map_lookup_elem(&np_ports, &ifindex);
+	port = np_port_get(flow->ifindex);
 	if (port)
 		np_counter_add(&port->received, bytes);
 }
@@ -138,9 +139,9 @@ static __always_inline int np_decapsulate(struct __sk_buff *skb, const struct np
 }
 
 /* The body of every "from" program. `outer`: bytes of a proven tunnel before the frame. */
-static __always_inline int np_forward(struct __sk_buff *skb, const struct np_config *config, __u8 from, __u32 outer,
-				      struct np_port *port)
+static __always_inline int np_forward(struct __sk_buff *skb, const struct np_config *config, __u8 from, __u32 outer)
 {
+	struct np_port *port = NULL;
 	struct np_packet packet;
 	struct np_flow *flow;
 
@@ -155,11 +156,19 @@ static __always_inline int np_forward(struct __sk_buff *skb, const struct np_con
 		np_verdict_count(NP_VERDICT_CONTROL, skb->len);
 		return outer ? np_decapsulate(skb, config, packet.key.family) : TC_ACT_UNSPEC;
 	}
+	if (from == NP_POD) {
+		port = np_port_get(skb->ifindex);
+		if (!port || port->flags & NP_PORT_BARRED) {
+			np_verdict_count(NP_VERDICT_BARRED, skb->len);
+			return TC_ACT_UNSPEC;
+		}
+	}
 	flow = np_flow_find(skb, config, &packet);
 	if (!flow) {
 		if (outer)
 			return np_decapsulate(skb, config, packet.key.family);
-		skb->tc_index = np_tag(from, config->generation);
+		if (!packet.bare || !(bpf_get_prandom_u32() & NP_BARE_SAMPLE))
+			skb->tc_index = np_tag(from, config->generation);
 		return TC_ACT_UNSPEC;
 	}
 	np_flow_count(flow, port, skb->len - outer);

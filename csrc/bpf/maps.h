@@ -61,6 +61,11 @@ static __always_inline void np_verdict_count(__u32 verdict, __u64 bytes)
 		np_counter_add(counter, bytes);
 }
 
+static __always_inline struct np_port *np_port_get(__u32 ifindex)
+{
+	return bpf_map_lookup_elem(&np_ports, &ifindex);
+}
+
 /* The configuration, or NULL when the fast path is switched off. */
 static __always_inline struct np_config *np_config_get(void)
 {

@@ -36,21 +36,14 @@ SEC("tc")
 int np_from_pod(struct __sk_buff *skb)
 {
 	struct np_config *config = np_config_get();
-	__u32 ifindex = skb->ifindex;
-	struct np_port *port;
 
 	skb->tc_index = 0; /* whatever the pod may have written there */
 	if (!config)
 		return TC_ACT_UNSPEC;
-	port = bpf_map_lookup_elem(&np_ports, &ifindex);
-	if (!port || port->flags & NP_PORT_BARRED) {
-		np_verdict_count(NP_VERDICT_BARRED, skb->len);
-		return TC_ACT_UNSPEC;
-	}
 	np_pull(skb, NP_ETH_LEN + NP_IP6_LEN + NP_TCP_LEN);
 	if (!np_mac_is(skb, 0, config->gateway_mac)) /* bridged, not routed */
 		return TC_ACT_UNSPEC;
-	return np_forward(skb, config, NP_POD, 0, port);
+	return np_forward(skb, config, NP_POD, 0);
 }
 
 SEC("tc")
@@ -66,7 +59,7 @@ int np_from_tunnel(struct __sk_buff *skb)
 	if (skb->pkt_type != NP_PACKET_HOST)
 		return TC_ACT_UNSPEC;
 	np_pull(skb, NP_ETH_LEN + NP_IP6_LEN + NP_TCP_LEN);
-	return np_forward(skb, config, NP_TUNNEL, 0, NULL);
+	return np_forward(skb, config, NP_TUNNEL, 0);
 }
 
 SEC("tc")
@@ -81,24 +74,24 @@ int np_from_wire(struct __sk_buff *skb)
 	np_pull(skb, NP_TEMPLATE_LEN + NP_IP6_LEN + NP_TCP_LEN);
 	outer = np_parse_outer(skb, config);
 	if (!outer)
-		return np_forward(skb, config, NP_WIRE, 0, NULL);
+		return np_forward(skb, config, NP_WIRE, 0);
 	if ((outer->ip.tos & 3) == NP_ECN_CE || !np_mac_is(skb, NP_OUTER_LEN, config->tunnel_mac))
 		return TC_ACT_UNSPEC;
 	if (!np_peer_proven(skb, outer->ip.saddr, outer->ip.daddr))
 		return TC_ACT_UNSPEC;
-	return np_forward(skb, config, NP_TUNNEL, NP_OUTER_LEN, NULL);
+	return np_forward(skb, config, NP_TUNNEL, NP_OUTER_LEN);
 }
 
 SEC("tc")
 int np_to_pod(struct __sk_buff *skb)
 {
 	struct np_config *config = np_config_get();
-	__u32 ifindex = skb->ifindex, kind = np_tag_kind(skb);
+	__u32 kind = np_tag_kind(skb);
 	struct np_port *port;
 
 	if (!config || kind < NP_POD || kind > NP_WIRE)
 		return TC_ACT_UNSPEC;
-	port = bpf_map_lookup_elem(&np_ports, &ifindex);
+	port = np_port_get(skb->ifindex);
 	if (!port)
 		return TC_ACT_UNSPEC;
 	np_pull(skb, NP_ETH_LEN + NP_IP6_LEN + NP_TCP_LEN);

@@ -22,6 +22,7 @@ struct np_packet {
 	__u16 sum;      /* IPv4's header checksum */
 	__u8 ecn;
 	__u8 tcp_flags; /* of TCP; for UDP just ACK */
+	__u8 bare;      /* an acknowledgement without data */
 };
 
 /* The folded sum of an IPv4 header without options; 0xffff when its checksum is right. */
@@ -53,6 +54,7 @@ static __always_inline bool np_parse_transport(struct __sk_buff *skb, struct np_
 		packet->key.source_port = tcp->source;
 		packet->key.destination_port = tcp->dest;
 		packet->tcp_flags = ((__u8 *)tcp)[13];
+		packet->bare = offset + header == end;
 	} else if (packet->key.protocol == IPPROTO_UDP) {
 		struct udphdr *udp = data + offset;
 
