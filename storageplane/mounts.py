@@ -21,7 +21,7 @@ from netplane.model.errors import Invalid, KernelError
 from netplane.model.facts import Fact, FactKey, Mark, Plan
 from netplane.model.storage_facts import Data, Directory, HostPath, Mount, Point
 
-from . import hostpath, mountinfo, syscalls, tree
+from . import backends, hostpath, loops, mountinfo, syscalls, tree
 
 STRICT = syscalls.RESOLVE_NO_SYMLINKS | syscalls.RESOLVE_NO_MAGICLINKS
 PROPAGATION = {
@@ -80,7 +80,7 @@ class Mounts:
         elif isinstance(fact, Directory):
             tree.make(self.root, fact.path, fact.mode, (fact.uid, fact.gid))
         elif isinstance(fact, Data):
-            tree.make(self.root, fact.path, fact.mode)
+            backends.ensure(self.root, fact)
 
     def _point(self, fact: Point) -> None:
         source = self.where(fact.source)
@@ -114,7 +114,7 @@ class Mounts:
 
     def _detached(self, fact: Mount) -> int:
         if fact.fstype:
-            made = syscalls.new_filesystem(fact.fstype, (f"source={fact.source}", *fact.options))
+            made = self._fresh(fact)
         else:
             made = self._copied(fact)
         try:
@@ -126,6 +126,14 @@ class Mounts:
             os.close(made)
             raise
         return made
+
+    def _fresh(self, fact: Mount) -> int:
+        """A file system of its own; one in an image takes a loop device that goes with the mount."""
+        image = Path(self.where(fact.source))
+        if "/" in fact.source and image.is_file():
+            with loops.held(image) as device:
+                return syscalls.new_filesystem(fact.fstype, (f"source={device}", *fact.options))
+        return syscalls.new_filesystem(fact.fstype, (f"source={fact.source}", *fact.options))
 
     def _copied(self, fact: Mount) -> int:
         source = self.where(fact.source)

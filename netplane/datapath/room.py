@@ -67,6 +67,15 @@ class PathRoom:
             return ()
         return tuple(_port(attachment, self.config.bridge))
 
+    def why_not(self, attachment: Attachment) -> str:
+        """Why what this pod sends always takes the kernel path; "" when it need not."""
+        assert self.config is not None
+        if _elsewhere(attachment, self.config.bridge):
+            return f"the pod is not on {self.config.bridge}, whose ports alone have the fast path"
+        if guard := _guarded(attachment):
+            return f"the pod has {guard}, which every one of its packets must meet"
+        return "" if attachment.phase == "Ready" else "the pod's ADD is not over"
+
 
 def _base(config: PathConfig) -> Iterator[Fact]:
     yield Sysctl(name=LIBERAL, value="1")
@@ -78,9 +87,20 @@ def _base(config: PathConfig) -> Iterator[Fact]:
 
 
 def _port(attachment: Attachment, bridge: str) -> Iterator[Fact]:
-    spec = attachment.spec
-    if spec.kind != "bridge" or spec.bridge != bridge:
+    if _elsewhere(attachment, bridge):
         return
-    limits = spec.bandwidth
-    barred = bool(spec.config.get("macspoofchk")) or bool(limits and limits.egress_rate)
-    yield Hook(link=spec.host_ifname, place="pod", barred=barred, shaped=bool(limits and limits.ingress_rate))
+    spec = attachment.spec
+    shaped = bool(spec.bandwidth and spec.bandwidth.ingress_rate)
+    yield Hook(link=spec.host_ifname, place="pod", barred=bool(_guarded(attachment)), shaped=shaped)
+
+
+def _elsewhere(attachment: Attachment, bridge: str) -> bool:
+    return attachment.spec.kind != "bridge" or attachment.spec.bridge != bridge
+
+
+def _guarded(attachment: Attachment) -> str:
+    """What stands at the ingress of the host end, behind the packet path's program; "": nothing."""
+    spec = attachment.spec
+    if spec.config.get("macspoofchk"):
+        return "macspoofchk"
+    return "an egress bandwidth" if spec.bandwidth and spec.bandwidth.egress_rate else ""

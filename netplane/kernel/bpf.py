@@ -291,7 +291,7 @@ def attached(ifindex: int, where: int) -> list[Program]:
     ffi, library = abi(), _library()
     ids, count = ffi.new("uint32_t[64]"), ffi.new("uint32_t *", 64)
     result = library.bpf_prog_query(ifindex, where, 0, ffi.NULL, ids, count)
-    if result in (-errno.ENODEV, -errno.ENOENT):
+    if result in (-errno.ENODEV, -errno.ENOENT, -errno.EINVAL):  # EINVAL: before Linux 6.6
         return []
     _check(result, f"ask device {ifindex} for its programs")
     found = []
@@ -300,6 +300,16 @@ def attached(ifindex: int, where: int) -> list[Program]:
         if fd >= 0:  # or it went meanwhile
             found.append(program(fd))
     return found
+
+
+def supported() -> None:
+    """Raises KernelError when this machine has no libbpf or its kernel no tcx."""
+    count = abi().new("uint32_t *", 0)
+    result = _library().bpf_prog_query(1, INGRESS, 0, abi().NULL, abi().NULL, count)
+    if result == -errno.EINVAL:
+        raise KernelError(errno.EOPNOTSUPP, "attach programs to devices", "tcx needs Linux 6.6")
+    if result not in (0, -errno.ENOENT, -errno.ENODEV):
+        _check(result, "ask the loopback device for its programs")
 
 
 def attach(ifindex: int, where: int, new: Program, old: Program | None = None) -> None:

@@ -13,8 +13,11 @@ from __future__ import annotations
 import logging
 import mmap
 import socket
+import sys
 import threading
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from ipaddress import ip_address
 from typing import Any, NamedTuple
 
 from ..model.errors import KernelError, NetplaneError
@@ -24,15 +27,31 @@ from . import bpf
 log = logging.getLogger(__name__)
 
 SIDES = ((bpf.INGRESS, "np_from_"), (bpf.EGRESS, "np_to_"))
+PLACES = ("", "pod", "tunnel", "wire")  # enum np_place
 CONFIG_KEY = ("fastpath",)
 DIFFERS = "differs"
 
 
 class Remembered(NamedTuple):
-    """One entry of the flow map. ``key`` and ``flow`` are the ABI header's structs."""
+    """One entry of the flow map: what arrives, and what becomes of it."""
 
-    key: Any
-    flow: Any
+    place: str  # where it comes from: pod, tunnel, wire
+    protocol: str  # tcp, udp
+    source: str
+    source_port: int
+    destination: str
+    destination_port: int
+    new_source: str  # as it is sent on
+    new_source_port: int
+    new_destination: str
+    new_destination_port: int
+    device: str  # by which it leaves, "" when that is gone
+    peer: bool  # straight to the device's other end, in a pod
+    current: bool  # nothing that it rests on has changed
+    age: float  # seconds since the decision was first seen
+    asked: float  # seconds since the kernel last repeated it
+    packets: int  # that took the fast path
+    bytes: int
 
 
 class PathDriver:
@@ -61,6 +80,7 @@ class PathDriver:
         if not self._on:
             return False
         try:
+            bpf.supported()
             self._load()
         except NetplaneError as exc:
             self.problem = str(exc)
@@ -96,7 +116,7 @@ class PathDriver:
 
     def observe(self) -> Mapping[FactKey, Mark]:
         found: dict[FactKey, Mark] = {}
-        for ifindex, name in socket.if_nameindex():
+        for ifindex, name in _devices():
             mark = self._hook_at(ifindex, name)
             if mark is not None:
                 found[("hook", name)] = mark
@@ -149,7 +169,7 @@ class PathDriver:
             lib = bpf.constants()
             flags = hook.barred * lib["NP_PORT_BARRED"] | hook.shaped * lib["NP_PORT_SHAPED"]
             size = loaded.maps["np_ports"].value_size
-            loaded.maps["np_ports"].put(_u32(ifindex), flags.to_bytes(8, "little").ljust(size, b"\0"))
+            loaded.maps["np_ports"].put(_u32(ifindex), flags.to_bytes(8, sys.byteorder).ljust(size, b"\0"))
         else:
             self._base[hook.link] = (hook, ifindex)
         for side, prefix in SIDES:
@@ -199,19 +219,46 @@ class PathDriver:
 
     def clean(self) -> None:
         """Take everything of ours off every device of this namespace."""
-        for _, name in socket.if_nameindex():
+        for _, name in _devices():
             self._unhook(name)
 
     # --- reading ---------------------------------------------------------------------------------
 
     def flows(self) -> Iterator[Remembered]:
+        """Everything that is remembered. Raises KernelError."""
+        if self._loaded is None:
+            return
+        now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+        names = dict(socket.if_nameindex())
         ffi = bpf.abi()
-        for key, value in self._ready().maps["np_flows"].items():
-            flow = ffi.new("struct np_flow *")
-            found = ffi.new("struct np_flow_key *")
-            ffi.memmove(found, key, len(key))
-            ffi.memmove(flow, value, len(value))
-            yield Remembered(found, flow)
+        for key_bytes, flow_bytes in self._loaded.maps["np_flows"].items():
+            key = ffi.cast("struct np_flow_key *", ffi.from_buffer(key_bytes))
+            flow = ffi.cast("struct np_flow *", ffi.from_buffer(flow_bytes))
+            yield Remembered(
+                PLACES[getattr(key, "from")],
+                {6: "tcp", 17: "udp"}.get(key.protocol, str(key.protocol)),
+                *_ends(key, key.family),
+                *_ends(flow, key.family),
+                device=names.get(flow.ifindex, ""),
+                peer=bool(flow.flags & bpf.constants()["NP_FLOW_PEER"]),
+                current=flow.generation == self.generation,
+                age=(now - flow.learnt) / 1e9,
+                asked=(now - flow.asked) / 1e9,
+                packets=flow.packets,
+                bytes=flow.bytes,
+            )
+
+    def ports(self) -> dict[str, tuple[int, int, int, int]]:
+        """By device: packets and bytes that its pod sent, and that it received, on the fast path."""
+        if self._loaded is None:
+            return {}
+        names, found = dict(socket.if_nameindex()), {}
+        for key, values in self._loaded.maps["np_ports"].items():
+            name = names.get(int.from_bytes(key, sys.byteorder))
+            words = memoryview(values).cast("Q")
+            if name:  # per CPU: flags, packets and bytes sent, packets and bytes received
+                found[name] = tuple(sum(words[i::5]) for i in range(1, 5))
+        return found  # type: ignore[return-value]
 
     @property
     def generation(self) -> int:
@@ -230,7 +277,7 @@ class PathDriver:
 
     def _port_flags(self, ifindex: int) -> int | None:
         value = self._ready().maps["np_ports"].get(_u32(ifindex))
-        return None if value is None else int.from_bytes(value[:8], "little")
+        return None if value is None else int.from_bytes(value[:8], sys.byteorder)
 
 
 def _place(ifindex: int, side: int, program: bpf.Program, prefix: str) -> None:
@@ -260,11 +307,32 @@ def _maps_in_use() -> list[bpf.Map]:
     return list(held.values())
 
 
+def _devices() -> list[tuple[int, str]]:
+    """Every device of this namespace that could have programs; none where programs cannot be."""
+    try:
+        bpf.supported()
+    except KernelError:
+        return []
+    return socket.if_nameindex()
+
+
 def _ifindex(name: str) -> int:
     try:
         return socket.if_nametoindex(name) if name else 0
     except OSError:
         return 0
+
+
+def _ends(struct: Any, family: int) -> tuple[str, int, str, int]:
+    """Source, its port, destination and its port, of a key or of a flow."""
+    size, ffi = (4 if family == 4 else 16), bpf.abi()
+    source, destination = (bytes(ffi.buffer(field, size)) for field in (struct.source, struct.destination))
+    return (
+        str(ip_address(source)),
+        socket.ntohs(struct.source_port),
+        str(ip_address(destination)),
+        socket.ntohs(struct.destination_port),
+    )
 
 
 def _u32(number: int) -> bytes:
@@ -279,6 +347,23 @@ def _summed(values: bytes) -> tuple[int, int]:
     """np_counter of every CPU: packets, bytes."""
     words = memoryview(values).cast("Q")
     return sum(words[0::2]), sum(words[1::2])
+
+
+class Cutting:
+    """A table of tracked flows; when some of them are deleted, the packet path forgets."""
+
+    def __init__(self, table: Any, path: PathDriver) -> None:
+        self._table = table
+        self._path = path
+
+    def flows(self) -> list[Any]:
+        return list(self._table.flows())
+
+    def forget(self, flows: Iterable[Any]) -> int:
+        try:
+            return int(self._table.forget(flows))
+        finally:
+            self._path.forget()
 
 
 class Forgetting:
@@ -296,3 +381,4 @@ class Forgetting:
             self._driver.apply(plan)
         finally:
             self._path.forget()
+            self._path.look()

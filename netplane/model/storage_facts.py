@@ -66,12 +66,21 @@ class Filesystem(Fact, frozen=True):
 
 
 class Data(Fact, frozen=True):
-    """The directory of a provisioned volume. Made when absent; its content is a user's."""
+    """The data of a provisioned volume. Made when absent, grown to its size; its content is a user's.
+
+    ``backend``: directory, image, btrfs or tmpfs (storageplane.backends); ``size`` in bytes is
+    enforced by all but the first. ``fstype`` is an image's, "" for raw blocks (``block``).
+    """
 
     TYPE: ClassVar[str] = "data"
 
     path: str
     mode: int = 0o777
+    backend: str = "directory"
+    size: int = 0
+    fstype: str = ""
+    block: bool = False
+    overcommit: bool = False
 
     @property
     def key(self) -> FactKey:

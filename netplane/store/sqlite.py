@@ -64,6 +64,11 @@ class SqliteStore:
         with self._reader.use(), self._writer.use():
             pass  # refuse a bad file now rather than at the first write
 
+    @property
+    def identity(self) -> str:
+        """Of the store in the file that stands at the path: another file has another one."""
+        return self._reader.identity
+
     # --- the verbs ---------------------------------------------------------------------------
 
     def list(self, kinds: Iterable[str] | None = None) -> tuple[Objects, int]:
