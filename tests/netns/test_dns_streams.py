@@ -108,6 +108,22 @@ def test_questions_of_one_connection_are_bounded_and_all_are_answered(
     assert len(far.names()) == 300
 
 
+@pytest.mark.parametrize("protocol", ENDS)
+@pytest.mark.parametrize(
+    "said", [b"", b"\0", b"\0\x30\0"], ids=["nothing", "half a length", "half a message"]
+)
+def test_a_client_that_stalls_is_cut_off(served: Served, streams: str, protocol: str, said: bytes) -> None:
+    served.start(streams)
+    with connect(served, protocol) as stalled:
+        stalled.settimeout(10)
+        stalled.sendall(framed(f"web.{D}", 1) + said)
+        come = replies(stalled)
+        assert next(come).header.id == 1
+        with contextlib.suppress(ConnectionError):
+            assert list(come) == []
+    assert served.dig("+tcp", f"web.{D}") == "NOERROR 10.96.0.10"
+
+
 def test_a_client_that_takes_no_answers_is_cut_off(served: Served) -> None:
     many = tuple(f"10.2.{i // 250}.{i % 250}" for i in range(2000))
     served.table.apply(Plan(add=(Record(f"big.{D}", "A", many),)))
