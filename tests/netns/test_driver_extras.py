@@ -87,6 +87,23 @@ def test_the_host_end_of_a_pods_veth_is_found(make_netns: MakeNetns) -> None:
     driver.close()
 
 
+def test_a_master_that_was_made_again_behind_our_back_is_found_again(make_netns: MakeNetns) -> None:
+    node, one, two = make_netns("node"), make_netns("one"), make_netns("two")
+    driver = netns.call(node, LinkDriver)
+    bridge = Link(name="b0", kind="bridge", alias="netplane:test")
+
+    def port(name: str, pod: str) -> Link:
+        options = (("peer", "eth0"), ("peer_netns", pod))
+        return Link(name=name, kind="veth", alias="netplane:test", master="b0", options=options)
+
+    driver.apply(Plan(add=(bridge, port("v1", one))))
+    netns.run(node, "ip", "link", "del", "b0")
+    netns.run(node, "ip", "link", "add", "b0", "type", "bridge")
+    driver.apply(Plan(add=(port("v2", two),)))
+    assert "master b0" in netns.run(node, "ip", "link", "show", "v2")
+    driver.close()
+
+
 def test_a_bridge_may_be_promiscuous(make_netns: MakeNetns) -> None:
     driver = netns.call(make_netns("node"), LinkDriver)
     bridge = Link(name="b0", kind="bridge", alias="netplane:test", options=(("promisc", 1),))
