@@ -31,9 +31,13 @@ _NEXT = b" ; "  # between statements: nft quotes only a buffer's first line, so 
 
 
 class Nft:
-    """libnftables' command line, one statement at a time. Raises Unavailable when it is not there."""
+    """libnftables' command line, one transaction at a time. Raises Unavailable when it is not there.
+
+    Thread-safe: a context of libnftables is not, two threads in one end the process (SIGABRT).
+    """
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
         try:
             from nftables import Nftables
 
@@ -46,9 +50,10 @@ class Nft:
         """All statements, a line each, in one transaction; what they print (``terse``: without
         elements). Raises KernelError."""
         script = text.strip().encode().replace(b"\n", _NEXT)
-        self._nft.set_json_output(json)
-        self._nft.set_terse_output(terse)
-        status, output, error = self._nft.cmd(script)
+        with self._lock:
+            self._nft.set_json_output(json)
+            self._nft.set_terse_output(terse)
+            status, output, error = self._nft.cmd(script)
         if status:
             raise failure(script, error)
         return bytes(output)
