@@ -31,6 +31,7 @@ from .cni.render import BASE, CniConfig, CniRoom
 from .cni.server import CniServer
 from .cnihost import CniHost
 from .kernel.nft_guard import GuardDriver
+from .kernel.nft_limit import LimitDriver
 from .kernel.nftables import NftDriver
 from .kernel.rtnetlink import LinkDriver
 from .model.base import Object
@@ -152,7 +153,7 @@ def _of_ours(path: str, state: Path, raw: bytes) -> bytes:
         links = LinkDriver()
         stack.callback(links.close)
         room = CniRoom(node, config)
-        core = Core(store, [(room, (links, NftDriver(), GuardDriver()))])
+        core = Core(store, [(room, (links, NftDriver(), LimitDriver(), GuardDriver()))])
         core.load()
         journal = Journal(state / "standalone.journal")
         core.sweep(journal.read().__contains__)

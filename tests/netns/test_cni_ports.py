@@ -232,7 +232,7 @@ def test_a_network_of_its_own_has_ports_too(lab: Lab, make_netns: MakeNetns) -> 
 
 
 def test_an_sctp_port_leads_to_the_pod_and_back(lab: Lab, make_netns: MakeNetns) -> None:
-    """INIT and INIT ACK by scapy, for a kernel may have no SCTP sockets: ports and checksums are right."""
+    """INIT and INIT ACK made by scapy (a kernel may have no SCTP sockets): ports and checksums are right."""
     cni, a, out = Cni(lab), make_netns("a"), str(lab.outside.netns)
     mine = plain(cni.add(a, mapped(port(8132, 80, "sctp"))))
     init = SCTP(sport=5000, dport=8132) / SCTPChunkInit(init_tag=1, a_rwnd=9000, n_in_streams=1)
