@@ -7,6 +7,7 @@ node (ns)          pod (ns)
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -135,6 +136,32 @@ def test_guards_of_links_come_change_and_go(make_netns: MakeNetns) -> None:
     with pytest.raises(KernelError, match="nftables"):
         driver.apply(Plan(add=(Guard("v0", ("no such words",)),)))
     links.close()
+
+
+RACE = """
+import threading, time
+from netplane.kernel.nft_guard import GuardDriver
+from netplane.model.facts import Guard, Plan
+driver, end = GuardDriver(), time.monotonic() + 2
+guard = Guard(link="v0", rules=("ip saddr != { 10.0.0.1 } drop",))
+def check():
+    while time.monotonic() < end:
+        driver.verify([guard])
+checker = threading.Thread(target=check)
+checker.start()
+while time.monotonic() < end:
+    driver.apply(Plan(add=(guard,)))
+    driver.apply(Plan(remove=(guard.key,)))
+checker.join()
+print("alive")
+"""
+
+
+def test_a_check_and_a_change_at_once_do_not_end_the_process(make_netns: MakeNetns) -> None:
+    """libnftables aborts when two threads are in one context of it."""
+    node = make_netns("node")
+    netns.run(node, "ip", "link", "add", "v0", "type", "veth", "peer", "name", "v1")
+    assert netns.run(node, sys.executable, "-c", RACE) == "alive\n"
 
 
 def test_limits_of_links_come_change_and_go_and_leave_nothing(make_netns: MakeNetns) -> None:
