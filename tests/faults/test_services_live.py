@@ -169,6 +169,7 @@ def test_a_restart_with_rules_in_place_loses_no_connection(world: World) -> None
     held = world.client.python(socket.create_connection, (address, 80), 2)
     stream = world.client.probe("stream", "tcp", address, "80")
     assert stream.stdout.readline() == "ready\n"
+    fresh = world.client.probe("connect", address, "80", "5000")  # new ones, meanwhile
     for _ in range(3):
         world.node.agent.kill()
         world.node.agent.start().wait()
@@ -176,6 +177,7 @@ def test_a_restart_with_rules_in_place_loses_no_connection(world: World) -> None
     found = json.loads(out)
     with held:
         assert held.recv(100)
+    assert not json.loads(fresh.communicate(timeout=30)[0])["errors"], "new connections"
     assert not found["lost"] and found["sent"] > 100, found
     world.store.delete(Key("Service", "default", "steady"))
 
