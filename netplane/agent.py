@@ -46,6 +46,7 @@ from .model.facts import Driver
 from .model.nodes import Node
 from .model.snapshot import Snapshot
 from .overlay.room import OverlayRoom, pod_mtu
+from .pathedge import PathEdge
 from .policy.birth import Birth
 from .policy.counters import DropCounters
 from .policy.explain import lines, straight
@@ -83,9 +84,11 @@ class Agent:
         self._edge_failures: dict[str, str] = {}
         self._controls: Controls = {"/explain": self._explain}  # what operators ask, on the agent's socket
         self.dns = DnsEdge(config, self._registry, self._controls)
+        self._path = PathEdge(config, self._registry, self._controls)
         self._core: Core | None = None
         self._cni: CniServer | None = None
         self._nft: NftDriver | None = None
+        self._nft_ports: frozenset[int] = frozenset()  # whose commits are ours
         self._spare: Spare | None = None
         self._ejector: Ejector | None = None
 
@@ -93,6 +96,7 @@ class Agent:
         """Raises Invalid for what is refused at start; after that, only `stopping` ends it."""
         _raise_limits()
         _share_heap()
+        self._path.open()
         with ExitStack() as stack:
             self.config.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
             instance = cluster.Instance(self.config.state_dir)
@@ -141,8 +145,7 @@ class Agent:
         mend = _Calm(partial(self._mend, core))
         yield LinkMonitor(mend, own=self._links.portids)
         if self._nft is not None:
-            busy = partial(getattr, self._nft, "transactions")
-            yield NftMonitor(mend, own=self._nft.portids, busy=busy)
+            yield NftMonitor(mend, own=self._nft_ports)
 
     def _mend(self, core: Core) -> None:
         """Compare everything; a link that went may mean that a namespace went without its DEL."""
@@ -199,6 +202,7 @@ class Agent:
             "notes": found.notes,
             "elements": [f"{f.of}: {joined(f.item)} → {joined(f.value or ())}" for f in found.facts],
             "differs": self._nft.differing(found.facts),
+            "fast": self._path.explain(found.source, found.destination, found.verdict, snapshot),
         }
 
     def _machine(self, instance: str) -> cluster.Machine:
@@ -215,16 +219,18 @@ class Agent:
         )
 
     def _build(self, store: Store, machine: cluster.Machine) -> Core:
-        nft = self._nft = NftDriver()
+        nft, limits, guards = NftDriver(), LimitDriver(), GuardDriver()
+        self._nft, self._nft_ports = nft, nft.portids | limits.portids | guards.portids
         drivers: dict[str, tuple[Driver, ...]] = {
-            "cni": (self._links, nft, LimitDriver(), GuardDriver()),
+            "cni": (self._links, nft, limits, guards),
             "overlay": (self._links,),
             "services": (nft, self._links, FlowDriver(self._metrics.swept), self._checks),
             "dns": (self.dns.names, self._links, nft),
         }
         if "policy" in self.config.rooms:
-            self._flows = PolicyFlows(FlowTable())
+            self._flows = PolicyFlows(self._path.cutting(FlowTable()))
             drivers["policy"] = (nft, self._flows)
+        drivers = self._path.forgetting(drivers, self._links)
         rooms = [(room, drivers[room.name]) for room in self._rooms(machine)]
         controllers = [] if store.allocates else cluster.controllers(self.config.cluster)
         observer = self._metrics if "services" in self.config.rooms else None
@@ -265,7 +271,8 @@ class Agent:
         }
         if "policy" in config.rooms:
             rooms["policy"] = self._policy = PolicyRoom(config.node)
-        return [room for name, room in rooms.items() if name in config.rooms]
+        chosen = [room for name, room in rooms.items() if name in config.rooms]
+        return [*chosen, self._path.room(machine.node_ips, self.boot_id)]
 
     def _pod_mtu(self, machine: cluster.Machine) -> int:
         if "overlay" not in self.config.rooms:

@@ -11,23 +11,29 @@ from netplane.model.base import Key, Object
 from netplane.model.errors import KernelError
 from netplane.model.facts import Driver
 from netplane.model.snapshot import Snapshot
-from netplane.reconcile.base import Controller, Room
+from netplane.reconcile.base import Controller, Observer, Room
 from netplane.reconcile.core import Core
 from netplane.store.base import Store
 
 from . import names
 from .bind import Binder
+from .ephemeral import Ephemerals
 from .journal import Journal
 from .provision import Provisioner
 from .reclaim import Reclaimer, VolumeData, Volumes
+from .resize import Resizer
 
 
 class Config(NamedTuple):
-    """``root`` is absolute and real; ``provisioners``: the StorageClass names that this node serves."""
+    """``root`` is absolute and real; ``provisioners``: the StorageClass names that this node serves.
+
+    ``csi_drivers``: other people's, whose sockets are in ROOT/plugins.
+    """
 
     node: str
     root: Path
-    provisioners: tuple[str, ...] = (names.DIRECTORY,)
+    provisioners: tuple[str, ...] = (names.DIRECTORY, names.LOCAL)
+    csi_drivers: tuple[str, ...] = ()
 
 
 def prepare_root(path: Path) -> Path:
@@ -41,7 +47,17 @@ def prepare_root(path: Path) -> Path:
 
 def controllers(config: Config) -> tuple[Controller, ...]:
     """Everything that decides; the same in the agent and in a single `publish`."""
-    return Binder(), Provisioner(config.node, config.root, config.provisioners), Reclaimer()
+    return *cluster_wide(), *of_node(config)
+
+
+def cluster_wide() -> tuple[Controller, ...]:
+    """What a Kubernetes control plane does itself, where there is one."""
+    return Binder(), Reclaimer(), Ephemerals()
+
+
+def of_node(config: Config) -> tuple[Controller, ...]:
+    node, root = config.node, config.root
+    return Provisioner(node, root, config.provisioners), Resizer(node, root)
 
 
 class _Late:
@@ -59,12 +75,22 @@ class _Late:
         return self.core.delete(key, expect)
 
 
-def build(store: Store, config: Config, rank: Callable[[Snapshot], int] | None = None) -> Core:
+def build(
+    store: Store,
+    config: Config,
+    rank: Callable[[Snapshot], int] | None = None,
+    observer: Observer | None = None,
+) -> Core:
     """A core that is ready to start."""
     late = _Late()
     driver = VolumeData(config.root, late, Journal(config.root).user_of)
     rooms: list[tuple[Room, list[Driver]]] = [(Volumes(config.node, config.root), [driver])]
-    deciding = () if store.allocates else (Binder(), Reclaimer())
-    provisioner = Provisioner(config.node, config.root, config.provisioners)
-    late.core = Core(store, rooms, [*deciding, provisioner], rank)
+    if config.csi_drivers:
+        from .csi.claims import CsiVolumes  # gRPC costs memory: for nodes that have drivers
+        from .csi.provisioning import CsiProvisioning
+
+        made = CsiProvisioning(config.root, config.node, late)
+        rooms.append((CsiVolumes(config.node, config.csi_drivers), [made]))
+    deciding = () if store.allocates else cluster_wide()
+    late.core = Core(store, rooms, [*deciding, *of_node(config)], rank, observer)
     return late.core

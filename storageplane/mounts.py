@@ -15,13 +15,18 @@ import errno
 import os
 import stat
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from netplane.model.errors import Invalid, KernelError
 from netplane.model.facts import Fact, FactKey, Mark, Plan
-from netplane.model.storage_facts import Data, Directory, HostPath, Mount, Point
+from netplane.model.storage_facts import CsiVolume, Data, Directory, HostPath, Mount, Point
 
 from . import backends, hostpath, loops, mountinfo, syscalls, tree
+
+if TYPE_CHECKING:
+    from .csi.attach import Attachments
 
 STRICT = syscalls.RESOLVE_NO_SYMLINKS | syscalls.RESOLVE_NO_MAGICLINKS
 PROPAGATION = {
@@ -29,14 +34,14 @@ PROPAGATION = {
     "rslave": (syscalls.MS_SLAVE, syscalls.MS_SHARED),  # a slave that hands on what it receives
     "rshared": (syscalls.MS_SHARED,),
 }
-_ORDER = {"mount": 0, "point": 1, "directory": 2}
+_ORDER = {"mount": 0, "csi": 1, "point": 2, "directory": 3}
 
 
 class Mounts:
     """``root``: the directory beneath which everything relative lies; it must exist."""
 
     name = "mounts"
-    accepts: tuple[type[Fact], ...] = (Directory, Data, HostPath, Point, Mount)
+    accepts: tuple[type[Fact], ...] = (Directory, Data, HostPath, Point, Mount, CsiVolume)
     parallel = False
 
     def __init__(self, root: str | Path) -> None:
@@ -66,6 +71,12 @@ class Mounts:
         """The absolute path of a fact's path."""
         return path if path.startswith("/") else f"{self.root}/{path}"
 
+    @cached_property
+    def _drivers(self) -> Attachments:
+        from .csi.attach import Attachments  # gRPC costs a quarter of a second: for CSI volumes only
+
+        return Attachments(self.root)
+
     # --- making ---------------------------------------------------------------------------------
 
     def _add(self, fact: Fact) -> None:
@@ -75,6 +86,8 @@ class Mounts:
             self._point(fact)
         elif isinstance(fact, HostPath):
             hostpath.ensure(fact)
+        elif isinstance(fact, CsiVolume):
+            self._drivers.publish(fact)
         elif isinstance(fact, Directory) and fact.path.startswith("/"):
             tree.make(Path("/"), fact.path[1:], fact.mode, resolve=STRICT | syscalls.RESOLVE_BENEATH)
         elif isinstance(fact, Directory):
@@ -156,6 +169,8 @@ class Mounts:
         try:
             if kind == "mount":
                 self._unmount(path)
+            elif kind == "csi":
+                self._drivers.unpublish(path)
             elif kind == "point":
                 self._unpoint(path)
             elif kind == "directory" and path.startswith("/"):

@@ -21,7 +21,7 @@ from netplane.store.base import Change, Store
 from . import publish
 from .bind import Binder
 
-KINDS = Binder.kinds
+KINDS = (*Binder.kinds, "Secret")
 ROUNDS = 10_000  # of writes without an end: a bug, not a store
 
 

@@ -21,7 +21,7 @@ RESOLVE_NO_XDEV, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, RESOLVE_BENEATH = 1
 OPEN_TREE_CLONE = 1
 MOUNT_ATTR_RDONLY = 1
 MS_PRIVATE, MS_SLAVE, MS_SHARED = 1 << 18, 1 << 19, 1 << 20
-UMOUNT_NOFOLLOW = 8
+UMOUNT_NOFOLLOW, MNT_DETACH = 8, 2
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -102,7 +102,7 @@ def _set_options(context: int, what: str, options: tuple[str, ...]) -> None:
         _call(f"{what} option {option}", FSCONFIG, context, command, key.encode(), text, 0)
 
 
-def umount(path: str) -> None:
+def umount(path: str, flags: int = 0) -> None:
     """Unmount what is mounted on exactly ``path``; a link there is not followed."""
-    if _libc.umount2(os.fsencode(path), UMOUNT_NOFOLLOW) < 0:
+    if _libc.umount2(os.fsencode(path), UMOUNT_NOFOLLOW | flags) < 0:
         raise KernelError(ctypes.get_errno(), f"unmount {path}")

@@ -153,3 +153,96 @@ class Mount(Fact, frozen=True):
     def mark(self) -> Mark:
         """What mountinfo tells; whether a bind shows its source, the driver compares by inode."""
         return (self.fstype, self.read_only, self.propagation)
+
+
+class CsiVolume(Fact, frozen=True):
+    """A volume of a CSI driver, staged and published at ``target`` through that driver's socket.
+
+    ``secrets``: pairs whose values print as stars (`Veiled`); ``ephemeral``: made and gone with its pod.
+    """
+
+    TYPE: ClassVar[str] = "csi"
+
+    target: str
+    driver: str
+    handle: str
+    context: tuple[tuple[str, str], ...] = ()
+    fstype: str = ""
+    flags: tuple[str, ...] = ()
+    mode: str = "ReadWriteOnce"
+    block: bool = False
+    read_only: bool = False
+    ephemeral: bool = False
+    grown: int = 0  # bytes that the node has yet to be told of; 0: none
+    secrets: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = ()  # by call
+
+    @property
+    def key(self) -> FactKey:
+        return ("csi", self.target)
+
+
+class Provision(Fact, frozen=True):
+    """A claim that a CSI driver is to make a volume for; gone once the PersistentVolume stands."""
+
+    TYPE: ClassVar[str] = "provision"
+
+    namespace: str
+    claim: str
+    uid: str
+    driver: str
+
+    @property
+    def key(self) -> FactKey:
+        return ("provision", f"pvc-{self.uid}")
+
+
+class Withdraw(Fact, frozen=True):
+    """A released volume of a CSI driver is to be deleted there, and then its PersistentVolume."""
+
+    TYPE: ClassVar[str] = "withdraw"
+
+    volume: str
+    uid: str
+    driver: str
+
+    @property
+    def key(self) -> FactKey:
+        return ("withdraw", self.volume)
+
+
+class Grow(Fact, frozen=True):
+    """A bound volume of a CSI driver is to grow to ``size`` bytes, as its claim asks."""
+
+    TYPE: ClassVar[str] = "grow"
+
+    volume: str
+    uid: str
+    driver: str
+    size: int
+
+    @property
+    def key(self) -> FactKey:
+        return ("grow", self.volume)
+
+
+class Veiled(str):
+    """Text that is used and never shown."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "'***'"
+
+
+class Scrub(Fact, frozen=True):
+    """What lies in a released hostPath volume of policy Recycle is to go; then the volume is free again."""
+
+    TYPE: ClassVar[str] = "scrub"
+
+    path: str
+    volume: str
+    uid: str
+
+    @property
+    def key(self) -> FactKey:
+        return ("scrub", self.path)

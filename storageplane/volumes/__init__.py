@@ -6,13 +6,14 @@ from netplane.model.errors import Invalid
 from netplane.model.pods import Pod
 from netplane.model.volumes import Volume
 
-from . import claim, empty_dir, host_path
+from . import claim, csi, empty_dir, host_path
 from .base import Context, Prepared, Renderer
 
 RENDERERS: dict[str, Renderer] = {
     "hostPath": host_path.render,
     "emptyDir": empty_dir.render,
     "persistentVolumeClaim": claim.render,
+    "csi": csi.render,
 }
 
 

@@ -14,7 +14,7 @@ from netplane.model.volumes import HostPathSource, Volume
 
 from .. import match, names
 from ..provision import is_ours
-from . import host_path
+from . import csi, host_path
 from .base import Context, Prepared
 
 
@@ -28,6 +28,9 @@ def render(pod: Pod, volume: Volume, context: Context) -> Prepared:
         raise Unavailable(f"{claim.key}: its {claim.spec.volume_name!r} is gone or another claim's")
     if not match.fits_node(found.spec.node_affinity, context.node, context.snapshot):
         raise Invalid(f"{found.key}: not reachable from node {context.node} (spec.nodeAffinity)")
+    if found.spec.csi is not None:
+        only_read = source.read_only or set(found.spec.access_modes) == {"ReadOnlyMany"}
+        return csi.persistent(found, only_read, (pod, volume, context))
     if found.spec.volume_mode != "Filesystem":
         raise Invalid(f"{found.key}: volumeMode {found.spec.volume_mode} is not supported yet")
     return persistent(found, source.read_only, context)
