@@ -11,15 +11,17 @@ from netplane.model.base import Key, Object
 from netplane.model.errors import KernelError
 from netplane.model.facts import Driver
 from netplane.model.snapshot import Snapshot
-from netplane.reconcile.base import Controller, Room
+from netplane.reconcile.base import Controller, Observer, Room
 from netplane.reconcile.core import Core
 from netplane.store.base import Store
 
 from . import names
 from .bind import Binder
+from .ephemeral import Ephemerals
 from .journal import Journal
 from .provision import Provisioner
 from .reclaim import Reclaimer, VolumeData, Volumes
+from .resize import Resizer
 
 
 class Config(NamedTuple):
@@ -30,7 +32,7 @@ class Config(NamedTuple):
 
     node: str
     root: Path
-    provisioners: tuple[str, ...] = (names.DIRECTORY,)
+    provisioners: tuple[str, ...] = (names.DIRECTORY, names.LOCAL)
     csi_drivers: tuple[str, ...] = ()
 
 
@@ -45,7 +47,17 @@ def prepare_root(path: Path) -> Path:
 
 def controllers(config: Config) -> tuple[Controller, ...]:
     """Everything that decides; the same in the agent and in a single `publish`."""
-    return Binder(), Provisioner(config.node, config.root, config.provisioners), Reclaimer()
+    return *cluster_wide(), *of_node(config)
+
+
+def cluster_wide() -> tuple[Controller, ...]:
+    """What a Kubernetes control plane does itself, where there is one."""
+    return Binder(), Reclaimer(), Ephemerals()
+
+
+def of_node(config: Config) -> tuple[Controller, ...]:
+    node, root = config.node, config.root
+    return Provisioner(node, root, config.provisioners), Resizer(node, root)
 
 
 class _Late:
@@ -63,7 +75,12 @@ class _Late:
         return self.core.delete(key, expect)
 
 
-def build(store: Store, config: Config, rank: Callable[[Snapshot], int] | None = None) -> Core:
+def build(
+    store: Store,
+    config: Config,
+    rank: Callable[[Snapshot], int] | None = None,
+    observer: Observer | None = None,
+) -> Core:
     """A core that is ready to start."""
     late = _Late()
     driver = VolumeData(config.root, late, Journal(config.root).user_of)
@@ -74,7 +91,6 @@ def build(store: Store, config: Config, rank: Callable[[Snapshot], int] | None =
 
         made = CsiProvisioning(config.root, config.node, late)
         rooms.append((CsiVolumes(config.node, config.csi_drivers), [made]))
-    deciding = () if store.allocates else (Binder(), Reclaimer())
-    provisioner = Provisioner(config.node, config.root, config.provisioners)
-    late.core = Core(store, rooms, [*deciding, provisioner], rank)
+    deciding = () if store.allocates else cluster_wide()
+    late.core = Core(store, rooms, [*deciding, *of_node(config)], rank, observer)
     return late.core

@@ -36,7 +36,7 @@ _run_dir = click.option("--run-dir", type=click.Path(path_type=Path), default=Pa
 _node = click.option("--node", default=socket.gethostname, show_default="the host's name", metavar="NAME")
 _also = click.option(
     "--provisioner", "provisioners", multiple=True, metavar="NAME",
-    help=f"Serve StorageClasses of this provisioner too (always: {names.DIRECTORY}).",
+    help=f"Serve StorageClasses of this provisioner too (always: {names.DIRECTORY}, {names.LOCAL}).",
 )  # fmt: skip
 _namespace = click.option("-n", "--namespace", default="default", show_default=True)
 
@@ -223,7 +223,7 @@ def _driver(endpoint: str, root: Path, *options: Any) -> Any:
 
 
 def _config(node: str, root: Path, provisioners: tuple[str, ...]) -> wiring.Config:
-    names_served = tuple(dict.fromkeys((names.DIRECTORY, *provisioners)))
+    names_served = tuple(dict.fromkeys((names.DIRECTORY, names.LOCAL, *provisioners)))
     top = wiring.prepare_root(root)
     drivers = tuple(sorted(path.parent.name for path in top.glob("plugins/*/csi.sock")))
     return wiring.Config(node, top, names_served, drivers)

@@ -28,6 +28,10 @@ class Host(Protocol):
     def sync(self, scopes: Iterable[Scope], before: Callable[[], object] | None = None) -> None:
         """Render, diff and apply in this thread, after the writes of ``before``. Raises the scope's error."""
 
+    def withdraw(self, name: str) -> None:
+        """Take everything of this attachment out of the kernel though its record stays, which the store
+        does not let go now; until the record is put again. Raises the scope's error."""
+
     def verify(self, scopes: Iterable[Scope]) -> list[str]:
         """What the kernel holds otherwise than it should, in words."""
 
@@ -36,6 +40,9 @@ class Host(Protocol):
 
     def peer(self, netns: str, ifname: str) -> str:
         """The node's end of a veth that another plugin made; "" when it is none, or elsewhere."""
+
+    def redirects(self, link: str) -> bool:
+        """Whether traffic control may take what comes in by the node's link past our guard of it."""
 
     def default_link(self) -> str:
         """The link of the node's default route; "" without one."""

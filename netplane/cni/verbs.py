@@ -31,7 +31,7 @@ from .host import Host
 from .ipam import describe
 from .locks import Locks
 from .networks import Networks
-from .poddns import pod_dns
+from .poddns import of_file, pod_dns
 from .podwriter import PodWriter
 from .ports import HostPorts, refuse_unreachable, udp_flows
 from .ranges import OURS, whole
@@ -131,6 +131,8 @@ class Verbs:
         if spec.kind == "macvlan" and not self.host.link_exists("", spec.bridge):
             raise Refused(CONFIG, f"master: there is no link {spec.bridge} on node {self.host.node}")
         drafted: Attachment = amend(made, spec=spec)
+        for why in self._past_the_guard(drafted) if spec.kind == "chained" else ():
+            raise Refused(CONFIG, why)
         return drafted
 
     def _check_free(self, request: Request, record: Attachment | None) -> None:
@@ -173,8 +175,8 @@ class Verbs:
                     delegate.ask("DEL", leases.type, request, request.config.document)
                 raise
         elif leases.type in ("", OURS):
-            ips = self._take(attachment, request)
-            lease = Lease(ips)
+            dns = of_file(leases.resolv_conf)
+            lease = Lease(self._take(attachment, request), dns=dns)
         else:
             lease = Lease(())
         try:
@@ -224,11 +226,16 @@ class Verbs:
             ) from exc
 
     def _undo(self, attachment: Attachment) -> None:
-        """After a failed ADD: everything that can go, goes; what cannot is owed and logged."""
+        """After a failed ADD: everything that can go, goes; what cannot is owed and logged.
+
+        Where the store cannot let the record go, its disk being full, the kernel lets go all the same.
+        """
         try:
             self._release(attachment)
         except NetplaneError as exc:
             log.warning("undoing %s is not finished: %s", attachment.name, exc)
+            with suppress(NetplaneError):
+                self.host.withdraw(attachment.name)
 
     # --- DEL ---------------------------------------------------------------------------------
 
@@ -304,6 +311,15 @@ class Verbs:
             self._tell_delegate("CHECK", record, before)
             base = [BASE] if record.spec.kind in ("bridge", "ptp") and not record.spec.ipam else []
             yield from self.host.verify([*base, Scope(ROOM, record.name)])
+            yield from self._past_the_guard(record)
+
+    def _past_the_guard(self, record: Attachment) -> Iterator[str]:
+        link = record.spec.host_ifname
+        if record.spec.config.get("macspoofchk") and link and self.host.redirects(link):
+            yield (
+                f"macspoofchk: {link} has an ingress qdisc, which takes frames past the check (the bandwidth"
+                " plugin's egressRate); let this plugin limit the bandwidth"
+            )
 
     def status(self, request: Request) -> None:
         leases = request.config.leases
@@ -311,8 +327,11 @@ class Verbs:
             return
         try:
             self._ready(request)
-        except KernelError as exc:  # the bridge, forwarding or masquerade: pods that run need them, too
-            raise Refused(LIMITED, str(exc)) from exc
+            found = [] if request.config.own_range else self.host.verify([BASE])
+        except KernelError as exc:
+            found = [str(exc)]
+        if found:  # the bridge, forwarding or masquerade: pods that run need them, too
+            raise Refused(LIMITED, f"node {self.host.node}: {'; '.join(found)}")
         if leases.delegated:
             delegate.ask("STATUS", leases.type, request, request.config.document)
         elif leases.type == OURS:

@@ -51,7 +51,7 @@ def test_a_conflist_of_the_bridge_plugin_moves_over_by_its_type() -> None:
         ({"bridge": "a name", "ipam": RANGES}, 7, "bridge"),
         ({"ipMasqBackend": "iptables"}, 7, "ipMasqBackend"),
         ({"kind": "macvlan", "mode": "tunnel"}, 7, "mode"),
-        ({"ipam": {"type": "netplane", "resolvConf": "/x"}}, 2, "ipam.resolvConf"),
+        ({"ipam": {"type": "netplane", "resolvConf": 7}}, 7, "ipam.resolvConf"),
         ({"ipam": {"type": "../sh"}}, 7, "ipam.type"),
         ({"ipam": {"ranges": [{"subnet": "10.0.0.0/24"}]}}, 7, "ipam.ranges"),
         ({"ipam": {"ranges": [[{"subnet": "10.0.0.1/24"}]]}}, 7, "host bits"),
@@ -80,6 +80,8 @@ def test_del_reads_whose_addresses_they_were_and_nothing_that_could_be_wrong() -
     assert (config.leases.type, config.is_ipam) == ("host-local", False)
     assert parse(True, type="bridge", ipam={"type": "netplane"}).is_ipam
     assert parse(True, ipam=3).leases.type == ""
+    with pytest.raises(Refused, match="name: ''"):
+        parse(True, name={})
 
 
 def test_under_another_plugin_its_keys_are_not_ours_to_judge() -> None:
