@@ -154,7 +154,7 @@ class Steady:
 
     def __init__(self, flow: Talk, size: int = 64) -> None:
         self._flow, self._size, self._stopping = flow, size, threading.Event()
-        self.said, self.problem = 0, ""
+        self.said, self.problem, self.last = 0, "", time.monotonic()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
@@ -162,7 +162,7 @@ class Steady:
         try:
             while not self._stopping.is_set():
                 self._flow.say(self.said.to_bytes(8, "big").ljust(self._size, b"."))
-                self.said += 1
+                self.said, self.last = self.said + 1, time.monotonic()
         except (OSError, AssertionError) as exc:
             self.problem = repr(exc)
 

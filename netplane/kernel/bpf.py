@@ -139,8 +139,10 @@ class Map:
         os.close(self.fd)
 
     @property
-    def shape(self) -> tuple[int, int, int, int]:
-        return self.type, self.key_size, self.value_size, self.max_entries
+    def memory(self) -> int:
+        """Bytes that the kernel holds for it."""
+        words = Path(f"/proc/self/fdinfo/{self.fd}").read_text().split()
+        return int(words[words.index("memlock:") + 1])
 
     def get(self, key: bytes) -> bytes | None:
         """The value of a key; of a per-CPU map all values, one after the other."""

@@ -103,6 +103,14 @@ class PathDriver:
         ffi = bpf.abi()
         self._config = ffi.cast("struct np_config *", ffi.from_buffer(self._memory, require_writable=True))
 
+    def tried(self) -> str:
+        """Put a program on the loopback device and take it away again. Raises KernelError."""
+        loaded = self._ready()
+        bpf.attach(1, bpf.INGRESS, loaded.programs["np_from_wire"])
+        bpf.detach(1, bpf.INGRESS, loaded.programs["np_from_wire"])
+        size = sum(one.memory for one in loaded.maps.values())
+        return f"{len(loaded.programs)} programs loaded and attached, {size >> 10} KiB of maps"
+
     # --- forgetting ----------------------------------------------------------------------------
 
     def forget(self) -> None:
