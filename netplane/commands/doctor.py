@@ -15,6 +15,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
@@ -209,10 +210,10 @@ def _bpf_object() -> str:
 
 def _packet_path() -> str:
     """All programs through the verifier, and one on a device."""
-    path = PathDriver()
-    if not path.open():
-        raise ValueError(path.problem)
-    return path.tried()
+    with closing(PathDriver()) as path:
+        if not path.open():
+            raise ValueError(path.problem)
+        return path.tried()
 
 
 def _disk(state_dir: Path) -> str:

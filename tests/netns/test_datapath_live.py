@@ -104,10 +104,10 @@ def cut_after(lab: Lab, target: str) -> float:
     (policy,) = codec.parse_all(DENY.replace("NAME", target))
     with talk(pod(lab, "a"), pod(lab, target).ip) as flow, closing(open_store(lab.store)) as store:
         steady = Steady(flow)
-        eventually(lambda: steady.said > 1000)
+        eventually(lambda: steady.said > 100)
         begin = time.monotonic()
         store.put(policy)
-        eventually(lambda: time.monotonic() - steady.last > 0.3, what="the end of a flow that is not allowed")
+        eventually(lambda: time.monotonic() - steady.last > 0.2, what="the end of a flow that is not allowed")
         flow.close()
         store.delete(policy.key)
     for node in lab.nodes:
@@ -117,9 +117,9 @@ def cut_after(lab: Lab, target: str) -> float:
 
 def test_a_policy_cuts_an_established_flow_as_fast_as_on_the_kernel_path(world: Lab, slow_world: Lab) -> None:
     for target in ("b", "far"):
-        fast, slow = ([cut_after(lab, target) for _ in range(5)] for lab in (world, slow_world))
+        fast, slow = ([cut_after(lab, target) for _ in range(3)] for lab in (world, slow_world))
         assert statistics.median(fast) <= statistics.median(slow) + 0.1, (target, fast, slow)
-    assert verdicts(world.nodes[0])["fast"] > 1000
+    assert verdicts(world.nodes[0])["fast"] > 100
     assert hooks(slow_world.nodes[0]) == 0
 
 
@@ -163,11 +163,11 @@ def test_an_agent_s_death_and_return_lose_nothing(world: Lab) -> None:
         before = {f["place"]: f["age"] for f in remembered(near, flow.port)}
         near.agent.kill(signal.SIGKILL)
         said = [one.said for one in steady]
-        eventually(lambda: all(one.said > n + 1000 for one, n in zip(steady, said, strict=True)))
+        eventually(lambda: all(one.said > n + 200 for one, n in zip(steady, said, strict=True)))
         near.agent.start().wait()
         wait_hooked(world)
         fast = verdicts(near)["fast"]
-        eventually(lambda: verdicts(near)["fast"] > fast + 1000)
+        eventually(lambda: verdicts(near)["fast"] > fast + 200)
         after = {f["place"]: f["age"] for f in remembered(near, flow.port)}
         assert all(one.stop() for one in steady)
     assert before and after.keys() == before.keys()
@@ -187,9 +187,9 @@ def test_switching_on_a_live_node_loses_nothing(world: Lab) -> None:
             near.agent.start().wait()
             eventually(lambda there=there: bool(hooks(near)) == there)
             said = steady[0].said
-            eventually(lambda said=said: steady[0].said > said + 500)
+            eventually(lambda said=said: steady[0].said > said + 200)
         wait_hooked(world)
-        eventually(lambda: verdicts(near)["fast"] > 1000)
+        eventually(lambda: verdicts(near)["fast"] > 200)
         assert all(one.stop() for one in steady)
 
 
