@@ -275,7 +275,7 @@ def _kept(handle: Any) -> Loaded:
         programs[name] = program(os.dup(library.bpf_program__fd(one)))
     for one in _each(library.bpf_object__next_map, handle):
         name = ffi.string(library.bpf_map__name(one)).decode()
-        if name.startswith("np_"):
+        if name.startswith("np_"):  # not libbpf's own
             maps[name] = Map(os.dup(library.bpf_map__fd(one)))
     return Loaded(programs, maps)
 
