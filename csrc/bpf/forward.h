@@ -22,7 +22,9 @@ static __always_inline int np_rewrite_tuple(struct __sk_buff *skb, const struct 
 	__builtin_memcpy(&before, &packet->key.source_port, 4);
 	__builtin_memcpy(&after, &flow->source_port, 4);
 	diff = bpf_csum_diff((__be32 *)packet->key.source, 32, (__be32 *)flow->source, 32, 0);
-	err = bpf_l4_csum_replace(skb, check, 0, diff, BPF_F_PSEUDO_HDR | zero);
+	/* of IPv6 addresses and their checksum the sum over the packet stays the same (Linux 6.16) */
+	err = bpf_l4_csum_replace(skb, check, 0, diff,
+				  BPF_F_PSEUDO_HDR | zero | (packet->key.family == 6 ? NP_CSUM_IPV6 : 0));
 	err = err ?: bpf_l4_csum_replace(skb, check, before, after, 4 | zero);
 	err = err ?: bpf_skb_store_bytes(skb, packet->transport, &after, 4, 0);
 	if (packet->key.family == 6)
@@ -69,11 +71,13 @@ static __always_inline void np_flow_forget(const struct np_flow_key *key)
 
 /* The entry that this packet may use; NULL, with the reason counted, when the kernel must see it. */
 static __always_inline struct np_flow *np_flow_find(struct __sk_buff *skb, const struct np_config *config,
-						    const struct np_packet *packet)
+						    struct np_packet *packet)
 {
 	struct np_flow *flow = bpf_map_lookup_elem(&np_flows, &packet->key);
 	__u32 verdict;
 
+	if (flow)
+		packet->bare = 0;
 	if (!flow)
 		verdict = NP_VERDICT_MISS;
 	else if (flow->generation != config->generation)

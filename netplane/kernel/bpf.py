@@ -139,8 +139,10 @@ class Map:
         os.close(self.fd)
 
     @property
-    def shape(self) -> tuple[int, int, int, int]:
-        return self.type, self.key_size, self.value_size, self.max_entries
+    def memory(self) -> int:
+        """Bytes that the kernel holds for it."""
+        words = Path(f"/proc/self/fdinfo/{self.fd}").read_text().split()
+        return int(words[words.index("memlock:") + 1])
 
     def get(self, key: bytes) -> bytes | None:
         """The value of a key; of a per-CPU map all values, one after the other."""
@@ -273,7 +275,7 @@ def _kept(handle: Any) -> Loaded:
         programs[name] = program(os.dup(library.bpf_program__fd(one)))
     for one in _each(library.bpf_object__next_map, handle):
         name = ffi.string(library.bpf_map__name(one)).decode()
-        if name.startswith("np_"):
+        if name.startswith("np_"):  # not libbpf's own
             maps[name] = Map(os.dup(library.bpf_map__fd(one)))
     return Loaded(programs, maps)
 

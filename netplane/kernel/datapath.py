@@ -66,7 +66,8 @@ class PathDriver:
         self._on = on
         self._loaded: bpf.Loaded | None = None
         self._memory: mmap.mmap | None = None
-        self._config: Any = None
+        self._config: Any = None  # struct np_config, in shared memory
+        self._view: Any = None
         self._path: FastPath | None = None
         self._base: dict[str, tuple[Hook, int]] = {}  # hooks on devices that may be made again
         self._lock = threading.Lock()
@@ -101,7 +102,26 @@ class PathDriver:
                 one.close()
         self._memory = mmap.mmap(self._loaded.maps["np_config"].fd, mmap.PAGESIZE)
         ffi = bpf.abi()
-        self._config = ffi.cast("struct np_config *", ffi.from_buffer(self._memory, require_writable=True))
+        self._view = ffi.from_buffer(self._memory, require_writable=True)
+        self._config = ffi.cast("struct np_config *", self._view)
+
+    def close(self) -> None:
+        """Let go of programs and maps; what is on devices stays."""
+        if self._loaded is None or self._memory is None:
+            return
+        bpf.abi().release(self._view)
+        self._config = self._view = None
+        self._memory.close()
+        self._loaded.close()
+        self._loaded = None
+
+    def tried(self) -> str:
+        """Put a program on the loopback device and take it away again. Raises KernelError."""
+        loaded = self._ready()
+        bpf.attach(1, bpf.INGRESS, loaded.programs["np_from_wire"])
+        bpf.detach(1, bpf.INGRESS, loaded.programs["np_from_wire"])
+        size = sum(one.memory for one in loaded.maps.values())
+        return f"{len(loaded.programs)} programs loaded and attached, {size >> 10} KiB of maps"
 
     # --- forgetting ----------------------------------------------------------------------------
 
