@@ -88,7 +88,7 @@ def test_the_host_end_of_a_pods_veth_is_found(make_netns: MakeNetns) -> None:
 
 
 def test_a_pair_carries_its_first_packet(make_netns: MakeNetns) -> None:
-    """pods p0 … p19 ═ v0 … v19 ─ b0 10.9.0.1/24: no ARP question is lost, which would be asked again after 1 s."""
+    """pods p0 … p19 ═ v0 … v19 ─ b0 10.9.0.1/24: no ARP question is lost (the next comes after 1 s)."""
     driver, pods = netns.call(make_netns("node"), LinkDriver), [make_netns(f"p{i}") for i in range(20)]
     bridge = Link(name="b0", kind="bridge", alias="netplane:test")
     driver.apply(Plan(add=(bridge, Address(link="b0", address="10.9.0.1/24"))))
