@@ -23,7 +23,7 @@ from netplane.model.errors import NetplaneError, Unavailable
 from netplane.store import DEFAULT, open_store
 
 from . import agent as wiring
-from . import doctor, names, publish, session
+from . import doctor, lost, names, publish, session
 from .mounts import Mounts
 
 ROOT = "/var/lib/storageplane"
@@ -52,24 +52,29 @@ def cli() -> None:
 @_run_dir
 @_also
 @click.option("--csi-endpoint", default="", metavar="unix:///PATH", help="Be the CSI driver too.")
+@click.option("--http-listen", default="", metavar="IP:PORT", help="/metrics, /healthz, /livez, /readyz.")
 def agent(
-    node: str, store: str, root: Path, run_dir: Path, provisioners: tuple[str, ...], csi_endpoint: str
+    node: str, store: str, root: Path, run_dir: Path, provisioners: tuple[str, ...], **more: str
 ) -> None:
     """Bind claims, provision and reclaim volumes, in the foreground, until SIGTERM."""
     stop = _until_told()
     config = _config(node, root, provisioners)
     (run_dir / "storage").mkdir(parents=True, exist_ok=True)
     opened = open_store(store)
-    core = wiring.build(opened, config)
-    health = HealthServer(run_dir / "storage", lambda: {"node": node, **core.status()}, CollectorRegistry())
-    driver = _driver(csi_endpoint, config.root, node) if csi_endpoint else None
-    core.start()
+    registry = CollectorRegistry()
+    running = wiring.Agent(opened, config, registry)
+    health = HealthServer(
+        run_dir / "storage", lambda: {"node": node, **running.core.status()}, registry, more["http_listen"]
+    )
+    endpoint = more["csi_endpoint"]
+    driver = _driver(endpoint, config.root, node) if endpoint else None
+    running.start()
     health.start()
     stop.wait()
     if driver is not None:
         driver.stop()
     health.stop()
-    core.stop()
+    running.stop()
     opened.close()
 
 
@@ -156,6 +161,30 @@ def unpublish(pod: str, namespace: str, target: str, root: Path, store: str) -> 
     del store
     if root.exists():
         publish.unpublish(namespace, pod, Mounts(root), target)
+
+
+@cli.group("node")
+def node_group() -> None:
+    """What concerns a whole node."""
+
+
+@node_group.command("lost")
+@click.argument("name")
+@_store
+@click.option("--rebind", is_flag=True, help="Its claims start anew, with other volumes, and empty.")
+@click.option("--force", is_flag=True, help="Although its lease is alive.")
+def lost_command(name: str, store: str, rebind: bool, force: bool) -> None:
+    """Give up node NAME and the volumes that only it could reach; their data counts as lost.
+
+    The volumes' objects are removed and their claims become Lost, or, with --rebind, wait for new ones. Pods
+    placed there that use them are deleted. Everything else is left alone.
+    """
+    opened = open_store(store)
+    try:
+        for line in lost.give_up(opened, name, rebind, force):
+            click.echo(line)
+    finally:
+        opened.close()
 
 
 @cli.command("doctor")
