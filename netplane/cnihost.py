@@ -85,6 +85,9 @@ class CniHost:
     def peer(self, netns_path: str, ifname: str) -> str:
         return self._links.peer(netns_path, ifname)
 
+    def redirects(self, link: str) -> bool:
+        return self._links.redirects(link)
+
     def default_link(self) -> str:
         return default_route_device() or ""
 

@@ -41,6 +41,9 @@ class Host(Protocol):
     def peer(self, netns: str, ifname: str) -> str:
         """The node's end of a veth that another plugin made; "" when it is none, or elsewhere."""
 
+    def redirects(self, link: str) -> bool:
+        """Whether traffic control may take what comes in by the node's link past our guard of it."""
+
     def default_link(self) -> str:
         """The link of the node's default route; "" without one."""
 

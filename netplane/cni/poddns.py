@@ -4,6 +4,8 @@ file says that the network names. Pure but for one look at that file, or at the 
 
 from __future__ import annotations
 
+import functools
+import os
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,16 @@ def _named(found: resolvconf.Resolv) -> dict[str, Any]:
 
 def _host(path: str) -> resolvconf.Resolv:
     try:
-        return resolvconf.parse(Path(path).read_text(errors="replace")) if path else resolvconf.Resolv()
+        found = os.stat(path) if path else None
+    except OSError:
+        found = None
+    return _read(path, found.st_ino, found.st_mtime_ns, found.st_size) if found else resolvconf.Resolv()
+
+
+@functools.lru_cache(maxsize=4)
+def _read(path: str, *_state: int) -> resolvconf.Resolv:
+    """A file that is as it was is not read again."""
+    try:
+        return resolvconf.parse(Path(path).read_text(errors="replace"))
     except OSError:
         return resolvconf.Resolv()

@@ -103,7 +103,13 @@ def render_base(node: Node, config: CniConfig) -> Iterator[Fact]:
     if not node.pod_cidrs:
         return
     yield Link(
-        name=BRIDGE, kind="bridge", alias=f"{ALIAS}{ROOM}", mtu=config.pod_mtu, mac=bridge_mac(node.name)
+        name=BRIDGE,
+        kind="bridge",
+        alias=f"{ALIAS}{ROOM}",
+        mtu=config.pod_mtu,
+        mac=bridge_mac(node.name),
+        # no port is sent multicast, and with snooping a port that goes costs as much as there are ports
+        options=(("mcast_snooping", 0),),
     )
     for cidr in node.pod_cidrs:
         network = ip_network(cidr)

@@ -131,6 +131,8 @@ class Verbs:
         if spec.kind == "macvlan" and not self.host.link_exists("", spec.bridge):
             raise Refused(CONFIG, f"master: there is no link {spec.bridge} on node {self.host.node}")
         drafted: Attachment = amend(made, spec=spec)
+        for why in self._past_the_guard(drafted) if spec.kind == "chained" else ():
+            raise Refused(CONFIG, why)
         return drafted
 
     def _check_free(self, request: Request, record: Attachment | None) -> None:
@@ -309,6 +311,15 @@ class Verbs:
             self._tell_delegate("CHECK", record, before)
             base = [BASE] if record.spec.kind in ("bridge", "ptp") and not record.spec.ipam else []
             yield from self.host.verify([*base, Scope(ROOM, record.name)])
+            yield from self._past_the_guard(record)
+
+    def _past_the_guard(self, record: Attachment) -> Iterator[str]:
+        link = record.spec.host_ifname
+        if record.spec.config.get("macspoofchk") and link and self.host.redirects(link):
+            yield (
+                f"macspoofchk: {link} has an ingress qdisc, which takes frames past the check (the bandwidth"
+                " plugin's egressRate); let this plugin limit the bandwidth"
+            )
 
     def status(self, request: Request) -> None:
         leases = request.config.leases

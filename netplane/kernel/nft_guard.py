@@ -35,6 +35,11 @@ class GuardDriver:
         self._lock = threading.RLock()
         self._held: set[FactKey] | None = None  # the guards that are there; None: not known
 
+    @property
+    def portids(self) -> frozenset[int]:
+        """Whose commits are ours, as notifications name them."""
+        return frozenset((self._nft.portid,)) - {0}
+
     def observe(self) -> Mapping[FactKey, Mark]:
         """{key: mark} of every guard that is there."""
         with self._lock:

@@ -62,6 +62,11 @@ class LimitDriver:
         self._lock = threading.RLock()
         self._held: set[str] | None = None  # the links that have a limit; None: not known
 
+    @property
+    def portids(self) -> frozenset[int]:
+        """Whose commits are ours, as notifications name them."""
+        return frozenset((int(self._sock.getsockname()[0]), self._nft.portid)) - {0}
+
     def observe(self) -> Mapping[FactKey, Mark]:
         """{key: mark} of every limit that is there. Raises KernelError."""
         with self._lock:

@@ -3,8 +3,8 @@
 Rule 1: no dump on the way of an ADD: links are looked up by name, requests go in batches, each
         batch is one system call with the GIL released, and every request is acknowledged by itself.
 Rule 2: a plan is all or nothing for what it adds: when a step fails, what was added is removed again.
-Rule 3: order: removals; links, masters first; sysctls (they may name the links); then addresses,
-        routes, neighbours and forwarding entries.
+Rule 3: order: removals; links, masters first; sysctls (they may name the links); then, in one batch
+        for each namespace, new pairs and lo go up, and addresses, routes, neighbours and entries come.
 Rule 4: what a pod's namespace holds belongs to the pod: `observe` reads our own namespace only.
 """
 
@@ -22,7 +22,7 @@ import msgspec
 
 from ..model.errors import Invalid, KernelError
 from ..model.facts import Address, Fact, FactKey, Fdb, Link, Mark, Neighbour, Plan, Route, Shaper, Sysctl
-from . import linkmsg, sysctl
+from . import linkmsg, qdiscmsg, sysctl
 from .factput import put_facts
 from .linkdrop import delete, drop, drop_rest
 from .linkput import put
@@ -83,8 +83,8 @@ class LinkDriver:
                 rest[fact.netns].append(fact)
         for netns, pairs in settings.items():
             sysctl.ensure(pairs, session.path(netns))
-        for netns, group in rest.items():
-            put_facts(session, netns, group, known)
+        for netns in dict.fromkeys((*session.later, *rest)):
+            put_facts(session, netns, rest.get(netns, ()), known)
 
     @contextmanager
     def _session(self) -> Iterator[Session]:
@@ -144,6 +144,17 @@ class LinkDriver:
             outside = linkmsg.parse(answer.body) if answer.body else None
             # an index says little of another namespace: both ends must name each other
             return outside.name if outside and outside.iflink == inside.ifindex else ""
+
+    def redirects(self, name: str) -> bool:
+        """Whether the link of our namespace has an ingress qdisc, whose filters (the bandwidth plugin's) see
+        its frames before nftables does, and may take them past it."""
+        with self._session() as session:
+            state = session.states("", [name]).get(name)
+            if state is None:
+                return False
+            everything = session.socket("").dump(qdiscmsg.RTM_GETQDISC, qdiscmsg.TCMSG.pack(0, 0, 0, 0, 0))
+            found = [qdiscmsg.at_ingress(body, state.ifindex) for _, body in everything]
+            return True in found  # a dump is read to its end
 
     def portids(self) -> frozenset[int]:
         """Whose notifications are echoes of our own requests (for LinkMonitor)."""

@@ -196,7 +196,7 @@ def _remove_left(path: str) -> None:
     """What the driver made at a path and did not remove. Raises KernelError(EBUSY) when still mounted."""
     if mountinfo.beneath(path):
         raise KernelError(16, f"remove {path}", "its driver says that it is unpublished, but it is mounted")
-    with suppress(FileNotFoundError, NotADirectoryError), tree.translated(f"remove {path}"):
+    with tree.translated(f"remove {path}"), suppress(FileNotFoundError, NotADirectoryError):
         if os.path.islink(path) or os.path.isfile(path):
             os.unlink(path)
         else:

@@ -50,17 +50,21 @@ class Client:
 
     def call(self, method: str, **fields: Any) -> Any:
         """The response. Raises Invalid, NotFound or Unavailable, naming the call and the driver's words."""
+        try:
+            return self.raw(method, **fields)
+        except grpc.RpcError as exc:
+            words = veiled(exc.details() or "", fields.get("secrets") or {})
+            raise _translated(f"{self.path.parent.name}: {method}", exc.code().name, words) from None
+
+    def raw(self, method: str, **fields: Any) -> Any:
+        """The response. Raises grpc.RpcError as it came."""
         service, (request, response) = self._methods[method]
         send = self._channel.unary_unary(
             f"/{protocol.PACKAGE}.{service}/{method}",
             request_serializer=request.SerializeToString,
             response_deserializer=response.FromString,
         )
-        try:
-            return send(request(**fields), timeout=self._deadline)
-        except grpc.RpcError as exc:
-            words = veiled(exc.details() or "", fields.get("secrets") or {})
-            raise _translated(f"{self.path.parent.name}: {method}", exc.code().name, words) from None
+        return send(request(**fields), timeout=self._deadline)
 
     @cached_property
     def name(self) -> str:

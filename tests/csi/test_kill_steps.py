@@ -204,6 +204,8 @@ CALLS = [
 @pytest.mark.parametrize("kind", ["directory", "ext4", "block", "tmpfs"])
 @pytest.mark.parametrize("name", CALLS)
 def test_killed_at_every_step(mortal: Mortal, kind: str, name: str) -> None:
+    if name == "nodegrow" and kind in ("directory", "tmpfs"):
+        pytest.skip("its node has nothing to do")
     walk(mortal, kind, name, lambda step: step + 1)
 
 

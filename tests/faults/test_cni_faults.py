@@ -278,6 +278,28 @@ def test_a_record_that_was_deleted_stays_deleted(machine: Machine, make_netns: M
     assert machine.host() == before
 
 
+def test_a_reboot_frees_every_address_and_a_restart_none(machine: Machine, make_netns: MakeNetns) -> None:
+    """Of another boot: the records say so, though a runtime may have made a namespace of that name again."""
+    clean, pod = machine.host(), make_netns("pod")
+    address = plain(machine("ADD", pod))
+    machine.stop()
+    machine.start()
+    other = make_netns("other")
+    assert plain(machine("ADD", other)) != address
+    machine.stop()
+    netns.run(machine.at, "ip", "link", "del", "npbr0")  # what the reboot takes
+    for at in (pod, other):
+        netns.run(at, "ip", "link", "del", "eth0")
+    text = machine.netplane("get", "Attachment", "-o", "json", "--store", machine.store)
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    assert text.count(boot) == 2
+    (machine.work / "old.json").write_text(text.replace(boot, "another"))
+    machine.netplane("apply", "--store", machine.store, "-f", str(machine.work / "old.json"))
+    machine.start()
+    assert not machine.objects() and "eth0" not in netns.run(pod, "ip", "link")
+    assert machine.host() == clean
+
+
 def test_a_clock_that_goes_back_does_not_make_an_old_sandbox_the_newest() -> None:
     def attachment(container: str, revision: int, created: str) -> Attachment:
         spec = AttachmentSpec(
