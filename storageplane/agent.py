@@ -1,4 +1,4 @@
-"""The wiring of storageplane: binder, provisioner and reclaimer of one node on one store."""
+"""The wiring of storageplane: controllers, volumes and the upkeep of what is published, on one node."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ from netplane.store.base import Store
 from . import names
 from .bind import Binder
 from .journal import Journal
+from .mounts import Mounts
 from .provision import Provisioner
 from .reclaim import Reclaimer, VolumeData, Volumes
+from .upkeep import Keeper, Pods
 
 
 class Config(NamedTuple):
@@ -63,7 +65,11 @@ def build(store: Store, config: Config, rank: Callable[[Snapshot], int] | None =
     """A core that is ready to start."""
     late = _Late()
     driver = VolumeData(config.root, late, Journal(config.root).user_of)
-    rooms: list[tuple[Room, list[Driver]]] = [(Volumes(config.node, config.root), [driver])]
+    keeper = Keeper(config.node, Mounts(config.root), lambda: late.core.snapshot())
+    rooms: list[tuple[Room, list[Driver]]] = [
+        (Volumes(config.node, config.root), [driver]),
+        (Pods(config.node, str(config.root)), [keeper]),
+    ]
     deciding = () if store.allocates else (Binder(), Reclaimer())
     provisioner = Provisioner(config.node, config.root, config.provisioners)
     late.core = Core(store, rooms, [*deciding, provisioner], rank)

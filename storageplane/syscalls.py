@@ -10,6 +10,7 @@ same on every architecture that Linux has added since 5.1 unified them.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 
 from netplane.model.errors import KernelError
@@ -20,7 +21,7 @@ RESOLVE_NO_XDEV, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, RESOLVE_BENEATH = 1
 OPEN_TREE_CLONE = 1
 MOUNT_ATTR_RDONLY = 1
 MS_PRIVATE, MS_SLAVE, MS_SHARED = 1 << 18, 1 << 19, 1 << 20
-UMOUNT_NOFOLLOW = 8
+MNT_DETACH, UMOUNT_NOFOLLOW = 2, 8
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -87,7 +88,27 @@ def new_filesystem(fstype: str, options: tuple[str, ...]) -> int:
         os.close(context)
 
 
-def umount(path: str) -> None:
-    """Unmount what is mounted on exactly ``path``; a link there is not followed."""
-    if _libc.umount2(os.fsencode(path), UMOUNT_NOFOLLOW) < 0:
+def knows(fstype: str) -> bool:
+    """Whether this kernel has a file system, built in or as a module that it loads now."""
+    try:
+        os.close(_call(f"open file system {fstype}", FSOPEN, fstype.encode(), 1))
+    except KernelError as exc:
+        if exc.errno == errno.ENODEV:
+            return False
+        raise
+    return True
+
+
+def chown(fd: int, gid: int) -> None:
+    """Give what ``fd`` is open on, also by O_PATH and also a link itself, to a group."""
+    if _libc.fchownat(fd, b"", ctypes.c_uint(-1), ctypes.c_uint(gid), AT_EMPTY_PATH) < 0:
+        raise KernelError(ctypes.get_errno(), f"give a file to the group {gid}")
+
+
+def umount(path: str, lazily: bool = False) -> None:
+    """Unmount what is mounted on exactly ``path``; a link there is not followed.
+
+    ``lazily``: out of the tree now, gone with its last user.
+    """
+    if _libc.umount2(os.fsencode(path), UMOUNT_NOFOLLOW | (MNT_DETACH if lazily else 0)) < 0:
         raise KernelError(ctypes.get_errno(), f"unmount {path}")
