@@ -13,7 +13,7 @@ from pathlib import Path
 from netplane.model.errors import KernelError
 from netplane.model.storage_facts import Mount
 
-from . import loops, mountinfo, subpath, syscalls, tree
+from . import hugepages, loops, mountinfo, subpath, syscalls, tree
 
 PROPAGATION = {
     "private": (syscalls.MS_PRIVATE,),
@@ -54,6 +54,8 @@ def _made(fact: Mount, root: Path) -> int:
 def _memory(fact: Mount) -> int:
     """tmpfs or hugetlbfs; ``noswap`` (Linux 6.4) where the kernel has it."""
     source = f"source={fact.source}"
+    if fact.fstype == "hugetlbfs":
+        hugepages.check(fact.options)
     try:
         return syscalls.new_filesystem(fact.fstype, (source, *fact.options))
     except KernelError as exc:

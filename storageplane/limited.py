@@ -17,9 +17,12 @@ from netplane.model.errors import KernelError
 from . import images
 from .tree import translated
 
-BLOCK = 4096
+BLOCK = 4096  # bytes; 1024 below SMALL, where every block counts
+SMALL = 4 << 20
 INODE_EVERY = 16384  # bytes; 64 times that above 64 GiB
 LARGE = 64 << 30
+FEWEST = 64  # inodes
+LEAST = 65536  # bytes of room; a smaller limit gets these
 NEAR = 16 * BLOCK  # more room than was asked for
 TRIES = 8
 
@@ -32,6 +35,7 @@ def make(image: Path, room: int) -> None:
     if image.exists():
         return
     fresh = image.with_name(f"{image.name}.new")
+    room = max(room, LEAST)
     size = _rounded(room + room // 40 + (1 << 20))
     for _ in range(TRIES):
         _format(fresh, size, room)
@@ -51,10 +55,23 @@ def _rounded(size: int) -> int:
 def _format(fresh: Path, size: int, room: int) -> None:
     with translated(f"make image {fresh}"), open(fresh, "wb") as file:
         file.truncate(size)
-    every = str(INODE_EVERY * (64 if room > LARGE else 1))
+    inodes = max(FEWEST, size // (INODE_EVERY * (64 if room > LARGE else 1)))
     without = "^has_journal,^resize_inode"
     lazily = "lazy_itable_init=1,nodiscard"
-    how = ("-q", "-F", "-m", "0", "-b", str(BLOCK), "-i", every, "-O", without, "-E", lazily)
+    how = (
+        "-q",
+        "-F",
+        "-m",
+        "0",
+        "-b",
+        str(1024 if room < SMALL else BLOCK),
+        "-N",
+        str(inodes),
+        "-O",
+        without,
+        "-E",
+        lazily,
+    )
     images.run("mkfs.ext4", *how, str(fresh), package="e2fsprogs")
 
 
@@ -68,7 +85,8 @@ def usable(image: Path) -> int:
         file.seek(1024)
         raw = file.read(1024)
     blocks, free = (_wide(raw, low, high) for low, high in ((0x4, 0x150), (0xC, 0x158)))
-    return (free - min(blocks // 50, 4096)) * BLOCK
+    block = 1024 << int(struct.unpack_from("<I", raw, 0x18)[0])
+    return (free - min(blocks // 50, 4096)) * block
 
 
 def _wide(raw: bytes, low: int, high: int) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from netplane.model.errors import Invalid
+from netplane.model.errors import Invalid, Unavailable
 from netplane.model.pods import Pod
 from netplane.model.volumes import Volume
 
@@ -45,7 +45,12 @@ def render(pod: Pod, volume: Volume, context: Context) -> Prepared:
     if kind not in RENDERERS:
         known = ", ".join(sorted(RENDERERS))
         raise Invalid(f"{pod.key}: volume {volume.name}: {kind} is not supported; supported: {known}")
-    return RENDERERS[kind](pod, volume, context)
+    try:
+        return RENDERERS[kind](pod, volume, context)
+    except Unavailable as exc:
+        if kind not in LIVE or str(exc).startswith(str(pod.key)):
+            raise
+        raise Unavailable(f"{pod.key}: volume {volume.name}: {exc}") from None
 
 
 __all__ = ["LIVE", "RENDERERS", "Context", "Prepared", "render"]
