@@ -175,7 +175,7 @@ class Mounts:
                 return
             if not fact.sub:
                 raise KernelError(errno.EBUSY, f"mount at {target}", f"{there.fstype} is mounted there")
-            self._unmount(fact.target)
+            self._unmount(fact.target, lazily=True)  # whoever has the old file open keeps it
         with self._strict(target) as place:
             made = attach.detached(fact, self.root)
             try:
@@ -221,7 +221,7 @@ class Mounts:
             if exc.errno not in (errno.ENOENT, errno.ENOTDIR):
                 raise
 
-    def _unmount(self, path: str) -> None:
+    def _unmount(self, path: str, lazily: bool = False) -> None:
         target = self.where(path)
         stack = mountinfo.beneath(target)
         if not stack:
@@ -232,7 +232,7 @@ class Mounts:
         for mounted in reversed(stack):
             head, name = os.path.split(mounted.point)
             with self._strict(head) as at:
-                _umount(f"/proc/self/fd/{at}/{name}", mounted)
+                _umount(f"/proc/self/fd/{at}/{name}", mounted, lazily)
 
     def _unpoint(self, path: str) -> None:
         """Remove an empty point; one that somebody filled or replaced is not ours any more."""
@@ -283,10 +283,10 @@ def _rmdir(at: int, name: str) -> None:
             raise
 
 
-def _umount(path: str, mounted: mountinfo.Mounted) -> None:
+def _umount(path: str, mounted: mountinfo.Mounted, lazily: bool) -> None:
     point = mounted.point
     try:
-        syscalls.umount(path)
+        syscalls.umount(path, lazily)
     except KernelError as exc:
         if exc.errno == errno.EBUSY and alive.broken(point, mounted.fstype):
             syscalls.umount(path, lazily=True)

@@ -12,7 +12,7 @@ from collections.abc import Hashable, Iterable, Iterator
 from typing import NamedTuple
 
 from netplane.model import volume_checks
-from netplane.model.errors import Invalid
+from netplane.model.errors import Invalid, Unavailable
 from netplane.model.facts import Fact
 from netplane.model.pods import Container, Pod, VolumeMount
 from netplane.model.storage_facts import (
@@ -79,6 +79,7 @@ def volume(pod: Pod, source: Volume, target: str, context: Context) -> Wanted:
             if mount.name != source.name:
                 continue
             sub = _sub_path(pod, container, mount, context)
+            _among_shown(pod, source.name, sub, prepared)
             if sub or _all_read_only(mount):
                 place = f"{pod_dir(pod)}/volume-subpaths/{source.name}/{container.name}/{index}"
                 facts += _view(place, sub, mount, prepared)
@@ -144,6 +145,14 @@ def _sub_path(pod: Pod, container: Container, mount: VolumeMount, context: Conte
     for _, reason in volume_checks.inside("", plain) if plain else ():
         raise Invalid(f"{where}: {reason}")
     return plain
+
+
+def _among_shown(pod: Pod, volume: str, sub: str, prepared: Prepared) -> None:
+    """Raises Unavailable for a file that no object gives; kubelet would make a directory in its place."""
+    shown = [f.path for p in prepared.facts if isinstance(p, Payload) for f in p.files]
+    if sub and prepared.fixed and not any(p == sub or p.startswith(f"{sub}/") for p in shown):
+        have = ", ".join(shown) or "nothing"
+        raise Unavailable(f"{pod.key}: subPath: volume {volume} shows no {sub!r}; it shows {have}")
 
 
 def _all_read_only(mount: VolumeMount) -> bool:
