@@ -137,6 +137,8 @@ class Rig:
     def ours(self) -> Iterator[Plugin]:
         """Our plugin with ports, bandwidth and masquerade, as far as it has them, and a running agent."""
         node, run_dir = self.node("ours"), self.work / "run"
+        run_dir.mkdir()  # as /run is; the namespaces of mounts are the benchmark's own
+        subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(run_dir)], check=True)
         asked = {"portMappings": [PORT], "bandwidth": RATE}
         runtime = {key: value for key, value in asked.items() if key in CAPABILITIES}
         keys = {"type": "netplane", "socket": str(run_dir / "cni.sock"), "ipMasq": True}
@@ -147,6 +149,7 @@ class Rig:
         finally:
             agent.send_signal(signal.SIGTERM)
             agent.wait(30)
+            subprocess.run(["umount", str(run_dir)], check=True)
 
     def _agent(self, node: str, run_dir: Path) -> subprocess.Popen[Any]:
         options = {

@@ -23,7 +23,7 @@ ADDRESS = "10.9.0.1"
 
 
 def names(count: int) -> list[str]:
-    return [f"svc-{n}.default.svc.cluster.local" for n in range(count)]
+    return [f"svc-{n:06}.default.svc.cluster.local" for n in range(count)]
 
 
 def address(n: int) -> str:
@@ -37,7 +37,7 @@ def snapshot_of(count: int) -> Snapshot:
             Namespace(metadata=ObjectMeta(name="default")),
             *(
                 Service(
-                    metadata=ObjectMeta(name=f"svc-{n}", namespace="default"),
+                    metadata=ObjectMeta(name=f"svc-{n:06}", namespace="default"),
                     spec=ServiceSpec(cluster_ip=address(n), ports=ports),
                 )
                 for n in range(count)

@@ -10,17 +10,15 @@ Rule 3: stopping stops the work, not the data plane: nothing is taken down.
 
 from __future__ import annotations
 
+import ctypes
 import logging
-import os
 import resource
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import replace
 from functools import partial
-from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -28,26 +26,16 @@ from prometheus_client import CollectorRegistry
 
 from . import cluster
 from .agentconfig import AgentConfig
-from .cni.ipam import gateway
-from .cni.names import BRIDGE
 from .cni.render import CniConfig, CniRoom
 from .cni.server import CniServer
 from .cnihost import CniHost
-from .dns import config as dns_config
-from .dns import handover
-from .dns.config import DnsConfig
-from .dns.controls import DnsControls
-from .dns.metrics import DnsMetrics
-from .dns.names import LocalNames
-from .dns.server import DnsServer
-from .dns.setup import Setup
-from .dns.table import NameTable
-from .dns.zone import DnsRoom, ReplaceableRoom
-from .health import Controls, HealthServer, split_listen
+from .dnsedge import DnsEdge
+from .health import Controls, HealthServer
 from .kernel.flows import FlowDriver
 from .kernel.flowtable import FlowTable
 from .kernel.linkwatch import LinkMonitor
 from .kernel.nft_guard import GuardDriver
+from .kernel.nft_limit import LimitDriver
 from .kernel.nft_text import joined
 from .kernel.nftables import NftDriver
 from .kernel.nftwatch import NftMonitor
@@ -65,17 +53,18 @@ from .policy.flows import PolicyFlows
 from .policy.room import PolicyRoom
 from .reconcile.base import Room
 from .reconcile.core import Core
+from .services.ejector import Ejector
 from .services.explain import explain
 from .services.health import HealthChecks
 from .services.metrics import ServiceCounts, ServiceMetrics
 from .services.room import ServicesRoom
+from .spare import Spare
 from .store import Store, open_store
 
 log = logging.getLogger(__name__)
 
 TO_BE_DELETED = "ToBeDeletedByClusterAutoscaler"  # the taint that kube-proxy looks for too
 CNI_SOCKET = "cni.sock"
-DRAIN = 2.0  # seconds that DNS questions to upstreams may take at the end
 CALM = 0.2  # seconds that link events are gathered before everything is compared again
 
 
@@ -87,27 +76,24 @@ class Agent:
         self.boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         self._registry = CollectorRegistry()
         self._links = LinkDriver()
-        self._names = NameTable(config.domain)
         self._metrics = ServiceMetrics(self._registry)
         self._checks = HealthChecks(self.proxy_healthy)
-        self._dns = dns_config.read(config.dns_config) if config.dns_config else dns_config.DnsConfig()
-        self._dns_setup: Setup | None = None
-        self._inherited = handover.Inherited.of(os.environ)
-        self.restarting = False  # set before `run` ends: `held` are then the sockets to pass on
-        self.held: list[socket.socket] = []
         self._flows: PolicyFlows | None = None
         self._policy: PolicyRoom | None = None
         self._edge_failures: dict[str, str] = {}
-        self._controls: Controls = {
-            "/explain": self._explain
-        }  # what operators ask of the edges, on the agent's socket
+        self._controls: Controls = {"/explain": self._explain}  # what operators ask, on the agent's socket
+        self.dns = DnsEdge(config, self._registry, self._controls)
         self._core: Core | None = None
         self._cni: CniServer | None = None
         self._nft: NftDriver | None = None
+        self._nft_ports: frozenset[int] = frozenset()  # whose commits are ours
+        self._spare: Spare | None = None
+        self._ejector: Ejector | None = None
 
     def run(self, stopping: threading.Event) -> None:
         """Raises Invalid for what is refused at start; after that, only `stopping` ends it."""
         _raise_limits()
+        _share_heap()
         with ExitStack() as stack:
             self.config.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
             instance = cluster.Instance(self.config.state_dir)
@@ -115,6 +101,8 @@ class Agent:
             store = _patiently(lambda: open_store(self.config.store), stopping)
             stack.callback(store.close)
             machine = self._machine(instance.id)
+            spare = self._spare = Spare(self.config.run_dir, store)
+            _patiently(lambda: spare.settle(self.config.node, self.boot_id), stopping)
             registrar = cluster.Registrar(store, machine)
             if not store.allocates:
                 _patiently(registrar.register, stopping)
@@ -126,6 +114,9 @@ class Agent:
                 stack.callback(self._flows.stop)
             core.start()
             stack.callback(core.stop)
+            if self._ejector is not None:
+                self._ejector.start()
+                stack.callback(self._ejector.stop)
             health = HealthServer(
                 self.config.run_dir,
                 self.status,
@@ -151,8 +142,7 @@ class Agent:
         mend = _Calm(partial(self._mend, core))
         yield LinkMonitor(mend, own=self._links.portids)
         if self._nft is not None:
-            busy = partial(getattr, self._nft, "transactions")
-            yield NftMonitor(mend, own=self._nft.portids, busy=busy)
+            yield NftMonitor(mend, own=self._nft_ports)
 
     def _mend(self, core: Core) -> None:
         """Compare everything; a link that went may mean that a namespace went without its DEL."""
@@ -168,12 +158,9 @@ class Agent:
             room = status["rooms"].setdefault(edge, {"scopes": 0, "failing": {}})
             room["failing"]["server"] = why
             status["synced"] = False
-        if self._dns_setup is not None:
-            if self._dns_setup.problem:  # no reason to be unready: the running one serves on
-                status["dns"] = {"config": self._dns_setup.problem}
-            if not self._dns_setup.server.ready:
-                status["rooms"]["dns"]["failing"]["server"] = "the DNS server's thread has ended"
-                status["synced"] = False
+        self.dns.tell(status)
+        if self._ejector is not None:  # no reason to be unready either
+            status["ejected"] = self._ejector.status()
         return {"node": self.config.node, **status}
 
     def proxy_healthy(self) -> bool:
@@ -228,29 +215,35 @@ class Agent:
         )
 
     def _build(self, store: Store, machine: cluster.Machine) -> Core:
-        nft = self._nft = NftDriver()
+        nft, limits, guards = NftDriver(), LimitDriver(), GuardDriver()
+        self._nft, self._nft_ports = nft, nft.portids | limits.portids | guards.portids
         drivers: dict[str, tuple[Driver, ...]] = {
-            "cni": (self._links, nft, GuardDriver()),
+            "cni": (self._links, nft, limits, guards),
             "overlay": (self._links,),
             "services": (nft, self._links, FlowDriver(self._metrics.swept), self._checks),
-            "dns": (self._names, self._links, nft),
+            "dns": (self.dns.names, self._links, nft),
         }
         if "policy" in self.config.rooms:
             self._flows = PolicyFlows(FlowTable())
             drivers["policy"] = (nft, self._flows)
         rooms = [(room, drivers[room.name]) for room in self._rooms(machine)]
         controllers = [] if store.allocates else cluster.controllers(self.config.cluster)
-        core = Core(store, rooms, controllers, self._rank, self._metrics)
+        observer = self._metrics if "services" in self.config.rooms else None
+        core = Core(store, rooms, controllers, self._rank, observer)
         if "services" in self.config.rooms:
             self._registry.register(ServiceCounts(core.snapshot, nft.counted, machine.node_ips))
+            room = core.room(ServicesRoom.name)
+            assert isinstance(room, ServicesRoom)
+            self._ejector = Ejector(room, core.snapshot, nft.counted, core.sync)
+            self._registry.register(self._ejector)
         if self._policy is not None and self._flows is not None:
             self._registry.register(DropCounters(self._policy, core.snapshot, nft.counters, self._flows))
         return core
 
     def _rooms(self, machine: cluster.Machine) -> list[Room]:
         config, ranges = self.config, self.config.cluster
-        dns_servers = self._dns_servers()
-        self._cni_config = CniConfig(
+        dns_servers = self.dns.servers()
+        cni = CniConfig(
             cluster_cidrs=ranges.cluster_cidrs,
             pod_mtu=self._pod_mtu(machine),
             boot_id=self.boot_id,
@@ -258,22 +251,8 @@ class Agent:
             dns_servers=dns_servers or (),
             resolv_conf=config.resolv_conf,
         )
-        listen = tuple(split_listen(a) for a in config.dns_listen)
-        addresses = tuple(ip for ip, _ in listen)
-        self._dns_room = ReplaceableRoom(
-            DnsRoom(
-                config.node,
-                config.domain,
-                self._dns.ttl,
-                addresses,
-                self._dns.negative_ttl,
-                held=self._dns_held(addresses),
-                link=BRIDGE,
-                notrack=listen,
-            )
-        )
         rooms: dict[str, Room] = {
-            "cni": CniRoom(config.node, self._cni_config),
+            "cni": CniRoom(config.node, cni),
             "overlay": OverlayRoom(config.node, ipv6=Path("/proc/sys/net/ipv6").exists()),
             "services": ServicesRoom(
                 config.node,
@@ -283,28 +262,11 @@ class Agent:
                 bridge_netfilter="cni" not in config.rooms and Path("/proc/sys/net/bridge").exists(),
                 node_port_ips=addresses_within(within) if (within := config.node_port_addresses) else None,
             ),
-            "dns": self._dns_room,
+            "dns": self.dns.room,
         }
         if "policy" in config.rooms:
             rooms["policy"] = self._policy = PolicyRoom(config.node)
         return [room for name, room in rooms.items() if name in config.rooms]
-
-    def _dns_servers(self) -> tuple[str, ...] | None:
-        """Where pods ask for names; (): at their gateways; None: not here (a resolv.conf has no ports)."""
-        if "dns" not in self.config.rooms:
-            return None
-        listen = [split_listen(text) for text in self.config.dns_listen]
-        usable = tuple(ip for ip, port in listen if port == 53)
-        if listen and not usable:
-            return None
-        return () if {"0.0.0.0", "::"} & set(usable) else usable
-
-    def _dns_held(self, listen: tuple[str, ...]) -> tuple[str, ...]:
-        """Of these, what the node must be given: a link-local address, or one of the service range."""
-        if "cni" not in self.config.rooms:
-            return ()
-        ranges = [ip_network(cidr) for cidr in ("169.254.0.0/16", *self.config.cluster.service_cidrs)]
-        return tuple(a for a in listen if any(ip_address(a) in r for r in ranges))
 
     def _pod_mtu(self, machine: cluster.Machine) -> int:
         if "overlay" not in self.config.rooms:
@@ -330,7 +292,7 @@ class Agent:
 
     def _open_edges(self, core: Core, stack: ExitStack, stopping: threading.Event) -> None:
         """DNS as soon as there is an address to listen on, CNI when the first pass is through."""
-        todo: dict[str, Callable[[Core], Any]] = {"dns": self._open_dns, "cni": self._open_cni}
+        todo: dict[str, Callable[[Core], Any]] = {"dns": self.dns.open, "cni": self._open_cni}
         todo = {name: step for name, step in todo.items() if name in self.config.rooms}
         while todo and not stopping.is_set():
             for name, step in list(todo.items()):
@@ -346,52 +308,15 @@ class Agent:
                 del todo[name]
             stopping.wait(0.02)
 
-    def _open_dns(self, core: Core) -> ExitStack:
-        listen = [split_listen(text) for text in self.config.dns_listen]
-        if not listen:
-            node = core.snapshot().get(Node, "", self.config.node)
-            listen = [(gateway(cidr), 53) for cidr in (node.pod_cidrs if node else ())]
-        if not listen:
-            raise Unavailable("waiting for this node's pod CIDR, whose gateway address it listens on")
-        if not core.wait_synced(0):
-            raise Unavailable("waiting for the first full pass")
-        self._names.mark_synced()
-        server = DnsServer(self._names, listen, self.config.resolv_conf)
-        names = LocalNames(core.snapshot, self.config.domain)
-        setup = Setup(server, names, self.config.dns_config, self.config.resolv_conf, self._dns_applied)
-        with ExitStack() as stack:
-            server.start(self._inherited)
-            stack.callback(server.stop, DRAIN)
-            stack.callback(self._hold, server)
-            self._inherited.close()
-            handover.keep(server.sockets, os.environ)
-            setup.start()
-            stack.callback(setup.stop)
-            self._registry.register(server.counters)
-            self._registry.register(DnsMetrics(setup))
-            self._dns_setup = setup
-            self._controls.update(DnsControls(self._names, names, server.log, core.snapshot).paths())
-            return stack.pop_all()
-
-    def _hold(self, server: DnsServer) -> None:
-        """Before it stops, when the same process is about to start anew: queries wait in its sockets."""
-        if self.restarting:
-            self.held = [sock.dup() for sock in server.sockets]
-
-    def _dns_applied(self, config: DnsConfig) -> None:
-        """The TTLs are in the room's records: others mean that all are rendered again."""
-        room = self._dns_room.current
-        if (room.ttl, room.negative_ttl) != (config.ttl, config.negative_ttl):
-            self._dns_room.current = replace(room, ttl=config.ttl, negative_ttl=config.negative_ttl)
-            assert self._core is not None
-            self._core.resync()
-
     def _open_cni(self, core: Core) -> CniServer:
         if not core.wait_synced(0):
             raise Unavailable("waiting for the first full pass")
         birth = Birth(self._policy, "cni") if self._policy else None
-        host = CniHost(self.config.node, self.boot_id, core, self._links, birth)
-        server = CniServer(str(self.config.run_dir / CNI_SOCKET), host, self._cni_config)
+        room = core.room(CniRoom.name)
+        assert isinstance(room, CniRoom)
+        host = CniHost(room, core, self._links)
+        host.birth, host.spare = birth, self._spare
+        server = CniServer(str(self.config.run_dir / CNI_SOCKET), host, room.config)
         server.start()
         self._cni = server
         return server
@@ -436,6 +361,14 @@ def _raise_limits() -> None:
     """As many descriptors as we may have: sockets in pods' namespaces, DNS questions in flight."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def _share_heap() -> None:
+    """One heap of glibc's for all threads, not one for each: the GIL has them take turns anyway."""
+    try:
+        ctypes.CDLL(None).mallopt(-8, 1)  # M_ARENA_MAX, malloc.h
+    except AttributeError:  # another libc
+        log.debug("no mallopt here")
 
 
 def _quietly(step: Callable[[], Any]) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
+from .cni.render import CniRoom
+from .cni.wiring import ROOM
 from .kernel import netns
 from .kernel.conntrack import Conntrack
 from .kernel.rtnetlink import LinkDriver
@@ -15,36 +17,46 @@ from .model.flows import Flows
 from .model.snapshot import Snapshot
 from .policy.birth import Birth
 from .reconcile.core import Core
+from .spare import Spare
 
 
 class CniHost:
     """What the CNI server sees of the agent (cni.host.Host)."""
 
-    def __init__(self, node: str, boot_id: str, core: Core, links: LinkDriver, birth: Birth | None) -> None:
-        self.node, self.boot_id = node, boot_id
-        self._core, self._links, self._birth = core, links, birth
+    birth: Birth | None = None  # what policy wants of a pod before it has an interface
+    spare: Spare | None = None
+
+    def __init__(self, room: CniRoom, core: Core, links: LinkDriver) -> None:
+        self.node, self.boot_id = room.node, room.config.boot_id
+        self._room, self._core, self._links = room, core, links
         self._tracker = Conntrack()
 
     def snapshot(self) -> Snapshot:
         return self._core.snapshot()
 
     def put(self, obj: Object, expect: int | None = None) -> Object:
-        return self._core.put(obj, expect)
+        stored = self._core.put(obj, expect)
+        self._room.undone.discard(obj.name)
+        return stored
 
     def delete(self, key: Key, expect: int | None = None) -> Object:
         return self._core.delete(key, expect)
 
     def write(self, writes: Sequence[Write]) -> list[Object]:
-        pods = [w.object.key for w in writes if isinstance(w, Put)] if self._birth else []
+        pods = [w.object.key for w in writes if isinstance(w, Put)] if self.birth else []
         before = {key: self._core.snapshot().find(key) for key in pods}
+        if self.spare:
+            self.spare.drop(writes)
         stored = self._core.write(writes)
-        if self._birth:  # a pod's address is known: others' policies name it, before ADD returns
-            self._core.sync(self._birth.after(before, self._core.snapshot()))
+        if self.spare:
+            self.spare.keep(obj for w, obj in zip(writes, stored, strict=True) if isinstance(w, Put))
+        if self.birth:  # a pod's address is known: others' policies name it, before ADD returns
+            self._core.sync(self.birth.after(before, self._core.snapshot()))
         return stored
 
     def sync(self, scopes: Iterable[Scope], before: Callable[[], object] | None = None) -> None:
         scopes = list(scopes)
-        birth = self._birth
+        birth = self.birth
         if birth is None:
             self._core.sync(scopes, before)
             return
@@ -56,6 +68,10 @@ class CniHost:
             self._core.sync(birth.before_links(scopes, self._core.snapshot()))
 
         self._core.sync(scopes, isolated)
+
+    def withdraw(self, name: str) -> None:
+        self._room.undone.add(name)
+        self._core.sync([Scope(ROOM, name)])
 
     def verify(self, scopes: Iterable[Scope]) -> list[str]:
         return self._core.verify(scopes)

@@ -31,6 +31,7 @@ from .cni.render import BASE, CniConfig, CniRoom
 from .cni.server import CniServer
 from .cnihost import CniHost
 from .kernel.nft_guard import GuardDriver
+from .kernel.nft_limit import LimitDriver
 from .kernel.nftables import NftDriver
 from .kernel.rtnetlink import LinkDriver
 from .model.base import Object
@@ -39,6 +40,7 @@ from .model.errors import Invalid, NetplaneError, Unavailable
 from .model.facts import FactKey, Scope
 from .model.own import Attachment
 from .reconcile.core import Core
+from .spare import Spare
 from .store.sqlite import SqliteStore
 
 STATE_DIR = "/var/lib/netplane"
@@ -146,14 +148,17 @@ def _of_ours(path: str, state: Path, raw: bytes) -> bytes:
     with ExitStack() as stack:
         store = SqliteStore(str(state / "state.db"))
         stack.callback(store.close)
+        spare = Spare(Path(path).parent, store)
+        spare.settle(node, boot)
         links = LinkDriver()
         stack.callback(links.close)
-        core = Core(store, [(CniRoom(node, config), (links, NftDriver(), GuardDriver()))])
+        room = CniRoom(node, config)
+        core = Core(store, [(room, (links, NftDriver(), LimitDriver(), GuardDriver()))])
         core.load()
         journal = Journal(state / "standalone.journal")
         core.sweep(journal.read().__contains__)
-        host = Host(node, boot, core, links, None)
-        host.journal = journal
+        host = Host(room, core, links)
+        host.journal, host.spare = journal, spare
         server = CniServer(path, host, config)
         server.verbs.recover()
         answer = server.answer(raw)
@@ -180,8 +185,12 @@ class Journal:
         return found
 
     def add(self, keys: Iterable[FactKey]) -> None:
-        with self._path.open("ab") as out:
-            out.write(b"".join(msgspec.json.encode(key) + b"\n" for key in keys))
+        """Raises Unavailable."""
+        try:
+            with self._path.open("ab") as out:
+                out.write(b"".join(msgspec.json.encode(key) + b"\n" for key in keys))
+        except OSError as exc:
+            raise Unavailable(f"{self._path}: {exc.strerror}") from exc
 
     def clear(self) -> None:
         self._path.unlink(missing_ok=True)

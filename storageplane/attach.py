@@ -43,8 +43,8 @@ def detached(fact: Mount, root: Path) -> int:
 
 
 def _made(fact: Mount, root: Path) -> int:
-    if fact.loop:
-        return _image(fact, root)
+    if fact.fstype and "/" in fact.source:
+        return _image(fact, Path(where(root, fact.source)))
     if fact.fstype:
         return _memory(fact)
     with subpath.opened(where(root, fact.source), fact.sub, fact.follow) as fd:
@@ -64,15 +64,14 @@ def _memory(fact: Mount) -> int:
     return syscalls.new_filesystem(fact.fstype, (source, *(o for o in fact.options if o != "noswap")))
 
 
-def _image(fact: Mount, root: Path) -> int:
-    image = root / fact.source
-    device = loops.find(image)
-    if not device:
-        raise KernelError(errno.ENODEV, f"mount {image}", "no loop device is attached to it")
-    made = syscalls.new_filesystem(fact.fstype, (f"source={device}", *fact.options))
+def _image(fact: Mount, image: Path) -> int:
+    """The file system in an image, by a loop device that goes with the mount."""
+    with loops.held(image) as device:
+        made = syscalls.new_filesystem(fact.fstype, (f"source={device}", *fact.options))
     try:
-        with tree.translated(f"empty {image}"):
-            _emptied(made)
+        if fact.emptied:
+            with tree.translated(f"empty {image}"):
+                _emptied(made)
     except KernelError:
         os.close(made)
         raise

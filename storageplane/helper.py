@@ -117,7 +117,7 @@ def _run(argv: list[str], keep: tuple[int, ...]) -> tuple[int | None, str]:
 
 def _withdraw(target: str) -> None:
     if any(m.point == target for m in mountinfo.read()):
-        syscalls.umount(target, lazily=True)
+        syscalls.umount(target, syscalls.MNT_DETACH)
 
 
 def _without(said: str, secret: bytes) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from netplane.model.errors import Invalid, KernelError, Unavailable
 
+from . import loops
 from .tree import translated
 
 MIB = 1 << 20
@@ -33,6 +34,7 @@ _GROW = {  # the program, and whether it takes the device or the mount point
     "btrfs": (("btrfs", "filesystem", "resize", "max"), "mounted"),
 }
 _WORDS = {"No space left": errno.ENOSPC, "Permission denied": errno.EPERM}
+OPTIONS = {"xfs": ("nouuid",)}  # mount flags: a clone has its source's UUID
 TIMEOUT = 600.0  # seconds for one mkfs, copy or growth
 
 
@@ -55,20 +57,26 @@ def make(image: Path, size: int, fstype: str) -> None:
 
 def check(size: int, fstype: str) -> None:
     """Raises Invalid for an unknown file system or too small a size."""
-    if fstype not in SMALLEST:
-        kinds = ", ".join(sorted(k for k in SMALLEST if k))
-        raise Invalid(f"file system {fstype!r} is not supported; use one of {kinds}")
+    known(fstype)
     if size < SMALLEST[fstype]:
         raise Invalid(f"{size} bytes are too few for {fstype or 'an image'}: at least {SMALLEST[fstype]}")
 
 
-def copy(source: Path, image: Path) -> None:
+def known(fstype: str) -> None:
+    """Raises Invalid for a file system that no image here can hold; "" is raw blocks."""
+    if fstype not in SMALLEST:
+        kinds = ", ".join(sorted(PACKAGE))
+        raise Invalid(f"file system {fstype!r} is not supported; use one of {kinds}")
+
+
+def copy(source: Path, image: Path, fstype: str) -> None:
     """A copy of an image, sharing its blocks where the file system can. There already: fine."""
     if image.exists():
         return
     fresh = image.with_name(f"{image.name}.new")
     fresh.unlink(missing_ok=True)
     run("cp", "--reflink=auto", "--sparse=always", "--", str(source), str(fresh))
+    _new_identity(fresh, fstype)
     _settle(fresh, image)
 
 
@@ -77,7 +85,7 @@ def copy_tree(source: Path, target: Path) -> None:
     run("cp", "--archive", "--reflink=auto", "--sparse=always", "--", f"{source}/.", f"{target}/")
 
 
-def new_identity(image: Path, fstype: str) -> None:
+def _new_identity(image: Path, fstype: str) -> None:
     """A copy of a btrfs needs a UUID of its own, or the kernel takes both for one file system.
 
     xfs is mounted with nouuid instead, and ext4 does not mind.
@@ -101,14 +109,16 @@ def thicken(image: Path) -> None:
 
 
 def grow_unmounted(fstype: str, image: Path) -> None:
-    """Let the file system in an unmounted image take all of it; only ext4 can. Large enough: nothing.
+    """Let the file system in an unmounted image take all of it; only ext4 can. Mounted, large enough: no.
 
     Growing a mounted ext4 needs CAP_SYS_RESOURCE, which containers often lack; this does not.
     """
     if fstype != "ext4" or size_of(fstype, image) >= os.stat(image).st_size - SLACK:
         return
-    run("e2fsck", "-f", "-p", str(image), package=PACKAGE[fstype], fine=(0, 1))
-    run("resize2fs", str(image), package=PACKAGE[fstype])
+    with loops.alone(image):
+        if not loops.find(image):
+            run("e2fsck", "-f", "-p", str(image), package=PACKAGE[fstype], fine=(0, 1))
+            run("resize2fs", str(image), package=PACKAGE[fstype])
 
 
 def size_of(fstype: str, path: Path) -> int:
@@ -138,7 +148,11 @@ def grow_filesystem(fstype: str, device: str, mounted: str) -> None:
 
 
 def tools(fstype: str) -> bool:
-    return not fstype or shutil.which(_MKFS[fstype][0]) is not None
+    return not fstype or program(_MKFS[fstype][0])
+
+
+def program(name: str) -> bool:
+    return shutil.which(name) is not None
 
 
 def _device_size(device: str) -> int:

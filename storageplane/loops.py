@@ -2,7 +2,9 @@
 
 Rule 1: an image has one loop device at most; it is found by the backing file's device and inode, so a
         fresh process knows it again and nobody attaches it twice.
-Rule 2: LOOP_CONFIGURE (Linux 5.8) sets all in one step; there is no half-made loop after a crash.
+Rule 2: a device for a mount is held open until the mount has it, and lets go of its image with its last
+        user (autoclear): none is left by whoever is killed in between.
+Rule 3: LOOP_CONFIGURE (Linux 5.8) sets all in one step; there is no half-made loop after a crash.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import os
 import stat
 import struct
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from netplane.model.errors import KernelError
@@ -21,7 +24,7 @@ from .tree import translated
 
 LOOP_CLR_FD, LOOP_SET_CAPACITY, LOOP_CONFIGURE = 0x4C01, 0x4C07, 0x4C0A
 LOOP_CTL_GET_FREE = 0x4C82
-READ_ONLY, DIRECT_IO = 1, 16  # LO_FLAGS_*
+AUTOCLEAR = 4  # LO_FLAGS_AUTOCLEAR
 LOOP_MAJOR = 7
 BLOCK = 4096
 TRIES = 50  # races with other users of loop devices
@@ -87,34 +90,77 @@ def attach(image: Path) -> str:
     with translated(f"attach {image} to a loop device"):
         backing = os.open(image, os.O_RDWR | os.O_CLOEXEC)
         try:
-            return _configure(backing, image)
+            device, held = _configure(backing, image, 0)
+            os.close(held)
+            return device
         finally:
             os.close(backing)
 
 
-def _configure(backing: int, image: Path) -> str:
+@contextmanager
+def held(image: Path) -> Iterator[str]:
+    """A loop device on the image for as long as this lasts, and after it for as long as it is mounted."""
+    for _ in range(TRIES):
+        with alone(image):
+            device, fd = _held(image)
+        try:
+            if find(image) == device:  # it did not let go between being found and being opened
+                yield device
+                return
+        finally:
+            os.close(fd)
+    raise KernelError(errno.EBUSY, f"attach {image} to a loop device", "its device comes and goes")
+
+
+@contextmanager
+def alone(image: Path) -> Iterator[None]:
+    """Nobody else attaches this image, or grows what is in it, meanwhile."""
+    with translated(f"open {image}"):
+        fd = os.open(image, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _held(image: Path) -> tuple[str, int]:
+    with translated(f"attach {image} to a loop device"):
+        there = find(image)
+        if there:
+            return there, os.open(there, os.O_RDWR | os.O_CLOEXEC)
+        backing = os.open(image, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            return _configure(backing, image, AUTOCLEAR)
+        finally:
+            os.close(backing)
+
+
+def _configure(backing: int, image: Path, flags: int) -> tuple[str, int]:
+    """The device, and an open descriptor of it."""
     control = os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC)
     try:
         for _ in range(TRIES):
             number = fcntl.ioctl(control, LOOP_CTL_GET_FREE)
             device = f"/dev/loop{number}"
             _make_node(device, number)
-            with open(device, "r+b", buffering=0) as file:
-                try:
-                    fcntl.ioctl(file, LOOP_CONFIGURE, _config(backing, image))
-                    return device
-                except OSError as exc:
-                    if exc.errno != errno.EBUSY:  # somebody else took it first
-                        raise
+            fd = os.open(device, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                fcntl.ioctl(fd, LOOP_CONFIGURE, _config(backing, image, flags))
+                return device, fd
+            except OSError as exc:
+                os.close(fd)
+                if exc.errno != errno.EBUSY:  # somebody else took it first
+                    raise
     finally:
         os.close(control)
     raise KernelError(errno.EBUSY, f"attach {image} to a loop device", "no free loop device was to be had")
 
 
-def _config(backing: int, image: Path) -> bytes:
+def _config(backing: int, image: Path, flags: int) -> bytes:
     """struct loop_config: fd, block size, struct loop_info64, 8 reserved words."""
     info = struct.pack(
-        "=QQQQQIIII64s64s32s2Q", 0, 0, 0, 0, 0, 0, 0, 0, 0, os.fsencode(image)[:63], b"", b"", 0, 0
+        "=QQQQQIIII64s64s32s2Q", 0, 0, 0, 0, 0, 0, 0, 0, flags, os.fsencode(image)[:63], b"", b"", 0, 0
     )
     return struct.pack("=II", backing, 0) + info + bytes(64)
 
@@ -129,6 +175,14 @@ def resize(device: str) -> None:
     """The image has grown: so does the device."""
     with translated(f"resize {device}"), open(device, "r+b", buffering=0) as file:
         fcntl.ioctl(file, LOOP_SET_CAPACITY, 0)
+
+
+def refuse_used(image: Path) -> None:
+    """Raises KernelError(EBUSY) while the image is mounted, in whatever mount namespace."""
+    device = find(image)
+    if device:
+        with translated(f"remove {image}, which is mounted by {device}"):
+            os.close(os.open(device, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC))  # a mount holds it alone
 
 
 def detach(image: Path) -> None:

@@ -5,7 +5,7 @@ Rule 1: a relative path is beneath our root and resolved there without links. An
 Rule 2: a mount is made detached, whole with its read-only flag and propagation, and then attached
         to a descriptor: nobody ever sees it half made, or somewhere else.
 Rule 3: a mount that is there and right stays, whoever made it; one that is broken is replaced.
-Rule 4: removal is mounts first, then loop devices, points, directories. Before unmounting, a tree is
+Rule 4: removal is mounts first, then CSI volumes, points, directories. Before unmounting, a tree is
         made private, so that nothing propagates to the mounts it was copied from. Nothing that is
         mounted is ever deleted, and what users keep never is.
 """
@@ -27,7 +27,6 @@ from netplane.model.storage_facts import (
     Directory,
     HostPath,
     Image,
-    Loop,
     Mount,
     NetworkMount,
     Ownership,
@@ -40,10 +39,10 @@ from . import (
     alive,
     atomic,
     attach,
+    backends,
     helper,
     hostpath,
     limited,
-    loops,
     mountinfo,
     ownership,
     subpath,
@@ -52,7 +51,7 @@ from . import (
 )
 
 STRICT = subpath.STRICT
-_ORDER = {"mount": 0, "csi": 0, "loop": 1, "point": 2, "directory": 3}
+_ORDER = {"mount": 0, "csi": 1, "point": 2, "directory": 3}
 _LIST = os.O_RDONLY | os.O_DIRECTORY
 
 
@@ -79,10 +78,9 @@ class Mounts:
         self.csi = csi
         self._makers: dict[type[Fact], Callable[[Any], None]] = {
             Directory: self._directory,
-            Data: lambda f: tree.make(self.root, f.path, f.mode),
+            Data: lambda f: backends.ensure(self.root, f),
             HostPath: hostpath.ensure,
             Image: lambda f: limited.make(self.root / f.path, f.size),
-            Loop: self._loop,
             Payload: self._payload,
             Ownership: self._ownership,
             SubPath: lambda f: subpath.make(self.where(f.source), f.path, f.follow),
@@ -130,9 +128,6 @@ class Mounts:
             tree.make(Path("/"), fact.path[1:], fact.mode, resolve=STRICT | syscalls.RESOLVE_BENEATH)
         else:
             tree.make(self.root, fact.path, fact.mode, (fact.uid, fact.gid))
-
-    def _loop(self, fact: Loop) -> None:
-        loops.attach(self.root / fact.image)
 
     def _payload(self, fact: Payload) -> None:
         path = self.where(fact.path)
@@ -207,8 +202,6 @@ class Mounts:
         try:
             if kind == "mount":
                 self._unmount(path)
-            elif kind == "loop":
-                loops.detach(self.root / path)
             elif kind == "point":
                 self._unpoint(path)
             elif kind == "csi" and self.csi is not None:
@@ -286,10 +279,10 @@ def _rmdir(at: int, name: str) -> None:
 def _umount(path: str, mounted: mountinfo.Mounted, lazily: bool) -> None:
     point = mounted.point
     try:
-        syscalls.umount(path, lazily)
+        syscalls.umount(path, syscalls.MNT_DETACH if lazily else 0)
     except KernelError as exc:
         if exc.errno == errno.EBUSY and alive.broken(point, mounted.fstype):
-            syscalls.umount(path, lazily=True)
+            syscalls.umount(path, syscalls.MNT_DETACH)
         elif exc.errno == errno.EBUSY:
             reason = "a process still uses it; stop the containers of the pod first"
             raise KernelError(errno.EBUSY, f"unmount {point}", reason) from None

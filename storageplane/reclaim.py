@@ -20,7 +20,7 @@ from netplane.model.snapshot import Snapshot
 from netplane.model.storage import PersistentVolume, PersistentVolumeClaim
 from netplane.model.storage_facts import Data, Erase
 
-from . import names, tree
+from . import backends, names
 from .bind import owner, phased, volume_scopes
 from .match import fits_node
 from .provision import is_ours
@@ -132,7 +132,7 @@ class VolumeData:
         """Raises Unavailable while a volume is published, Conflict (decide again), KernelError."""
         for fact in (*plan.add, *plan.change):
             if isinstance(fact, Data):
-                tree.make(self.root, fact.path, fact.mode)
+                backends.ensure(self.root, fact)
             else:
                 self._erase(fact)
 
@@ -146,7 +146,7 @@ class VolumeData:
         if user:
             raise Unavailable(f"PersistentVolume {fact.volume}: in use by {user}; unpublish it first")
         try:
-            tree.remove(self.root, fact.path)
+            backends.erase(self.root, fact.path)
         except KernelError as exc:
             self.store.put(phased(volume, "Failed", str(exc)), expect=volume.revision)
             raise

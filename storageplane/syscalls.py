@@ -15,13 +15,14 @@ import os
 
 from netplane.model.errors import KernelError
 
-OPEN_TREE, MOVE_MOUNT, FSOPEN, FSCONFIG, FSMOUNT, OPENAT2, MOUNT_SETATTR = 428, 429, 430, 431, 432, 437, 442
+OPEN_TREE, MOVE_MOUNT, FSOPEN, FSCONFIG, FSMOUNT, FSPICK = 428, 429, 430, 431, 432, 433
+OPENAT2, MOUNT_SETATTR = 437, 442
 AT_FDCWD, AT_EMPTY_PATH, AT_RECURSIVE = -100, 0x1000, 0x8000
 RESOLVE_NO_XDEV, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, RESOLVE_BENEATH = 1, 2, 4, 8
 OPEN_TREE_CLONE = 1
 MOUNT_ATTR_RDONLY = 1
 MS_PRIVATE, MS_SLAVE, MS_SHARED = 1 << 18, 1 << 19, 1 << 20
-MNT_DETACH, UMOUNT_NOFOLLOW = 2, 8
+UMOUNT_NOFOLLOW, MNT_DETACH = 8, 2
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -77,15 +78,29 @@ def new_filesystem(fstype: str, options: tuple[str, ...]) -> int:
     """A detached mount of a fresh file system, such as tmpfs with size=65536."""
     context = _call(f"open file system {fstype}", FSOPEN, fstype.encode(), 1)
     try:
-        for option in options:
-            key, _, value = option.partition("=")
-            command = 1 if value else 0  # FSCONFIG_SET_STRING, FSCONFIG_SET_FLAG
-            text = value.encode() if value else None
-            _call(f"{fstype} option {option}", FSCONFIG, context, command, key.encode(), text, 0)
+        _set_options(context, fstype, options)
         _call(f"create {fstype}", FSCONFIG, context, 6, None, None, 0)  # FSCONFIG_CMD_CREATE
         return _call(f"mount {fstype}", FSMOUNT, context, 1, 0)
     finally:
         os.close(context)
+
+
+def reconfigure(path: str, options: tuple[str, ...]) -> None:
+    """Other options for the file system mounted at ``path``, such as size=131072."""
+    context = _call(f"open the file system at {path}", FSPICK, AT_FDCWD, os.fsencode(path), 1)
+    try:
+        _set_options(context, path, options)
+        _call(f"reconfigure {path}", FSCONFIG, context, 7, None, None, 0)  # FSCONFIG_CMD_RECONFIGURE
+    finally:
+        os.close(context)
+
+
+def _set_options(context: int, what: str, options: tuple[str, ...]) -> None:
+    for option in options:
+        key, _, value = option.partition("=")
+        command = 1 if value else 0  # FSCONFIG_SET_STRING, FSCONFIG_SET_FLAG
+        text = value.encode() if value else None
+        _call(f"{what} option {option}", FSCONFIG, context, command, key.encode(), text, 0)
 
 
 def knows(fstype: str) -> bool:
@@ -105,10 +120,7 @@ def chown(fd: int, gid: int) -> None:
         raise KernelError(ctypes.get_errno(), f"give a file to the group {gid}")
 
 
-def umount(path: str, lazily: bool = False) -> None:
-    """Unmount what is mounted on exactly ``path``; a link there is not followed.
-
-    ``lazily``: out of the tree now, gone with its last user.
-    """
-    if _libc.umount2(os.fsencode(path), UMOUNT_NOFOLLOW | (MNT_DETACH if lazily else 0)) < 0:
+def umount(path: str, flags: int = 0) -> None:
+    """Unmount what is mounted on exactly ``path``; a link there is not followed."""
+    if _libc.umount2(os.fsencode(path), UMOUNT_NOFOLLOW | flags) < 0:
         raise KernelError(ctypes.get_errno(), f"unmount {path}")

@@ -62,6 +62,7 @@ class MemoryHost:
             revision = self._snapshot.revision + 1
             stored: Object = amend(obj, metadata=amend(obj.metadata, resource_version=str(revision)))
             self._snapshot = self._snapshot.with_put(stored)
+            self.room.undone.discard(obj.name)
             return stored
 
     def delete(self, key: Key, expect: int | None = None) -> Object:
@@ -91,6 +92,10 @@ class MemoryHost:
                 pairs = [dict(f.options) for f in self._links() if f.kind == "veth"]
                 self.links = {(str(o["peer_netns"]), str(o["peer"])) for o in pairs}
                 self.apply(before, after)
+
+    def withdraw(self, name: str) -> None:
+        self.room.undone.add(name)
+        self.sync([Scope("cni", name)])
 
     def _links(self) -> list[Link]:
         return [fact for facts in self.kernel.values() for fact in facts if isinstance(fact, Link)]

@@ -2,6 +2,9 @@
 
      node-1                      node-2
 x/a  x/c  y/b  z/a  z/c     x/b  y/a  y/c  z/b        ports 80 and 81, TCP, UDP (and SCTP)
+
+In front of every pod stands a service with an address of each family, whose port 80 leads to the pod's 81
+and 81 to 80: a policy that looked at the service instead of the pod behind it would be seen.
 """
 
 from __future__ import annotations
@@ -25,9 +28,12 @@ from netplane.store import open_store
 from .policy_oracle import OraclePod, World, allowed
 
 NAMESPACES, NAMES, PORTS = ("x", "y", "z"), ("a", "b", "c"), (80, 81)
+CROSSED = {80: 81, 81: 80}  # a service's port: the port of the pod behind it
+PROTOCOLS = ("TCP", "UDP", "SCTP")
 PROBER = Path(__file__).with_name("policy_prober.py")
 PATIENCE = 0.15  # seconds for an answer; a doubtful answer is asked again with SURE
 SURE = 1.0
+PATIENT = 15.0  # for what the agents do once, at the start
 ATTEMPTS = 3  # an agent says that it is in sync a moment before the last event reaches its queue
 Probe = tuple[str, str, str, int]  # source pod, protocol, address, port
 
@@ -45,12 +51,37 @@ class PolicyWorld:
                    for ns in NAMESPACES))  # fmt: skip
         for i, key in enumerate(f"{ns}/{name}" for ns in NAMESPACES for name in NAMES):
             self.add_pod(key, lab.nodes[i % len(lab.nodes)])
+        self.vips: dict[str, str] = {}  # a service's address: that of the pod behind it
+        self._serve()
+
+    def _serve(self) -> None:
+        ports = [{"name": f"{k.lower()}-{p}", "protocol": k, "port": p, "targetPort": CROSSED[p]}
+                 for p in PORTS for k in PROTOCOLS]  # fmt: skip
+        keys = {key: key.split("/") for key in self.pods}
+        self.put(*({"apiVersion": "v1", "kind": "Service", "metadata": {"name": f"s-{name}", "namespace": ns},
+                    "spec": {"selector": served(key), "ipFamilyPolicy": "RequireDualStack", "ports": ports}}
+                   for key, (ns, name) in keys.items()))  # fmt: skip
+
+        def addresses() -> dict[str, str]:
+            found = {}
+            for key, (ns, name) in keys.items():
+                service: Any = self.store.get(Key("Service", ns, f"s-{name}"))
+                for vip in service.spec.cluster_ips:
+                    found[vip] = self.pods[key][0].ip_of("IPv6" if ":" in vip else "IPv4")
+            return found
+
+        wait(lambda: len(addresses()) == 2 * len(keys), PATIENT, "addresses of the services")
+        self.vips = addresses()
+        probes = [
+            (key, k, vip, p) for key in keys for k in ("TCP", "UDP") for vip in self.vips for p in PORTS
+        ]
+        wait(lambda: all(self.probe(probes, SURE).values()), PATIENT, "every service answers every pod")
 
     def add_pod(self, key: str, node: Any, ports: list[dict[str, Any]] | None = None) -> None:
         ns, _, name = key.partition("/")
         ports = ports or [{"containerPort": p, "name": f"serve-{p}-{k.lower()}", "protocol": k}
-                          for p in PORTS for k in ("TCP", "UDP", "SCTP")]  # fmt: skip
-        labels = {"pod": name}
+                          for p in PORTS for k in PROTOCOLS]  # fmt: skip
+        labels = {"pod": name, **served(key)}
         self.put({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": ns, "labels": labels},
                   "spec": {"nodeName": node.name, "containers": [{"name": "c", "ports": ports}]}})  # fmt: skip
         pod = node.add_pod(name, ns)
@@ -88,6 +119,7 @@ class PolicyWorld:
 
     def label_pod(self, key: str, labels: dict[str, str]) -> None:
         ns, _, name = key.partition("/")
+        labels = {**labels, **served(key)}
         self.put(
             {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": ns, "labels": labels}}
         )
@@ -122,14 +154,16 @@ class PolicyWorld:
         return list(zip(probes, json.loads(process.stdout.readline()), strict=True))
 
     def pairs(self, protocols: Iterable[str] = ("TCP",), ports: Iterable[int] = PORTS) -> Iterator[Probe]:
-        """Every pod to every pod, by every family."""
+        """Every pod to every pod, directly and through its service, by every family."""
         for source in self.pods:
             for target, _ in self.pods.values():
-                for address in target.ips:
+                for address in (*target.ips, *(v for v, behind in self.vips.items() if behind in target.ips)):
                     yield from ((source, k, address, p) for k in protocols for p in ports)
 
     def expected(self, probe: Probe) -> bool:
         source, protocol, address, port = probe
+        if address in self.vips:
+            address, port = self.vips[address], CROSSED[port]
         mine = next(ip for ip in self.pods[source][0].ips if (":" in ip) == (":" in address))
         return allowed(self.oracle, mine, address, protocol, port)
 
@@ -154,6 +188,11 @@ class PolicyWorld:
     def close(self) -> None:
         self._threads.shutdown()
         self.store.close()
+
+
+def served(key: str) -> dict[str, str]:
+    """The label by which a pod's service finds it; it stays when a test changes the pod's labels."""
+    return {"service": key.replace("/", "-")}
 
 
 def in_sync(node: Any, revision: int) -> bool:

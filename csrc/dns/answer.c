@@ -114,11 +114,18 @@ static void append_soa(struct reply *r, const struct np_table *t, int offset)
 	r->authority = 1;
 }
 
-static int is_arpa(const struct np_query *q)
+/* Whose name it is: an NP_ZONE_… */
+int np_query_zone(const struct np_query *q)
 {
 	static const uint8_t v4[] = "\7in-addr\4arpa", v6[] = "\3ip6\4arpa";
 
-	return np_query_offset(q, v4, sizeof(v4)) >= 0 || np_query_offset(q, v6, sizeof(v6)) >= 0;
+	if (q->state != NP_ASK)
+		return NP_ZONE_OTHER;
+	if (q->offset >= 0)
+		return NP_ZONE_CLUSTER;
+	if (np_query_offset(q, v4, sizeof(v4)) >= 0)
+		return NP_ZONE_V4;
+	return np_query_offset(q, v6, sizeof(v6)) >= 0 ? NP_ZONE_V6 : NP_ZONE_OTHER;
 }
 
 /* The index into label_at of the label at this offset. */
@@ -150,9 +157,10 @@ static int is_computed(const struct np_query *q, const struct np_table *t, int o
 	return np_table_find(t, q->name + q->label_at[1], q->name_len - q->label_at[1]) != NULL;
 }
 
-static int local(struct reply *r, const struct np_query *q, const struct np_table *t, int offset)
+static int local(struct reply *r, const struct np_query *q, const struct np_table *t)
 {
-	const struct np_entry *e = np_table_find(t, q->name, q->name_len);
+	int offset = q->offset;
+	const struct np_entry *e = np_table_look(t, q->hash, q->name, q->name_len);
 	const struct np_rrset *set;
 	uint32_t first;
 
@@ -181,7 +189,6 @@ static int local(struct reply *r, const struct np_query *q, const struct np_tabl
 static int decide(struct reply *r, const struct np_query *q, const struct np_table *t)
 {
 	const struct np_zone *zone = np_table_zone(t);
-	int offset;
 
 	if (q->has_edns && q->edns_version) {
 		r->rcode = NP_BADVERS;
@@ -191,12 +198,11 @@ static int decide(struct reply *r, const struct np_query *q, const struct np_tab
 		r->rcode = NP_REFUSED;
 		return 0;
 	}
-	offset = np_query_offset(q, zone->apex, zone->apex_len);
-	if (!atomic_load_explicit(&zone->synced, memory_order_relaxed) && (offset >= 0 || is_arpa(q))) {
+	if (!atomic_load_explicit(&zone->synced, memory_order_relaxed) && np_query_zone(q) != NP_ZONE_OTHER) {
 		r->rcode = NP_SERVFAIL;
 		return 0;
 	}
-	return local(r, q, t, offset);
+	return local(r, q, t);
 }
 
 static void append_opt(struct reply *r, const struct np_query *q)
@@ -212,39 +218,71 @@ static void append_opt(struct reply *r, const struct np_query *q)
 	r->additional++;
 }
 
-/* The response in out: its length; 0: silence; NP_PYTHON: not ours; -ENOSPC: size is below 512. The
- * caller is online (np_reader_online). */
-int np_answer(const struct np_table *t, const uint8_t *packet, int len, uint8_t *out, int size)
+/* Step 1: what is asked; its bucket is on its way. */
+void np_answer_begin(const struct np_table *t, struct np_query *q, const uint8_t *packet, int len)
 {
-	struct np_query q;
+	const struct np_zone *zone = np_table_zone(t);
+
+	q->packet = packet;
+	q->state = NP_SILENT;
+	if (len < NP_HEADER || packet[2] & 0x80)
+		return;
+	q->state = NP_REFUSE;
+	q->rcode = packet[2] & 0x78 ? NP_NOTIMP : NP_FORMERR;
+	if (q->rcode == NP_NOTIMP || np_query_parse(q, packet, len))
+		return;
+	q->state = NP_ASK;
+	q->offset = np_query_offset(q, zone->apex, zone->apex_len);
+	q->hash = np_table_hash(t, q->name, q->name_len);
+	np_table_send_bucket(t, q->hash);
+}
+
+/* Step 2: the first entry of the bucket is on its way. */
+void np_answer_fetch(const struct np_table *t, const struct np_query *q)
+{
+	if (q->state == NP_ASK)
+		np_table_send_entry(t, q->hash);
+}
+
+/* Step 3: the response in out: its length; 0: silence; NP_PYTHON: not ours; -ENOSPC: size is below 512.
+ * The caller is online (np_reader_online) since step 1. */
+int np_answer_end(const struct np_table *t, const struct np_query *q, uint8_t *out, int size)
+{
 	struct reply r = { .out = out, .flags = NP_RA };
 	int result;
 
-	if (len < NP_HEADER || packet[2] & 0x80)
+	if (q->state == NP_SILENT)
 		return 0;
 	if (size < NP_UDP_PLAIN)
 		return -ENOSPC;
-	if (packet[2] & 0x78)
-		return header_only(packet, out, NP_NOTIMP);
-	if (np_query_parse(&q, packet, len))
-		return header_only(packet, out, NP_FORMERR);
+	if (q->state == NP_REFUSE)
+		return header_only(q->packet, out, q->rcode);
 	if (atomic_load_explicit(&np_table_zone(t)->to_python, memory_order_relaxed) & NP_DIVERT_EVERYTHING)
 		return NP_PYTHON;
-	r.used = NP_HEADER + q.question_len;
-	r.room = limit_of(&q, size) - (q.has_edns ? NP_OPT_SIZE : 0);
-	result = decide(&r, &q, t);
+	r.used = NP_HEADER + q->question_len;
+	r.room = limit_of(q, size) - (q->has_edns ? NP_OPT_SIZE : 0);
+	result = decide(&r, q, t);
 	if (result)
 		return result;
-	memcpy(out + NP_HEADER, packet + NP_HEADER, (size_t)q.question_len);
-	if (q.has_edns)
-		append_opt(&r, &q);
-	memcpy(out, packet, 2);
-	np_put16(out + 2, (unsigned int)(NP_QR | (q.flags & (NP_OPCODE | NP_RD | NP_CD)) | r.flags | (r.rcode & 15)));
+	memcpy(out + NP_HEADER, q->packet + NP_HEADER, (size_t)q->question_len);
+	if (q->has_edns)
+		append_opt(&r, q);
+	memcpy(out, q->packet, 2);
+	np_put16(out + 2, (unsigned int)(NP_QR | (q->flags & (NP_OPCODE | NP_RD | NP_CD)) | r.flags | (r.rcode & 15)));
 	np_put16(out + 4, 1);
 	np_put16(out + 6, (unsigned int)r.answers);
 	np_put16(out + 8, (unsigned int)r.authority);
 	np_put16(out + 10, (unsigned int)r.additional);
 	return r.used;
+}
+
+/* One packet by itself; as np_answer_end. */
+int np_answer(const struct np_table *t, const uint8_t *packet, int len, uint8_t *out, int size)
+{
+	struct np_query q;
+
+	np_answer_begin(t, &q, packet, len);
+	return np_answer_end(t, &q, out, size);
 }
 
 /* The same, for a caller that is no reader yet. */

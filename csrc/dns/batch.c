@@ -113,17 +113,13 @@ static int limited(struct np_worker *w, const struct np_batch *b, int i, uint8_t
 	}
 }
 
-static void count(struct np_worker *w, const uint8_t *reply, int len)
+static void count(struct np_worker *w, const struct np_query *q, const uint8_t *reply)
 {
-	int type = 0, at = NP_HEADER;
+	int type = q->state == NP_ASK ? q->type : 0, zone = np_query_zone(q);
 
-	if (len > NP_HEADER) {
-		while (reply[at])
-			at += 1 + reply[at];
-		type = np_get16(reply + at + 1);
-	}
-	bump(&w->counters.requests[type < NP_COUNT_TYPES ? type : 0], 1);
-	bump(&w->counters.responses[reply[3] & 15], 1);
+	bump(&w->counters.requests[zone][type < NP_COUNT_TYPES ? type : 0], 1);
+	bump(&w->counters.responses[zone][reply[3] & 15], 1);
+	w->batch.answered[zone]++;
 }
 
 /* Answer packet i, or leave it; the response becomes number n of those to send. Returns n, or n + 1. */
@@ -131,7 +127,7 @@ static int answer_one(struct np_worker *w, struct np_batch *b, int i, int n, uin
 {
 	struct msghdr *out = &b->out[n].msg_hdr, *in = &b->in[i].msg_hdr;
 	int family, info_len;
-	int len = np_answer(w->table, b->packet[i], (int)b->in[i].msg_len, b->reply[n], NP_UDP_EDNS);
+	int len = np_answer_end(w->table, &b->query[i], b->reply[n], NP_UDP_EDNS);
 
 	if (len == NP_PYTHON) {
 		leave(w, b, i, socket, now);
@@ -144,7 +140,7 @@ static int answer_one(struct np_worker *w, struct np_batch *b, int i, int n, uin
 	len = limited(w, b, i, b->reply[n], len, now);
 	if (len < 0)
 		return n;
-	count(w, b->reply[n], len);
+	count(w, &b->query[i], b->reply[n]);
 	b->out_iov[n].iov_len = (size_t)len;
 	out->msg_name = in->msg_name;
 	out->msg_namelen = in->msg_namelen;
@@ -169,7 +165,7 @@ static void send_all(struct np_worker *w, struct np_batch *b, int fd, int n)
 	}
 }
 
-static void count_time(struct np_worker *w, uint64_t spent, int n)
+static void count_time(struct np_worker *w, uint64_t spent)
 {
 	static const uint64_t bounds[NP_COUNT_BOUNDS - 1] = { /* ns; as counters.BOUNDS */
 		100000, 250000, 500000, 1000000, 2500000, 5000000, 10000000, 25000000, 50000000, 100000000,
@@ -179,8 +175,15 @@ static void count_time(struct np_worker *w, uint64_t spent, int n)
 
 	while (i < NP_COUNT_BOUNDS - 1 && spent > bounds[i])
 		i++;
-	bump(&w->counters.buckets[i], (uint64_t)n);
-	bump(&w->counters.nanoseconds, spent * (uint64_t)n);
+	for (int zone = 0; zone < NP_ZONES; zone++) {
+		uint64_t n = (uint64_t)w->batch.answered[zone];
+
+		if (!n)
+			continue;
+		bump(&w->counters.buckets[zone][i], n);
+		bump(&w->counters.nanoseconds[zone], spent * n);
+		w->batch.answered[zone] = 0;
+	}
 }
 
 /* What waits in one socket, at most one batch. Returns how many packets there were. */
@@ -200,9 +203,13 @@ int np_batch_serve(struct np_worker *w, int fd, uint32_t socket)
 	began = now_ns();
 	np_reader_online(np_table_readers(w->table), w->reader);
 	for (int i = 0; i < got; i++)
+		np_answer_begin(w->table, &b->query[i], b->packet[i], (int)b->in[i].msg_len);
+	for (int i = 0; i < got; i++)
+		np_answer_fetch(w->table, &b->query[i]);
+	for (int i = 0; i < got; i++)
 		n = answer_one(w, b, i, n, socket, began);
 	np_reader_offline(w->reader);
 	send_all(w, b, fd, n);
-	count_time(w, now_ns() - began, n);
+	count_time(w, now_ns() - began);
 	return got;
 }

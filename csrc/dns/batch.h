@@ -13,6 +13,8 @@ enum { SPREAD = 64 }; /* so that the packets of a batch do not share the same li
 struct np_batch {
 	struct mmsghdr in[NP_BATCH], out[NP_BATCH];
 	struct iovec in_iov[NP_BATCH], out_iov[NP_BATCH];
+	struct np_query query[NP_BATCH];
+	int answered[NP_ZONES];
 	struct sockaddr_in6 peer[NP_BATCH]; /* or sockaddr_in */
 	union {
 		struct cmsghdr align;

@@ -41,8 +41,14 @@ enum {
 
 /* --- names and queries (query.c) ------------------------------------------------------------- */
 
+enum np_state { NP_SILENT, NP_REFUSE, NP_ASK }; /* no answer; rcode and a header alone; a whole query */
+
 struct np_query {
 	const uint8_t *packet;
+	enum np_state state;
+	int rcode;     /* NP_REFUSE: what is said */
+	int offset;    /* NP_ASK: where the zone begins in name; -1: another zone's */
+	uint64_t hash; /* NP_ASK: of name, for the table */
 	int question_len; /* name, type and class as asked */
 	int name_len;
 	int labels;
@@ -111,6 +117,10 @@ struct np_entry { /* one allocation, in the order that a lookup reads it */
 struct np_table;
 
 const struct np_entry *np_table_find(const struct np_table *t, const uint8_t *name, int len);
+uint64_t np_table_hash(const struct np_table *t, const uint8_t *name, int len);
+const struct np_entry *np_table_look(const struct np_table *t, uint64_t hash, const uint8_t *name, int len);
+void np_table_send_bucket(const struct np_table *t, uint64_t hash);
+void np_table_send_entry(const struct np_table *t, uint64_t hash);
 const struct np_rrset *np_entry_pick(const struct np_entry *e, int type);
 uint64_t np_hash(const uint64_t key[2], const uint8_t *data, int len);
 
@@ -127,12 +137,13 @@ struct np_readers *np_table_readers(struct np_table *t);
 
 /* cdef */
 enum { NP_COUNT_TYPES = 258, NP_COUNT_RCODES = 16, NP_COUNT_BOUNDS = 16 };
+enum { NP_ZONE_CLUSTER = 0, NP_ZONE_V4 = 1, NP_ZONE_V6 = 2, NP_ZONE_OTHER = 3, NP_ZONES = 4 };
 
-struct np_counters { /* of one thread, or the sum of all */
-	uint64_t requests[258]; /* by type; 0: any other */
-	uint64_t responses[16]; /* by rcode as the header has it */
-	uint64_t buckets[16];   /* by seconds, as counters.BOUNDS; the last: longer */
-	uint64_t nanoseconds;   /* all together */
+struct np_counters { /* of one thread, or the sum of all; by the zone of the name, an NP_ZONE_… */
+	uint64_t requests[4][258]; /* by type; 0: any other */
+	uint64_t responses[4][16]; /* by rcode as the header has it */
+	uint64_t buckets[4][16];   /* by seconds, as counters.BOUNDS; the last: longer */
+	uint64_t nanoseconds[4];   /* all together */
 	uint64_t silence, send, busy, limited, slipped;
 	uint64_t to_python;
 };
@@ -181,5 +192,12 @@ void np_loop_stop(struct np_loop *l);
 void np_loop_free(struct np_loop *l);
 void np_loop_sum(const struct np_loop *l, struct np_counters *sum);
 /* cdef */
+
+/* np_answer in steps, for many packets at once: what the next step reads of the table is on its way
+ * to the cache while the others take theirs (answer.c). */
+void np_answer_begin(const struct np_table *t, struct np_query *q, const uint8_t *packet, int len);
+void np_answer_fetch(const struct np_table *t, const struct np_query *q);
+int np_answer_end(const struct np_table *t, const struct np_query *q, uint8_t *out, int size);
+int np_query_zone(const struct np_query *q);
 
 #endif

@@ -13,7 +13,7 @@
 
 #include "dns.h"
 
-enum { BUCKETS_MIN = 64 };
+enum { BUCKETS_MIN = 64, ENTRY_LINES = 4 }; /* of the cache: an entry with one address and its name */
 
 struct buckets {
 	uint64_t mask;
@@ -99,9 +99,35 @@ void np_table_free(struct np_table *t)
 
 /* --- readers -------------------------------------------------------------------------------- */
 
+uint64_t np_table_hash(const struct np_table *t, const uint8_t *name, int len)
+{
+	return np_hash(t->key, name, len);
+}
+
+/* The two places that a lookup waits for when the table is larger than the cache. */
+void np_table_send_bucket(const struct np_table *t, uint64_t hash)
+{
+	const struct buckets *b = atomic_load_explicit(&t->buckets, memory_order_acquire);
+
+	__builtin_prefetch((const void *)&b->head[hash & b->mask]);
+}
+
+void np_table_send_entry(const struct np_table *t, uint64_t hash)
+{
+	const struct buckets *b = atomic_load_explicit(&t->buckets, memory_order_acquire);
+	const char *e = (const void *)atomic_load_explicit(&b->head[hash & b->mask], memory_order_acquire);
+
+	for (int at = 0; e && at < ENTRY_LINES * 64; at += 64)
+		__builtin_prefetch(e + at);
+}
+
 const struct np_entry *np_table_find(const struct np_table *t, const uint8_t *name, int len)
 {
-	uint64_t hash = np_hash(t->key, name, len);
+	return np_table_look(t, np_hash(t->key, name, len), name, len);
+}
+
+const struct np_entry *np_table_look(const struct np_table *t, uint64_t hash, const uint8_t *name, int len)
+{
 	const struct buckets *b = atomic_load_explicit(&t->buckets, memory_order_acquire);
 	const struct np_entry *e = atomic_load_explicit(&b->head[hash & b->mask], memory_order_acquire);
 
@@ -315,7 +341,7 @@ int np_table_put(struct np_table *t, const uint8_t *name, int name_len, const ui
 	if (!e)
 		return -EINVAL;
 	note = malloc(sizeof(*note));
-	result = !note ? -ENOMEM : t->names > t->buckets->mask ? grow(t) : 0;
+	result = !note ? -ENOMEM : t->names > t->buckets->mask / 2 ? grow(t) : 0;
 	if (result)
 		goto fail;
 	e->hash = np_hash(t->key, name, name_len);

@@ -2,7 +2,10 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <string.h>
+#include <net/if.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
+#include <unistd.h>
 #include <linux/netlink.h>
 
 #include "rtnl.h"
@@ -25,6 +28,24 @@ int np_socket_open(const char *netns, int protocol)
 		setsockopt(fd, SOL_NETLINK, NETLINK_EXT_ACK, &one, sizeof(one));
 	}
 	return fd;
+}
+
+/* The index of a link of the namespace at path, or -errno. Asked without netlink, because that waits for
+ * the RTNL lock, which a deletion holds long. */
+int np_link_index(const char *netns, const char *name)
+{
+	struct ifreq asked = { 0 };
+	int home, fd, result = np_netns_visit(netns, &home);
+
+	if (result < 0)
+		return result;
+	strncpy(asked.ifr_name, name, IFNAMSIZ - 1);
+	fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	result = fd < 0 || ioctl(fd, SIOCGIFINDEX, &asked) < 0 ? -errno : asked.ifr_ifindex;
+	if (fd >= 0)
+		close(fd);
+	np_netns_return(home);
+	return result;
 }
 
 /* More requests than this in one send could overflow the receive buffer with their answers: an
@@ -71,21 +92,34 @@ static int batch_read(struct np_batch *b, char *buf, int len)
 	return result;
 }
 
+/* Answers lie ready when the send returns, one message each: several are taken by one call. */
+#define SLOTS 8
+#define SLOT_SIZE 16384
+
 static int batch_collect(struct np_batch *b, int fd, unsigned int until)
 {
-	char buf[32768] __attribute__((aligned(NLMSG_ALIGNTO)));
+	static __thread char buf[SLOTS][SLOT_SIZE] __attribute__((aligned(NLMSG_ALIGNTO)));
+	struct iovec parts[SLOTS];
+	struct mmsghdr heads[SLOTS];
 	int result = 0;
 
+	for (int i = 0; i < SLOTS; i++) {
+		parts[i] = (struct iovec){ .iov_base = buf[i], .iov_len = SLOT_SIZE };
+		heads[i] = (struct mmsghdr){ .msg_hdr = { .msg_iov = &parts[i], .msg_iovlen = 1 } };
+	}
 	while (b->answered < until) {
-		ssize_t len = recv(fd, buf, sizeof(buf), 0);
+		unsigned int want = until - b->answered;
+		int got = recvmmsg(fd, heads, want < SLOTS ? want : SLOTS, MSG_WAITFORONE, NULL);
 
-		if (len < 0 && errno == EINTR)
+		if (got < 0 && errno == EINTR)
 			continue;
-		if (len < 0)
+		if (got < 0)
 			return -errno;
-		int full = batch_read(b, buf, len); /* go on: the socket must stay in step */
+		for (int i = 0; i < got; i++) {
+			int full = batch_read(b, buf[i], heads[i].msg_len); /* go on: the socket must stay in step */
 
-		result = result ? result : full;
+			result = result ? result : full;
+		}
 	}
 	return result;
 }

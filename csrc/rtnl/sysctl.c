@@ -8,9 +8,41 @@
 
 #include "rtnl.h"
 
-static int sysctl_write(const char *path, const char *value)
+#define DIRECTORY_MAX 256
+
+/* The directory of the last path. "net" alone is looked up among the "net" of every namespace that the
+ * machine's cache of names has seen, so what lies together is found by one walk. */
+struct directory {
+	char path[DIRECTORY_MAX];
+	int fd;
+};
+
+static int directory_open(struct directory *d, const char *path, const char **base)
 {
-	int fd = open(path, O_WRONLY | O_CLOEXEC), result = 0;
+	const char *slash = strrchr(path, '/');
+	size_t len = slash ? slash - path : DIRECTORY_MAX;
+
+	*base = path;
+	if (len >= DIRECTORY_MAX)
+		return AT_FDCWD;
+	if (strncmp(d->path, path, len) || d->path[len]) {
+		if (d->fd >= 0)
+			close(d->fd);
+		memcpy(d->path, path, len);
+		d->path[len] = '\0';
+		d->fd = open(d->path, O_PATH | O_DIRECTORY | O_CLOEXEC);
+	}
+	if (d->fd < 0)
+		return AT_FDCWD;
+	*base = slash + 1;
+	return d->fd;
+}
+
+static int sysctl_write(struct directory *d, const char *path, const char *value)
+{
+	const char *base;
+	int at = directory_open(d, path, &base), result = 0;
+	int fd = openat(at, base, O_WRONLY | O_CLOEXEC);
 
 	if (fd < 0)
 		return -errno;
@@ -24,6 +56,7 @@ static int sysctl_write(const char *path, const char *value)
  * when the namespace cannot be entered. */
 int np_sysctl_write(const char *netns, const char *pairs, int *errnos, int n)
 {
+	struct directory last = { .fd = -1 };
 	int home, result = np_netns_visit(netns, &home);
 
 	if (result < 0)
@@ -31,9 +64,11 @@ int np_sysctl_write(const char *netns, const char *pairs, int *errnos, int n)
 	for (int i = 0; i < n; i++) {
 		const char *value = pairs + strlen(pairs) + 1;
 
-		errnos[i] = sysctl_write(pairs, value);
+		errnos[i] = sysctl_write(&last, pairs, value);
 		pairs = value + strlen(value) + 1;
 	}
+	if (last.fd >= 0)
+		close(last.fd);
 	np_netns_return(home);
 	return 0;
 }

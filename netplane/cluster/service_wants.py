@@ -5,6 +5,7 @@ Pure and local: reads the service, its own claims, and the names that it tries.
 
 from __future__ import annotations
 
+from ipaddress import ip_address
 from typing import NamedTuple
 
 from ..model.base import amend
@@ -128,7 +129,7 @@ def _usable(address: str, cidr: str) -> bool:
     if family_of(address) != family_of(cidr):
         return False
     net = network(cidr)
-    number = int(network(address).network_address)
+    number = int(ip_address(address))  # not `network`, which would remember it
     return 0 < number - int(net.network_address) <= _size(cidr)
 
 

@@ -28,6 +28,10 @@ class Host(Protocol):
     def sync(self, scopes: Iterable[Scope], before: Callable[[], object] | None = None) -> None:
         """Render, diff and apply in this thread, after the writes of ``before``. Raises the scope's error."""
 
+    def withdraw(self, name: str) -> None:
+        """Take everything of this attachment out of the kernel though its record stays, which the store
+        does not let go now; until the record is put again. Raises the scope's error."""
+
     def verify(self, scopes: Iterable[Scope]) -> list[str]:
         """What the kernel holds otherwise than it should, in words."""
 

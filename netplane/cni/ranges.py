@@ -20,9 +20,9 @@ from .errors import CONFIG, UNSUPPORTED, Refused
 
 OURS = "netplane"
 NONE = "none"  # no addresses at all
-# dataDir: of work without an agent
-_KEYS = {"type", "ranges", "routes", "subnet", "rangeStart", "rangeEnd", "gateway", "socket", "dataDir"}
 _RANGE_KEYS = {"subnet", "rangeStart", "rangeEnd", "gateway"}
+# dataDir: of work without an agent
+_KEYS = {"type", "ranges", "routes", "socket", "dataDir", "resolvConf"} | _RANGE_KEYS
 _SCOPES = {0: "", 253: "link"}  # RT_SCOPE_UNIVERSE, RT_SCOPE_LINK
 
 
@@ -44,6 +44,7 @@ class Leases(msgspec.Struct, frozen=True):
     type: str = ""
     sets: tuple[RangeSet, ...] = ()
     routes: tuple[AttachmentRoute, ...] = ()
+    resolv_conf: str = ""  # the file whose words are the result's dns
 
     @property
     def delegated(self) -> bool:
@@ -76,7 +77,11 @@ def parse_leases(ipam: Any, prepended: Any, default: str) -> Leases:
         for i, inner in enumerate(given)
     )
     _refuse_overlap(sets)
-    return Leases(OURS if sets else default if not ipam else "", sets, parse_routes(ipam.get("routes")))
+    resolv_conf = ipam.get("resolvConf", "")
+    if not isinstance(resolv_conf, str):
+        raise Refused(CONFIG, f"ipam.resolvConf: {resolv_conf!r:.40} must be a file's path")
+    kind = OURS if sets else default if not ipam else ""
+    return Leases(kind, sets, parse_routes(ipam.get("routes")), resolv_conf)
 
 
 def parse_routes(routes: Any) -> tuple[AttachmentRoute, ...]:

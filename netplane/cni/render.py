@@ -58,13 +58,18 @@ class CniConfig(msgspec.Struct, frozen=True):
 
 
 class CniRoom:
-    """A Room: scope ("cni", "") is the node's base, ("cni", <attachment>) one pod's interface."""
+    """A Room: scope ("cni", "") is the node's base, ("cni", <attachment>) one pod's interface.
+
+    ``undone``: attachments whose ADD failed and whose record the store does not let go, its disk being
+    full. They want nothing, as if the record were gone; a process that starts anew undoes them itself.
+    """
 
     name = ROOM
 
     def __init__(self, node: str, config: CniConfig) -> None:
         self.node = node
         self.config = config
+        self.undone: set[str] = set()
 
     def scopes(self, event: object, snapshot: Snapshot) -> Iterable[Scope]:
         if event is None:
@@ -86,7 +91,7 @@ class CniRoom:
             node = snapshot.get(Node, "", self.node)
             return tuple(render_base(node, self.config)) if node else ()
         attachment = snapshot.get(Attachment, "", scope.name)
-        if attachment is None or attachment.spec.node != self.node:
+        if attachment is None or attachment.spec.node != self.node or attachment.name in self.undone:
             return ()
         if self.config.boot_id and attachment.spec.boot_id not in ("", self.config.boot_id):
             return ()
@@ -98,7 +103,13 @@ def render_base(node: Node, config: CniConfig) -> Iterator[Fact]:
     if not node.pod_cidrs:
         return
     yield Link(
-        name=BRIDGE, kind="bridge", alias=f"{ALIAS}{ROOM}", mtu=config.pod_mtu, mac=bridge_mac(node.name)
+        name=BRIDGE,
+        kind="bridge",
+        alias=f"{ALIAS}{ROOM}",
+        mtu=config.pod_mtu,
+        mac=bridge_mac(node.name),
+        # no port is sent multicast, and with snooping a port that goes costs as much as there are ports
+        options=(("mcast_snooping", 0),),
     )
     for cidr in node.pod_cidrs:
         network = ip_network(cidr)

@@ -3,7 +3,8 @@
 Rule 1: what comes to the pod waits in a token bucket at the host end; what it sends waits in one at
         its own end, where a full queue slows the sender down instead of losing packets.
 Rule 2: a container that may configure its interface could remove its bucket: then the same rate,
-        a tenth and two large packets added, is the limit at the host end, where the excess is dropped.
+        a tenth and two large packets added, is the limit at the host end, where the excess is dropped: for
+        a bridge's port an element of a set that is the same for all, else a rule at the link's ingress.
 Rule 3: with macspoofchk only the pod's own MAC and addresses pass the host end: in Ethernet, ARP, IPv4
         and IPv6 (which also needs :: and link-local addresses). It is seen before anything else, and
         by the port: what two pods of one bridge exchange is checked, too.
@@ -13,8 +14,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..model.facts import Fact, Guard, Shaper
-from ..model.own import Attachment
+from ..model.facts import Fact, Guard, Limit, Shaper
+from ..model.own import Attachment, Bandwidth
 
 _PACKET = 1 << 16
 _SMALLEST = 14  # Ethernet's header: a bucket holds a packet of the interface's MTU at least
@@ -31,6 +32,15 @@ def render_shaping(attachment: Attachment) -> Iterator[Fact]:
     if given.egress_rate:
         burst = max(given.egress_burst // 8, least)
         yield Shaper(link=spec.ifname, rate=given.egress_rate // 8, burst=burst, netns=spec.netns)
+        if spec.kind == "bridge":
+            rate, most = _beyond(given)
+            yield Limit(link=spec.host_ifname, rate=rate, burst=most)
+
+
+def _beyond(given: Bandwidth) -> tuple[int, int]:
+    """Bytes per second and a burst in bytes that a pod with its bucket in place never exceeds."""
+    rate = given.egress_rate // 8
+    return max(rate + rate // 10, 1), min(given.egress_burst // 8 + 2 * _PACKET, 0xFFFFFFFF)
 
 
 def render_guard(attachment: Attachment) -> Iterator[Fact]:
@@ -45,11 +55,10 @@ def _rules(attachment: Attachment) -> Iterator[str]:
     if spec.config.get("macspoofchk"):
         plain = [entry.address.partition("/")[0] for entry in spec.ips]
         yield from _sources(spec.mac, plain)
-    if spec.bandwidth and spec.bandwidth.egress_rate and spec.host_ifname:
-        rate = spec.bandwidth.egress_rate // 8
-        burst = spec.bandwidth.egress_burst // 8
-        most = min(burst + 2 * _PACKET, 0xFFFFFFFF)
-        yield f"limit rate over {max(rate + rate // 10, 1)} bytes/second burst {most} bytes drop"
+    given = spec.bandwidth
+    if given and given.egress_rate and spec.kind != "bridge":
+        rate, most = _beyond(given)
+        yield f"limit rate over {rate} bytes/second burst {most} bytes drop"
 
 
 def _sources(mac: str, addresses: list[str]) -> Iterator[str]:

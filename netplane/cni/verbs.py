@@ -31,7 +31,7 @@ from .host import Host
 from .ipam import describe
 from .locks import Locks
 from .networks import Networks
-from .poddns import pod_dns
+from .poddns import of_file, pod_dns
 from .podwriter import PodWriter
 from .ports import HostPorts, refuse_unreachable, udp_flows
 from .ranges import OURS, whole
@@ -173,8 +173,8 @@ class Verbs:
                     delegate.ask("DEL", leases.type, request, request.config.document)
                 raise
         elif leases.type in ("", OURS):
-            ips = self._take(attachment, request)
-            lease = Lease(ips)
+            dns = of_file(leases.resolv_conf)
+            lease = Lease(self._take(attachment, request), dns=dns)
         else:
             lease = Lease(())
         try:
@@ -224,11 +224,16 @@ class Verbs:
             ) from exc
 
     def _undo(self, attachment: Attachment) -> None:
-        """After a failed ADD: everything that can go, goes; what cannot is owed and logged."""
+        """After a failed ADD: everything that can go, goes; what cannot is owed and logged.
+
+        Where the store cannot let the record go, its disk being full, the kernel lets go all the same.
+        """
         try:
             self._release(attachment)
         except NetplaneError as exc:
             log.warning("undoing %s is not finished: %s", attachment.name, exc)
+            with suppress(NetplaneError):
+                self.host.withdraw(attachment.name)
 
     # --- DEL ---------------------------------------------------------------------------------
 
@@ -311,8 +316,11 @@ class Verbs:
             return
         try:
             self._ready(request)
-        except KernelError as exc:  # the bridge, forwarding or masquerade: pods that run need them, too
-            raise Refused(LIMITED, str(exc)) from exc
+            found = [] if request.config.own_range else self.host.verify([BASE])
+        except KernelError as exc:
+            found = [str(exc)]
+        if found:  # the bridge, forwarding or masquerade: pods that run need them, too
+            raise Refused(LIMITED, f"node {self.host.node}: {'; '.join(found)}")
         if leases.delegated:
             delegate.ask("STATUS", leases.type, request, request.config.document)
         elif leases.type == OURS:

@@ -7,7 +7,10 @@
 
 Rule 1: the node knows a pod's MAC by a permanent neighbour entry, and a ptp pod its gateway's: the first
         packet waits for no ARP, and an address used again never meets the last holder's MAC.
-Rule 2: a bridge that is not the node's is wanted by its attachments alone: it goes with the last.
+Rule 2: on the node's bridge nothing is flooded to pods but unicast: their neighbours' multicast (each new
+        pod's solicitations and listener reports) would cost every ADD as much as there are pods, and pass
+        policy by. What a pod sends to all reaches the gateway alone.
+Rule 3: a bridge that is not the node's is wanted by its attachments alone: it goes with the last.
 """
 
 from __future__ import annotations
@@ -48,6 +51,7 @@ def _veth(attachment: Attachment) -> Link:
     spec = attachment.spec
     bridged = spec.kind == "bridge"
     port = (("hairpin", int(bool(spec.config.get("hairpinMode", True)))),) if bridged else ()
+    flood = (("bcast_flood", 0), ("mcast_flood", 0)) if bridged and not own_bridge(attachment) else ()
     isolated = (("isolated", 1),) if bridged and spec.config.get("portIsolation") else ()
     return Link(
         name=spec.host_ifname,
@@ -57,8 +61,10 @@ def _veth(attachment: Attachment) -> Link:
         mac=host_mac(spec.host_ifname),
         master=(spec.bridge or BRIDGE) if bridged else "",
         options=(
+            *flood[:1],
             *port,
             *isolated,
+            *flood[1:],
             ("peer", spec.ifname),
             ("peer_mac", spec.mac),
             ("peer_mtu", spec.mtu),

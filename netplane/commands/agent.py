@@ -89,12 +89,12 @@ def agent(
         signal.signal(number, lambda *_: stopping.set())
 
     def renew(*_: object) -> None:
-        running.restarting = True
+        running.dns.restarting = True
         stopping.set()
 
     signal.signal(signal.SIGUSR2, renew)
     running.run(stopping)
-    if running.restarting:
+    if running.dns.restarting:
         signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # until the new one knows what to do with it
-        handover.pass_on(running.held, os.environ)
+        handover.pass_on(running.dns.held, os.environ)
         os.execv(sys.executable, sys.orig_argv)

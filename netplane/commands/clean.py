@@ -9,6 +9,7 @@ import click
 
 from ..cluster import Instance
 from ..kernel.nft_guard import GuardDriver
+from ..kernel.nft_limit import LimitDriver
 from ..kernel.nftables import NftDriver
 from ..kernel.rtnetlink import LinkDriver
 from ..model.facts import Plan
@@ -31,6 +32,7 @@ def clean(run_dir: Path, state_dir: Path) -> None:
     links.apply(Plan(remove=tuple(have)))
     NftDriver().clean()
     GuardDriver().clean()
+    LimitDriver().clean()
     for path in (run_dir, state_dir):
         shutil.rmtree(path, ignore_errors=True)
     held.close()

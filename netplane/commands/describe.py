@@ -14,12 +14,21 @@ from ..model.nodes import Event
 from ..model.services import EndpointSlice, Service
 from ..model.storage import Secret
 from . import printing
+from .status import until
 
 WIDTH = 16
 
 
-def describe(obj: Object, objects: Iterable[Object] = (), now: datetime | None = None) -> str:
-    """The text of ``describe``; endpoints and events are found among ``objects``."""
+def describe(
+    obj: Object,
+    objects: Iterable[Object] = (),
+    now: datetime | None = None,
+    ejected: Iterable[dict[str, Any]] | None = None,
+) -> str:
+    """The text of ``describe``; endpoints and events are found among ``objects``.
+
+    ``ejected``: what this node's agent says of endpoints that are out of rotation; None without an agent.
+    """
     others = list(objects)
     lines = [_line("Name", obj.name)]
     if obj.NAMESPACED:
@@ -35,6 +44,7 @@ def describe(obj: Object, objects: Iterable[Object] = (), now: datetime | None =
     lines += _secret(obj) if isinstance(obj, Secret) else _body(obj)
     if isinstance(obj, Service):
         lines.append(_line("Endpoints", _endpoints(obj, others)))
+        lines += _ejected(obj, ejected) if obj.ejects else ()
     lines += _events(obj, others, now or datetime.now(UTC))
     return "\n".join(lines)
 
@@ -104,6 +114,16 @@ def _endpoints(service: Service, objects: Iterable[Object]) -> str:
         for s in slices for e in s.endpoints if e.ready for a in e.addresses for p in s.ports
     ]  # fmt: skip
     return ", ".join(ready) or printing.NONE
+
+
+def _ejected(service: Service, ejected: Iterable[dict[str, Any]] | None) -> Iterator[str]:
+    """Endpoints that the agent of this node has taken out of rotation."""
+    if ejected is None:
+        yield _line("Ejected here", "unknown: no agent answers")
+        return
+    mine = [e for e in ejected if e["service"] == f"{service.namespace}/{service.name}"]
+    words = [f"{e['endpoint']} ({e['reason']}; {until(e)})" for e in mine]
+    yield _line("Ejected here", ", ".join(words) or printing.NONE)
 
 
 def _events(obj: Object, objects: Iterable[Object], now: datetime) -> Iterator[str]:

@@ -9,12 +9,15 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import click
 
+from ..health import read_status
 from ..model.base import Key
-from ..model.errors import Conflict, Expired, Invalid, NetplaneError, NotFound
+from ..model.errors import Conflict, Expired, Invalid, NetplaneError, NotFound, Unavailable
+from ..model.services import Service
 from ..store import DEFAULT, Store, merge, open_store
 from . import manifests
 from .describe import describe
@@ -132,16 +135,28 @@ def _follow(store: Store, query: Query, printer: Printer, since: int) -> None:
 @click.option("-l", "--selector", metavar="SELECTOR", help="Labels to match: app=web,tier!=db.")
 @namespace_option
 @store_option
+@click.option("--run-dir", type=click.Path(path_type=Path), default=Path("/run/netplane"), show_default=True)
 @told
-def describe_command(words: tuple[str, ...], url: str, **options: Any) -> None:
-    """Show objects for people, with their endpoints and events."""
+def describe_command(words: tuple[str, ...], url: str, run_dir: Path, **options: Any) -> None:
+    """Show objects for people, with their events, and a service with its endpoints as this node uses them."""
     query = Query(words, **options)
     with closing(open_store(url)) as store:
         chosen, _ = query.select(store)
         beside, _ = store.list(["EndpointSlice", "Event"])
     if not chosen:
         click.echo("No resources found", err=True)
-    click.echo("\n\n\n".join(describe(obj, beside) for obj in chosen))
+    asked = any(isinstance(obj, Service) and obj.ejects for obj in chosen)
+    ejected = _ejected(run_dir) if asked else None
+    click.echo("\n\n\n".join(describe(obj, beside, ejected=ejected) for obj in chosen))
+
+
+def _ejected(run_dir: Path) -> list[dict[str, Any]] | None:
+    """What the agent of a run directory has taken out of rotation; None when none answers."""
+    try:
+        found: list[dict[str, Any]] = read_status(run_dir).get("ejected", [])
+    except Unavailable:
+        return None
+    return found
 
 
 @click.command("delete")

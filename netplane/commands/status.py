@@ -57,6 +57,17 @@ def describe(status: dict[str, Any]) -> list[str]:
             f"{name:<12} {state}, {room['scopes']} scopes" if room["scopes"] else f"{name:<12} {state}"
         )
         lines += [f"  {scope or name}: {why}" for scope, why in failing.items()]
+    lines += [
+        f"{'ejected':<12} {e['service']} {e['endpoint']}: {e['reason']}; {until(e)}"
+        for e in status.get("ejected", ())
+    ]
     if status["pending"]:
         lines.append(f"{'pending':<12} {status['pending']}")
     return lines
+
+
+def until(ejected: dict[str, Any]) -> str:
+    """What becomes of an endpoint that fails."""
+    if ejected["tried"]:
+        return "tried all the same, because most endpoints fail"
+    return f"back in {ejected['seconds']} s"

@@ -63,7 +63,8 @@ class Inherited:
 
 
 def keep(sockets: Sequence[socket.socket], environ: MutableMapping[str, str]) -> bool:
-    """Give copies to the supervisor, which has them ready for the next start, also after a kill."""
+    """Give copies to the supervisor, which has them ready for the next start, also after a kill; those of
+    before, which it may have, go."""
     path = environ.get("NOTIFY_SOCKET", "")
     if not path or not sockets:
         return False
@@ -71,6 +72,7 @@ def keep(sockets: Sequence[socket.socket], environ: MutableMapping[str, str]) ->
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as notify:
             notify.connect(address)
+            notify.send(b"FDSTOREREMOVE=1\nFDNAME=netplane-dns")
             for at in range(0, len(sockets), PER_MESSAGE):
                 numbers = [sock.fileno() for sock in sockets[at : at + PER_MESSAGE]]
                 socket.send_fds(notify, [b"FDSTORE=1\nFDNAME=netplane-dns\nFDPOLL=0"], numbers)

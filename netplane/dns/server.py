@@ -15,11 +15,12 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from typing import Any
 
 from . import wire
 from .answer import Client, Forward, answer, failure
+from .connections import Connections
 from .counters import Counters
 from .forward import TIMEOUT, Forwarder, Limits
 from .handover import Inherited
@@ -28,11 +29,10 @@ from .querylog import QueryLog
 from .resolver import Resolver
 from .sockets import Ancillary, Udp, group, listen
 from .table import NameTable
-from .tls import TlsListener
+from .tls import Listener, TlsListener
 from .upstreams import Address, Upstreams
 
 BATCH = 64  # packets read from one socket before the others have their turn
-CONNECTIONS = 256  # TCP; one more ends the one that has been silent for longest
 IDLE = 8.0  # seconds for a message to arrive whole, or to be taken (RFC 7766 6.2.3)
 _log = logging.getLogger("netplane.dns")
 
@@ -55,7 +55,7 @@ class DnsServer:
         idle: float = IDLE,
         fast: Fast = FAST,
     ) -> None:
-        self.counters = Counters()
+        self.counters = Counters(table.domain)
         self._table = table
         self._listen = tuple(listen)
         self.resolver = Resolver(Forwarder(Upstreams(upstreams), self.counters, Limits(timeout)))
@@ -63,11 +63,10 @@ class DnsServer:
         self._fast = fast
         self._c: Loop | None = None
         self._twin: Twin | None = None
-        self._idle = idle
+        self._connections = Connections(self._stream, idle)
         self._tls: TlsListener | None = None
         self._udp: list[Udp] = []
         self._tcp: list[socket.socket] = []
-        self._connections: dict[asyncio.StreamWriter, float] = {}  # when each was last heard
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping = asyncio.Event()
@@ -135,14 +134,13 @@ class DnsServer:
     @property
     def sockets(self) -> tuple[socket.socket, ...]:
         """All that it listens on, to be kept by somebody before `stop`."""
-        return (*(udp.sock for udp in self._udp), *self._tcp)
+        over_tls = self._tls.sockets if self._tls is not None else ()
+        return (*(udp.sock for udp in self._udp), *self._tcp, *over_tls)
 
     def stop(self, drain: float = 0.0) -> None:
         """Stop reading, answer what was read within ``drain`` seconds, close; a second call does nothing."""
         thread, self._thread = self._thread, None
         if thread is not None and self._loop is not None:
-            if self._c is not None:
-                self._c.stop()
             self._drain = drain
             self._loop.call_soon_threadsafe(self._stopping.set)
             thread.join()
@@ -159,13 +157,16 @@ class DnsServer:
 
     async def _use(self, resolver: Resolver, tls: TlsListener | None) -> None:
         old, self.resolver = self.resolver, resolver
+        self.counters.know(resolver.routes.zones)
         self.divert()
         resolver.start()
         old.retire()
         if self._tls is not tls and self._tls is not None:
             await self._tls.retire()
         if self._tls is not tls and tls is not None:
-            await tls.serve(functools.partial(self._connection, protocol="tls"), self._idle)
+            await tls.secure(
+                functools.partial(self._connections.serve, protocol="tls"), self._connections.idle
+            )
         self._tls = tls
 
     def _close(self) -> None:
@@ -175,7 +176,7 @@ class DnsServer:
         if self._c is not None:
             self._c.close()
             self._c = None
-        for sock in self.sockets:
+        for sock in (*(udp.sock for udp in self._udp), *self._tcp):
             sock.close()
         self._udp.clear()
         self._tcp.clear()
@@ -190,17 +191,18 @@ class DnsServer:
             loop.add_reader(self._c.misses, self._missed, self._c)
         for udp in self._udp if self._c is None else ():
             loop.add_reader(udp.sock, self._readable, udp)
-        servers = [await asyncio.start_server(self._connection, sock=sock) for sock in self._tcp]
+        streams = Listener(self._tcp)
+        await streams.serve(self._connections.serve)
         self.resolver.start()
         await self._stopping.wait()
-        for server in servers:
-            server.close()
+        await streams.retire()
+        if self._tls is not None:
+            await self._tls.retire()
+        await self._connections.finish(self._drain)  # UDP is served meanwhile
+        if self._c is not None:
+            self._c.stop()
         await self._finish()
         self.resolver.close()
-        if self._tls is not None:
-            self._tls.close()
-        for writer in self._connections:
-            writer.transport.abort()
 
     async def _finish(self) -> None:
         """Answer what C has left, and let the questions that wait come to their end."""
@@ -287,39 +289,11 @@ class DnsServer:
 
     # --- TCP and TLS ----------------------------------------------------------------------------
 
-    async def _connection(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, protocol: str = "tcp"
-    ) -> None:
-        if len(self._connections) >= CONNECTIONS:
-            oldest = min(self._connections, key=self._connections.__getitem__)
-            del self._connections[oldest]
-            oldest.transport.abort()
-        peer = writer.get_extra_info("peername")
-        try:
-            while True:
-                self._connections[writer] = time.monotonic()
-                async with asyncio.timeout(self._idle):
-                    size = int.from_bytes(await reader.readexactly(2), "big")
-                    packet = await reader.readexactly(size)
-                reply = await self._reply(packet, peer, protocol)
-                if reply is None:
-                    break
-                writer.write(len(reply).to_bytes(2, "big") + reply)
-                async with asyncio.timeout(self._idle):
-                    await writer.drain()
-            writer.close()
-        except asyncio.IncompleteReadError:
-            writer.close()
-        except (OSError, TimeoutError):
-            writer.transport.abort()
-        finally:
-            self._connections.pop(writer, None)
-
-    async def _reply(self, packet: bytes, peer: Any, protocol: str) -> bytes | None:
+    def _stream(self, packet: bytes, peer: Any, protocol: str) -> bytes | Coroutine[Any, Any, bytes] | None:
         began = time.perf_counter()
         found = self._decide(packet, peer, udp=False)
         if isinstance(found, Forward):
-            return await self._forward(found, protocol, peer)
+            return self._forward(found, protocol, peer)
         if found is not None:
             self._answered(peer, protocol, "cluster", found, began)
         return found

@@ -21,6 +21,7 @@ from .cache import Cache
 from .config import DnsConfig, ForwardConfig
 from .counters import Counters
 from .forward import Forwarder
+from .handover import Inherited
 from .names import LocalNames, NameOptions
 from .resolver import Resolver
 from .server import DnsServer
@@ -54,16 +55,19 @@ class Setup:
         self._cache: Cache | None = None
         self._lock = threading.Lock()
         self._watch: FileWatch | None = None
+        self._inherited: Inherited | None = None
 
-    def start(self) -> None:
+    def start(self, inherited: Inherited | None = None) -> None:
         """Bring the configuration into force, on a running server. Raises Invalid, KernelError."""
+        self._inherited = inherited
         self._apply(files.read(self._path) if self._path else DnsConfig(), first=True)
         self._watch = FileWatch(self._paths, self.reload)
         self._watch.start()
 
     def stop(self) -> None:
-        if self._watch is not None:
-            self._watch.stop()
+        watch, self._watch = self._watch, None
+        if watch is not None:
+            watch.stop()
 
     def reload(self) -> None:
         """Look at the files again; a refusal changes nothing but `problem`."""
@@ -117,7 +121,8 @@ class Setup:
         if self._tls is not None and new.tls == self.config.tls:
             self._tls.certificate.refresh()
             return self._tls
-        return tls.TlsListener(new.tls.addresses, tls.Certificate(new.tls.cert, new.tls.key), self._tls)
+        certificate = tls.Certificate(new.tls.cert, new.tls.key)
+        return tls.TlsListener(new.tls.addresses, certificate, self._tls, self._inherited)
 
     def _resolver(self, new: DnsConfig, cache: Cache | None) -> Resolver:
         common = new.forward or ForwardConfig(upstreams=(self._resolv_conf,))

@@ -26,6 +26,10 @@ class Routes(Generic[T]):
                 return self._stubs[zone]
         return self._stubs.get(b"\0", self.default)
 
+    @property
+    def zones(self) -> tuple[bytes, ...]:
+        return tuple(self._stubs)
+
     def __iter__(self) -> Iterator[T]:
         yield self.default
         yield from self._stubs.values()

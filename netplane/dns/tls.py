@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from ..model.errors import Invalid
+from .handover import Inherited
 from .sockets import listen
 from .upstreams import Address
 
@@ -71,48 +72,21 @@ class Certificate:
         return context
 
 
-class TlsListener:
-    """Sockets that wait for TLS, and the certificate that they show. Raises Invalid, KernelError.
+class Listener:
+    """Sockets that wait for connections; this object's from now on."""
 
-    What ``before`` listens on already is shared with it, so that no connection is lost when it closes.
-    """
-
-    def __init__(
-        self, addresses: Sequence[Address], certificate: Certificate, before: TlsListener | None = None
-    ) -> None:
-        self.certificate = certificate
-        self._addresses = tuple(addresses)
-        self._socks: list[socket.socket] = []
+    def __init__(self, sockets: Sequence[socket.socket]) -> None:
+        self.sockets = tuple(sockets)
         self._servers: list[asyncio.Server] = []
-        try:
-            for address in self._addresses:
-                shared = before.share(address) if before is not None else None
-                self._socks.append(shared or listen(address, socket.SOCK_STREAM))
-        except BaseException:
-            self.close()
-            raise
 
-    def share(self, address: Address) -> socket.socket | None:
-        """Another descriptor of the socket on this address."""
-        if address not in self._addresses:
-            return None
-        return self._socks[self._addresses.index(address)].dup()
-
-    async def serve(self, connection: Connection, patience: float) -> None:
-        """``patience``: seconds for the handshake."""
-        for sock in self._socks:
-            server = await asyncio.start_server(
-                connection,
-                sock=sock,
-                ssl=self.certificate.context,
-                ssl_handshake_timeout=patience,
-                ssl_shutdown_timeout=patience,
-            )
-            self._servers.append(server)
+    async def serve(self, connection: Connection, **how: Any) -> None:
+        """``how``: of asyncio.start_server."""
+        for sock in self.sockets:
+            self._servers.append(await asyncio.start_server(connection, sock=sock, **how))
 
     async def retire(self) -> None:
         """Close, when all that was accepted has its connection: asyncio drops what it finds in between."""
-        for sock in self._socks:
+        for sock in self.sockets:
             asyncio.get_running_loop().remove_reader(sock)
         await asyncio.sleep(0)  # the tasks of connections just accepted run first
         self.close()
@@ -121,8 +95,50 @@ class TlsListener:
         """Once it serves: in its event loop."""
         for server in self._servers:
             server.close()
-        for sock in self._socks:
+        for sock in self.sockets:
             sock.close()
+
+
+class TlsListener(Listener):
+    """A Listener for TLS, and the certificate that it shows. Raises Invalid, KernelError.
+
+    What ``before`` listens on already is shared with it, so that no connection is lost when it closes;
+    what was ``inherited`` is taken.
+    """
+
+    def __init__(
+        self,
+        addresses: Sequence[Address],
+        certificate: Certificate,
+        before: TlsListener | None = None,
+        inherited: Inherited | None = None,
+    ) -> None:
+        self.certificate = certificate
+        self._addresses = tuple(addresses)
+        super().__init__(())
+        try:
+            for address in self._addresses:
+                found = inherited.take(address, socket.SOCK_STREAM) if inherited is not None else []
+                shared = found[0] if found else before.share(address) if before is not None else None
+                self.sockets += (shared or listen(address, socket.SOCK_STREAM),)
+        except BaseException:
+            self.close()
+            raise
+
+    def share(self, address: Address) -> socket.socket | None:
+        """Another descriptor of the socket on this address."""
+        if address not in self._addresses:
+            return None
+        return self.sockets[self._addresses.index(address)].dup()
+
+    async def secure(self, connection: Connection, patience: float) -> None:
+        """``patience``: seconds for the handshake."""
+        await self.serve(
+            connection,
+            ssl=self.certificate.context,
+            ssl_handshake_timeout=patience,
+            ssl_shutdown_timeout=patience,
+        )
 
 
 def client(ca: str = "") -> ssl.SSLContext:

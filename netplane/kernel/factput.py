@@ -1,6 +1,7 @@
 """Put addresses, routes, neighbours and forwarding entries on links: one batch per namespace.
 
-Rule 1: the kernel works a batch off in order, so routes may rest on addresses of the same batch.
+Rule 1: the kernel works a batch off in order, so routes may rest on addresses of the same batch, and
+        both on a link that goes up at its beginning.
 Rule 2: what is there already is fine when it is what was asked for, whoever put it there.
 """
 
@@ -24,24 +25,30 @@ ORDER: dict[type[Fact], int] = {Address: 0, Route: 1, Neighbour: 2, Fdb: 3, Shap
 
 def put_facts(session: Session, netns: str, facts: Iterable[Any], known: frozenset[FactKey]) -> None:
     """``known`` are keys that are there (a plan's changes): replaced, and kept when the plan fails."""
-    ordered = sorted(facts, key=lambda f: ORDER[type(f)])
-    if not ordered:
+    before, ordered = session.later.pop(netns, []), sorted(facts, key=lambda f: ORDER[type(f)])
+    if not before and not ordered:
         return
     index = session.indexes(netns, (f.link for f in ordered))
     sock = session.socket(netns)
     requests = [_request(f, index.get(f.link, 0), f.key in known) for f in ordered]
-    failure = None
-    for fact, request, answer in zip(ordered, requests, sock.send(requests), strict=True):
+    answers, failure = sock.send([*before, *requests]), None
+    for request, answer in zip(before, answers, strict=False):
+        if answer.errno:
+            raise KernelError(answer.errno, request.what + _where(netns), answer.text)
+    for fact, request, answer in zip(ordered, requests, answers[len(before) :], strict=True):
         if not answer.errno:
             if fact.key not in known:
                 session.made(fact, index.get(fact.link, 0))
         elif answer.errno != EEXIST:
-            where = f" in {netns}" if netns else ""
-            failure = failure or KernelError(answer.errno, request.what + where, answer.text)
+            failure = failure or KernelError(answer.errno, request.what + _where(netns), answer.text)
         elif fact.key not in known or not isinstance(fact, Address):
             _accept(session, netns, fact, request, index.get(fact.link, 0))
     if failure:
         raise failure
+
+
+def _where(netns: str) -> str:
+    return f" in {netns}" if netns else ""
 
 
 def _request(fact: Any, index: int, known: bool) -> Request:

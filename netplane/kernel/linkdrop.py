@@ -15,10 +15,10 @@ from typing import Any
 
 from ..model.errors import KernelError
 from ..model.facts import Address, FactKey
-from . import linkmsg, qdiscmsg, routemsg, sysctl
+from . import linkmsg, qdiscmsg, routemsg
 from .linkreap import Reaper
 from .nlmsg import Request
-from .nlsocket import Socket
+from .nlsocket import Socket, link_index
 from .session import GONE, Session
 
 
@@ -74,12 +74,9 @@ def _there(session: Session, netns: str) -> bool:
 
 def _went_along(netns: str, keys: list[FactKey]) -> bool:
     """Whether the links that these keys name are gone, and so all that hung on them (a pod's end
-    goes with ours). Asked of /proc/sys, which does not wait for the RTNL lock."""
+    goes with ours). Asked in a way that does not wait for the RTNL lock."""
     links = {str(key[2]) for key in keys if key[0] != "route"}
-    try:
-        return bool(links) and all(sysctl.read(f"net/ipv4/conf/{n}/forwarding", netns) is None for n in links)
-    except KernelError:  # no namespace at the path
-        return False
+    return bool(links) and not any(link_index(name, netns) for name in links)
 
 
 def _remove(session: Session, netns: str, keys: list[FactKey]) -> None:

@@ -33,7 +33,7 @@ VXLAN: Options = {
 MACVLAN: Options = {"mode": (1, "=I")}
 PORT: Options = {
     "hairpin": (4, "=B"), "learning": (8, "=B"), "flood": (9, "=B"), "mcast_flood": (27, "=B"),
-    "neigh_suppress": (32, "=B"), "isolated": (33, "=B"),
+    "bcast_flood": (30, "=B"), "neigh_suppress": (32, "=B"), "isolated": (33, "=B"),
 }  # fmt: skip
 VXLAN_LINK, VXLAN_LOCAL, VXLAN_LOCAL6 = 3, 4, 17
 _VETH_WORDS = {"peer", "peer_netns", "peer_mac", "peer_mtu"}

@@ -19,6 +19,7 @@ from . import linkmsg, ours, sysctl
 from .factput import put_facts
 from .linkmsg import State
 from .linkread import View
+from .nlmsg import Answer
 from .session import GONE, Session
 
 _RANK = {
@@ -43,7 +44,9 @@ def put(session: Session, facts: Iterable[Link], known: frozenset[FactKey] = fro
         there = _create(session, netns, fresh)
         for fact in (*there, *(f for f in members if f not in fresh and f not in plain)):
             _adopt(session, fact)
-        session.socket(netns).must([linkmsg.up(f.name) for f in plain])
+        if plain:
+            session.socket(netns)  # says clearly what is wrong with a path that holds no namespace
+            session.after(netns, [linkmsg.up(f.name) for f in plain])
 
 
 def _order(fact: Link) -> tuple[int, str]:
@@ -58,7 +61,9 @@ def _create(session: Session, netns: str, facts: list[Link]) -> list[Link]:
     # what lies on a link of ours is made beside it and born in its own namespace
     maker = session.socket("") if facts[0].kind == "macvlan" else sock
     requests = [_creation(session, fact) for fact in facts]
-    for fact, request, answer in zip(facts, requests, maker.send(requests), strict=True):
+    questions = [linkmsg.get(fact.name) for fact in facts if fact.kind == "veth"]
+    answers = maker.send([*requests, *questions])
+    for fact, request, answer in zip(facts, requests, answers, strict=False):
         if answer.errno == EEXIST:
             taken.append(fact)
         elif answer.errno:
@@ -69,8 +74,10 @@ def _create(session: Session, netns: str, facts: list[Link]) -> list[Link]:
     if failure:
         raise failure
     _quiet(session, netns, [f.name for f in made if f.kind in ("bridge", "macvlan")])
-    sock.must([request for fact in made for request in linkmsg.finish(fact)])
-    _raise_peers(session, [f for f in made if f.kind == "veth"])
+    sock.must([request for fact in made if fact.kind != "veth" for request in linkmsg.finish(fact)])
+    pairs = [f for f in made if f.kind == "veth"]
+    _know_both_ends(session, pairs, answers[len(requests) :])
+    _raise_pairs(session, pairs)
     return taken
 
 
@@ -100,13 +107,23 @@ def _quiet(session: Session, netns: str, names: list[str]) -> None:
     sysctl.write(writes, session.path(netns), missing_ok=True)
 
 
-def _raise_peers(session: Session, facts: list[Link]) -> None:
-    """The pods' ends go up."""
-    pairs = [(str(o.get("peer_netns", "")), str(o["peer"])) for o in (dict(f.options) for f in facts)]
-    for netns, group in groupby(sorted(pairs), key=lambda pair: pair[0]):
-        names = [name for _, name in group]
-        _quiet(session, netns, names)
-        session.look_up(netns, names, first=[linkmsg.up(name) for name in names])
+def _know_both_ends(session: Session, facts: list[Link], answers: list[Answer]) -> None:
+    """A veth's answer names its peer by index, too: nobody has to ask in the pod's namespace."""
+    states = {state.name: state for state in (linkmsg.parse(a.body) for a in answers if a.body)}
+    for fact in facts:
+        options, state = dict(fact.options), states[fact.name]
+        session.know(fact.netns, fact.name, state.ifindex)
+        session.know(str(options.get("peer_netns", "")), str(options["peer"]), state.iflink)
+
+
+def _raise_pairs(session: Session, facts: list[Link]) -> None:
+    """Both ends go up, at the beginning of the batch that brings what lies on them."""
+    for fact in facts:
+        options = dict(fact.options)
+        inside, peer = str(options.get("peer_netns", "")), str(options["peer"])
+        _quiet(session, inside, [peer])
+        session.after(fact.netns, linkmsg.finish(fact))
+        session.after(inside, [linkmsg.up(peer)])
 
 
 def _adopt(session: Session, fact: Link) -> None:

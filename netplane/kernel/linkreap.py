@@ -12,12 +12,11 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 
-from ..model.errors import NetplaneError
 from ..model.facts import FactKey
+from ..model.gather import Gathering
 from . import netns
 from . import nlmsg as nl
 from .ready import readable
@@ -30,45 +29,13 @@ class Reaper:
     """Gathers what threads ask for while ``delete`` works for those who asked before."""
 
     def __init__(self, delete: Callable[[list[FactKey]], None]) -> None:
-        self._delete = delete
-        self._change = threading.Condition()
-        self._waiting: list[_Ticket] = []
-        self._leading = False  # somebody is deleting for all who waited
+        self.together = Gathering[list[FactKey]](
+            lambda asked: delete([key for keys in asked for key in keys])
+        )
 
     def reap(self, keys: list[FactKey]) -> None:
         """Return when these are gone. Raises KernelError."""
-        ticket = _Ticket(keys)
-        with self._change:
-            self._waiting.append(ticket)
-            self._change.wait_for(lambda: ticket.done or not self._leading)
-            lead = not ticket.done
-            self._leading = self._leading or lead
-        if lead:
-            self._lead()
-        if ticket.error:
-            raise ticket.error
-
-    def _lead(self) -> None:
-        with self._change:
-            batch, self._waiting = self._waiting, []
-        error: NetplaneError | None = None
-        try:
-            self._delete([key for ticket in batch for key in ticket.keys])
-        except NetplaneError as exc:
-            error = exc
-        finally:
-            with self._change:
-                for ticket in batch:
-                    ticket.done, ticket.error = True, error
-                self._leading = False
-                self._change.notify_all()
-
-
-class _Ticket:
-    def __init__(self, keys: list[FactKey]) -> None:
-        self.keys = keys
-        self.done = False
-        self.error: NetplaneError | None = None
+        self.together.do(keys)
 
 
 class Departures:

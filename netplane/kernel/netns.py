@@ -7,6 +7,7 @@ Rule 2: only `enter` moves the calling thread; all else runs inside in a thread 
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import subprocess
 import threading
@@ -42,9 +43,15 @@ def delete(path: str | Path) -> None:
 def exists(path: str | Path) -> bool:
     """Whether ``path`` holds a namespace (it lies on nsfs), not just a file left behind."""
     try:
-        return os.stat(path).st_dev == os.stat("/proc/self/ns/net").st_dev
+        return os.stat(path).st_dev == _nsfs()
     except OSError:
         return False
+
+
+@functools.cache
+def _nsfs() -> int:
+    """The one file system on which all namespaces lie."""
+    return os.stat("/proc/self/ns/net").st_dev
 
 
 def enter(path: str | Path) -> None:

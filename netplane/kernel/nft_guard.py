@@ -32,17 +32,28 @@ class GuardDriver:
 
     def __init__(self) -> None:
         self._nft = Nft()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        self._held: set[FactKey] | None = None  # the guards that are there; None: not known
+
+    @property
+    def portids(self) -> frozenset[int]:
+        """Whose commits are ours, as notifications name them."""
+        return frozenset((self._nft.portid,)) - {0}
 
     def observe(self) -> Mapping[FactKey, Mark]:
         """{key: mark} of every guard that is there."""
-        try:
-            listing = self._nft.run(f"list table {TABLE}", json=True)
-        except KernelError as exc:
-            if exc.errno == errno.ENOENT:
-                return {}
-            raise
-        return {("guard", key[1]): mark for key, mark in nft_read.marks(listing).items() if key[0] == "chain"}
+        with self._lock:
+            try:
+                marks = nft_read.marks(self._nft.run(f"list table {TABLE}", json=True))
+            except KernelError as exc:
+                if exc.errno != errno.ENOENT:
+                    raise
+                marks = {}
+            found: dict[FactKey, Mark] = {
+                ("guard", key[1]): mark for key, mark in marks.items() if key[0] == "chain"
+            }
+            self._held = set(found)
+            return found
 
     def apply(self, plan: Plan) -> None:
         """One transaction. Raises KernelError."""
@@ -55,7 +66,12 @@ class GuardDriver:
                 if left == plan:
                     raise
                 self._nft.run("\n".join(transaction(left)))
-            if plan.remove and not self.observe():
+            if self._held is None:
+                self.observe()
+            assert self._held is not None
+            self._held.update(fact.key for fact in plan.add)
+            self._held.difference_update(plan.remove)
+            if plan.remove and not self._held:
                 self.clean()
 
     def verify(self, facts: Iterable[Guard]) -> list[str]:

@@ -11,9 +11,11 @@ Rule 4: the netlink socket belongs to the network namespace of the thread that m
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -37,9 +39,11 @@ class Nft:
         try:
             from nftables import Nftables
 
+            known = _sockets()
             self._nft = Nftables()
         except (ImportError, OSError) as exc:
             raise Unavailable(f"libnftables is needed (Debian: libnftables1): {exc}") from exc
+        self.portid = _portid_of(known)
         self._nft.set_numeric_proto_output(True)  # names need /etc/protocols, which may be missing
 
     def run(self, text: str, json: bool = False, terse: bool = False) -> bytes:
@@ -54,6 +58,27 @@ class Nft:
         return bytes(output)
 
 
+def _sockets() -> dict[str, int]:
+    """The process's sockets by inode, each with a descriptor."""
+    found = {}
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # another thread's that is closed by now
+            found[os.readlink(f"/proc/self/fd/{name}")] = int(name)
+    return {inode: fd for inode, fd in found.items() if inode.startswith("socket:")}
+
+
+def _portid_of(known: dict[str, int]) -> int:
+    """The netlink port of the socket that libnftables has opened just now; it tells nobody. 0: not found."""
+    for inode, fd in _sockets().items():
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(fd)) as sock:
+            ours = (sock.family, sock.proto) == (socket.AF_NETLINK, nft_batch.NETLINK_NETFILTER)
+            if ours and inode not in known:
+                if not sock.getsockname()[0]:
+                    sock.bind((0, 0))
+                return int(sock.getsockname()[0])
+    return 0
+
+
 class NftDriver:
     """Accepts Chain, Set and Element. Raises Unavailable when libnftables is not there."""
 
@@ -65,13 +90,12 @@ class NftDriver:
         self._nft = Nft()
         self._lock = threading.RLock()
         self._batches = nft_batch.Batches()
-        self.transactions = 0  # by libnftables, until now
         self._view = _View(self._batches.generation)
 
     @property
     def portids(self) -> frozenset[int]:
-        """Whose commits are batches of ours, as notifications name them."""
-        return frozenset((self._batches.portid,))
+        """Whose commits are ours, as notifications name them."""
+        return frozenset((self._batches.portid, self._nft.portid)) - {0}
 
     def observe(self) -> Mapping[FactKey, Mark]:
         """{key: mark} of all that our table holds; {} without a table. Raises KernelError."""
@@ -178,7 +202,6 @@ class NftDriver:
 
     def _run(self, text: str, json: bool = False, terse: bool = False) -> bytes:
         with self._lock:
-            self.transactions += not json
             return self._nft.run(text, json, terse)
 
 

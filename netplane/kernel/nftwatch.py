@@ -1,10 +1,8 @@
 """Tells when another program changes our nftables table, so that the loop can mend it at once.
 
 Rule 1: an event is a hint, never the truth: the callback gathers the flock, and then somebody lists.
-Rule 2: our own commits are left out: batches by their socket, before they reach us (a filter in the
-        kernel), and those of libnftables by the process that the generation's message names.
-Rule 3: events that were lost may have been ours to see: "overrun", unless it was our own transaction
-        that filled the buffer.
+Rule 2: our own commits are left out by their sockets, before they reach us (a filter in the kernel).
+Rule 3: events that were lost may have been ours to see: "overrun".
 """
 
 from __future__ import annotations
@@ -37,23 +35,15 @@ OVERRUN = "overrun"
 
 
 class NftMonitor:
-    """Calls ``callback(words)`` in a thread of its own.
-
-    ``own``: the netlink port ids whose commits are ours; ``busy``: a count that changes with every
-    transaction of ours by libnftables.
-    """
+    """Calls ``callback(words)`` in a thread of its own. ``own``: the ports whose commits are ours."""
 
     def __init__(
         self,
         callback: Callable[[str], None],
         netns_path: str = "",
         own: Iterable[int] = (),
-        busy: Callable[[], int] = lambda: 0,
     ) -> None:
         self._callback = callback
-        self._busy = busy
-        self._seen = busy()
-        self._pid = os.getpid()  # as the kernel counts; in a pid namespace it is learned from a commit
         self._sock = socket.socket(fileno=netns.open_socket(netns_path, NETLINK_NETFILTER))
         self._sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, _BUFFER)
         self._sock.bind((0, 0))
@@ -91,17 +81,11 @@ class NftMonitor:
                 data = self._sock.recv(1 << 18)
             except OSError as exc:
                 if exc.errno == errno.ENOBUFS:
-                    self._overrun()
+                    self._touched = ""
+                    self._callback(OVERRUN)
                 continue
             for words in self.foreign(data):
                 self._callback(words)
-
-    def _overrun(self) -> None:
-        now = self._busy()
-        if now == self._seen:
-            self._callback(OVERRUN)
-        self._seen = now
-        self._touched = ""
 
     def foreign(self, data: bytes) -> Iterator[str]:
         """What another program's commits did to our table: one line a commit, at its end."""
@@ -110,11 +94,9 @@ class NftMonitor:
                 if not self._touched and _ours(body):
                     self._touched = _words(kind, body)
                 continue
-            attrs = nl.attrs(body, 4)
-            pid = int.from_bytes(attrs.get(NFTA_GEN_PROC_PID, b""), "big")
-            if portid in self._own:  # the filter lets our generations pass: this is how the kernel counts us
-                self._pid = pid
-            elif self._touched and pid != self._pid:
+            if self._touched and portid not in self._own:
+                attrs = nl.attrs(body, 4)
+                pid = int.from_bytes(attrs.get(NFTA_GEN_PROC_PID, b""), "big")
                 yield f"{self._touched} by {nl.string(attrs.get(NFTA_GEN_PROC_NAME))} (process {pid})"
             self._touched = ""
 
@@ -133,16 +115,9 @@ def _words(kind: int, body: bytes) -> str:
 
 
 def _leave_out(sock: socket.socket, portids: Iterable[int]) -> None:
-    """Have the kernel drop what these ports committed, but for the messages that end a commit.
-
-    All messages of one buffer belong to one commit, and the one of a generation stands alone.
-    """
-    code = [_FILTER.pack(_BPF_LD_W_ABS, 0, 0, 4)]  # nlmsg_type and nlmsg_flags
-    kind = int.from_bytes(struct.pack("=HH", NEWGEN, 0), "big")
-    code.append(_FILTER.pack(0x54, 0, 0, 0xFFFF0000))  # and
+    """Have the kernel drop what these ports committed: all messages of one buffer belong to one commit."""
     pids = [int.from_bytes(struct.pack("=I", p), "big") for p in portids]
-    code.append(_FILTER.pack(_BPF_JEQ, len(pids) + 1, 0, kind))
-    code.append(_FILTER.pack(_BPF_LD_W_ABS, 0, 0, 12))  # nlmsg_pid
+    code = [_FILTER.pack(_BPF_LD_W_ABS, 0, 0, 12)]  # nlmsg_pid
     for i, pid in enumerate(pids):
         code.append(_FILTER.pack(_BPF_JEQ, len(pids) - i, 0, pid))
     code.append(_FILTER.pack(_BPF_RET, 0, 0, 0xFFFFFFFF))

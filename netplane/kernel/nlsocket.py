@@ -96,6 +96,12 @@ class Socket:
                     yield got, payload
 
 
+def link_index(name: str, netns: str = "") -> int:
+    """The index of a link in the namespace at the path; 0 without the link or the namespace."""
+    found = int(lib.np_link_index(netns.encode(), name.encode()))
+    return max(found, 0)
+
+
 class Pool:
     """Sockets of one namespace; as many as there are threads at work, kept for the next."""
 

@@ -3,8 +3,8 @@
 Rule 1: no dump on the way of an ADD: links are looked up by name, requests go in batches, each
         batch is one system call with the GIL released, and every request is acknowledged by itself.
 Rule 2: a plan is all or nothing for what it adds: when a step fails, what was added is removed again.
-Rule 3: order: removals; links, masters first; sysctls (they may name the links); then addresses,
-        routes, neighbours and forwarding entries.
+Rule 3: order: removals; links, masters first; sysctls (they may name the links); then, in one batch
+        for each namespace, new pairs and lo go up, and addresses, routes, neighbours and entries come.
 Rule 4: what a pod's namespace holds belongs to the pod: `observe` reads our own namespace only.
 """
 
@@ -83,8 +83,8 @@ class LinkDriver:
                 rest[fact.netns].append(fact)
         for netns, pairs in settings.items():
             sysctl.ensure(pairs, session.path(netns))
-        for netns, group in rest.items():
-            put_facts(session, netns, group, known)
+        for netns in dict.fromkeys((*session.later, *rest)):
+            put_facts(session, netns, rest.get(netns, ()), known)
 
     @contextmanager
     def _session(self) -> Iterator[Session]:

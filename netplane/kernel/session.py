@@ -1,7 +1,8 @@
 """One plan at work: its sockets, the interface indexes it looked up, and how to take it back.
 
 Rule 1: one socket per namespace and plan; our own comes from a pool, the others are closed at the end.
-Rule 2: everything that did not exist before the plan is written down here, so `undo` can remove it.
+Rule 2: what waits in ``later`` goes in one batch with the addresses and routes of its namespace.
+Rule 3: everything that did not exist before the plan is written down here, so `undo` can remove it.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ class Session:
         self._index: dict[tuple[str, str], int] = {}
         self._fds: dict[str, int] = {}
         self._made: list[tuple[Any, int]] = []  # (fact, interface index)
+        self.later: dict[str, list[Request]] = {}  # go before the first addresses of their namespace
 
     def close(self) -> None:
         for netns, sock in self._sockets.items():
@@ -81,6 +83,14 @@ class Session:
                 if name not in found:
                     raise KernelError(ENODEV, f"look up link {name}{f' in {netns}' if netns else ''}")
         return {n: self._index[netns, n] for n in wanted}
+
+    def know(self, netns: str, name: str, index: int) -> None:
+        """A link's index that an answer told beside."""
+        self._index[netns, name] = index
+
+    def after(self, netns: str, requests: Iterable[Request]) -> None:
+        """These go with the next batch of `factput.put_facts` in this namespace."""
+        self.later.setdefault(netns, []).extend(requests)
 
     def forget(self, netns: str, name: str) -> None:
         self._index.pop((netns, name), None)

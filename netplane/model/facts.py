@@ -273,6 +273,20 @@ class Guard(Fact, frozen=True):
         return digest(self.link, *self.rules)
 
 
+class Limit(Fact, frozen=True):
+    """What a port of a bridge sends beyond this is dropped (driver: kernel.nft_limit)."""
+
+    TYPE: ClassVar[str] = "limit"
+
+    link: str
+    rate: int  # bytes per second
+    burst: int  # bytes
+
+    @property
+    def key(self) -> FactKey:
+        return ("limit", self.link)
+
+
 class Set(Fact, frozen=True):
     """A named set or map. ``typeof``/``value`` in nft's words; a map has a ``value`` or is a vmap.
 

@@ -18,6 +18,9 @@ ENDPOINT_MODE = "netplane.io/endpoint-mode"  # annotation: vip (default) or dnsr
 PUBLISH_MODE = "netplane.io/publish-mode"  # annotation: ingress or host (Swarm's words)
 LOAD_BALANCING = "netplane.io/load-balancing"  # annotation: random (default) or maglev
 MAGLEV_SLOTS = "netplane.io/maglev-slots"  # annotation: a prime number
+PASSIVE_EJECTION = "netplane.io/passive-ejection"  # annotation: off (default) or on
+EJECTION_FAILURES = "netplane.io/ejection-failures"  # annotation: connections in a row, default 5
+EJECTION_SECONDS = "netplane.io/ejection-seconds"  # annotation: the first time out, default 30
 
 
 class ServicePort(Struct, frozen=True, kw_only=True):
@@ -102,6 +105,11 @@ class Service(Object, frozen=True, kw_only=True):
         return self.metadata.annotations.get(ENDPOINT_MODE) == "dnsrr"
 
     @property
+    def ejects(self) -> bool:
+        """Asks that endpoints which fail are left out for a while."""
+        return self.metadata.annotations.get(PASSIVE_EJECTION) == "on"
+
+    @property
     def refused(self) -> str:
         """Why an address or port it asks for cannot be given to it (see ALLOCATED); "": all is well."""
         for condition in self.status.conditions or ():
@@ -170,9 +178,15 @@ class Service(Object, frozen=True, kw_only=True):
             mode = self.metadata.annotations.get(name)
             if mode is not None:
                 yield from checks.one_of(f"metadata.annotations[{name}]", mode, words)
+        for name, most in EJECTION_LIMITS.items():
+            text = self.metadata.annotations.get(name, "1")
+            if not (text.isascii() and text.isdigit() and 0 < int(text[:9]) <= most):
+                yield f"metadata.annotations[{name}]", f"{text!r} is not a whole number from 1 to {most}"
 
 
+EJECTION_LIMITS = {EJECTION_FAILURES: 1000, EJECTION_SECONDS: 3600}
 _MODES = {
+    PASSIVE_EJECTION: ("off", "on"),
     ENDPOINT_MODE: ("vip", "dnsrr"),
     PUBLISH_MODE: ("ingress", "host"),
     LOAD_BALANCING: ("random", "maglev"),

@@ -48,6 +48,10 @@ def _refused(o: Any) -> Iterable[str]:
     return ("",) if o.refused else ()
 
 
+def _ejects(o: Any) -> Iterable[str]:
+    return ("",) if o.ejects else ()
+
+
 def _pod_by_claim(o: Any) -> Iterable[str]:
     return {
         f"{o.namespace}/{v.persistent_volume_claim.claim_name}"
@@ -70,7 +74,7 @@ INDEXES: dict[str, dict[str, Callable[[Any], Iterable[str]]]] = {
     EndpointSlice.KIND: {"service": _by_service},
     PersistentVolume.KIND: {"claim": _by_claim, "free": _by_class_if_free},
     PersistentVolumeClaim.KIND: {"volume": lambda o: (o.spec.volume_name,)},  # "": not bound
-    Service.KIND: {"selector": _by_selector, "refused": _refused},
+    Service.KIND: {"selector": _by_selector, "refused": _refused, "ejects": _ejects},
     Node.KIND: {"refused": _refused},
     Allocation.KIND: {"holder": _by_holder, "type": lambda o: (o.name.partition(".")[0],)},
     Pod.KIND: {

@@ -43,25 +43,22 @@ class Image(Fact, frozen=True):
         return ("image", self.path)
 
 
-class Loop(Fact, frozen=True):
-    """A loop device on an image; the device's number is the kernel's choice."""
-
-    TYPE: ClassVar[str] = "loop"
-
-    image: str
-
-    @property
-    def key(self) -> FactKey:
-        return ("loop", self.image)
-
-
 class Data(Fact, frozen=True):
-    """The directory of a provisioned volume. Made when absent; its content is a user's."""
+    """The data of a provisioned volume. Made when absent, grown to its size; its content is a user's.
+
+    ``backend``: directory, image, btrfs or tmpfs (storageplane.backends); ``size`` in bytes is
+    enforced by all but the first. ``fstype`` is an image's, "" for raw blocks (``block``).
+    """
 
     TYPE: ClassVar[str] = "data"
 
     path: str
     mode: int = 0o777
+    backend: str = "directory"
+    size: int = 0
+    fstype: str = ""
+    block: bool = False
+    overcommit: bool = False
 
     @property
     def key(self) -> FactKey:
@@ -186,7 +183,8 @@ class Mount(Fact, frozen=True):
     ``recursive``: a bind takes the mounts beneath its source along. ``follow``: links in ``source``
     are the user's own and are followed; else a link in it is refused. ``sub``: a path in ``source``, whose
     links may not lead out of it; such a mount is made anew when the path has become another file.
-    ``loop``: ``source`` is an image beneath the root. ``all_read_only``: with every mount beneath it.
+    ``all_read_only``: with every mount beneath it. A source with a slash under an ``fstype`` is an image,
+    whose loop device goes with the mount; ``emptied``: it is shown as a new directory, without lost+found.
     """
 
     TYPE: ClassVar[str] = "mount"
@@ -200,7 +198,7 @@ class Mount(Fact, frozen=True):
     recursive: bool = False
     follow: bool = False
     sub: str = ""
-    loop: bool = False
+    emptied: bool = False
     all_read_only: bool = False
 
     @property

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from ..model.base import Key, Object
+from ..model.errors import Conflict
 from ..model.facts import Driver, FactKey, Facts, Scope
 from ..model.snapshot import Snapshot
 from ..store.base import Store
@@ -73,7 +74,17 @@ class Core:
         return self.write([Delete(key, expect)])[0]
 
     def write(self, writes: Sequence[Write]) -> list[Object]:
-        """Several writes in order, in one transaction where the store has them; what it returned."""
+        """Several writes in order, in one transaction where the store has them; what it returned.
+
+        When it raises Conflict, the snapshot holds what they met: who decides again decides on that.
+        """
+        try:
+            return self._write(writes)
+        except Conflict:
+            self._mirror.reread(w.key if isinstance(w, Delete) else w.object.key for w in writes)
+            raise
+
+    def _write(self, writes: Sequence[Write]) -> list[Object]:
         together = getattr(self._store, "write", None)
         if together is None:
             return [self._write_one(write) for write in writes]

@@ -37,7 +37,8 @@ class Ledger:
 
     def reset(self, observed: Mapping[FactKey, Mark]) -> None:
         """Believe the driver: ``observed`` is what there is. Claims stay."""
-        self.have = dict(observed)
+        known = {key: key for key in self._holders}  # one copy of each key is enough
+        self.have = {known.get(key, key): mark for key, mark in observed.items()}
 
     def holders(self, key: FactKey) -> set[Scope]:
         found = self._holders.get(key)
@@ -69,8 +70,10 @@ class Ledger:
                             f"{scope}: {describe(key)} is wanted differently by another scope of this change"
                         )
                     continue
-                wanted[key] = mark
                 have = self.have.get(key, _ABSENT)
+                if have == mark:
+                    mark = have  # and the equal one goes: what stays is held once
+                wanted[key] = mark
                 if have is _ABSENT:
                     add.append(fact)
                 elif have != mark:
@@ -116,6 +119,8 @@ class Ledger:
             self.have.pop(key, None)
         for scope, mine in done.claims.items():
             before = self._claims.get(scope, ())
+            if before == tuple(mine):
+                continue
             for key in before:
                 if key not in mine:
                     self._release(key, scope)

@@ -62,6 +62,12 @@ class Mirror:
             events = [self._own(obj, gone) for obj, gone in written]
             self._tell(events)
 
+    def reread(self, keys: Iterable[Key]) -> None:
+        """Ask the store for what the watch has not brought yet: somebody else was faster with these."""
+        found = [(key, self._store.get(key)) for key in keys]
+        known = [(obj or self.snapshot.find(key), obj is None) for key, obj in found]
+        self.take_in((obj, gone) for obj, gone in known if obj is not None)
+
     def _own(self, obj: Object, gone: bool) -> Event | None:
         if not gone and obj.revision <= self._brought and self.snapshot.find(obj.key) is None:
             return None  # the watch was faster: the object is gone since

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import threading
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 from ..model.facts import Scope
 
@@ -45,6 +45,12 @@ class Queue:
                     self._due[scope] = due
                     heapq.heappush(self._heap, (due, scope))
             self._changed.notify()
+
+    def drop(self, scopes: Iterable[Scope]) -> None:
+        """These are about to be worked on by somebody else, on what is known now."""
+        with self._changed:
+            for scope in scopes:
+                self._due.pop(scope, None)
 
     def retry(self, scope: Scope) -> float:
         """Add a scope that failed, later each time; the delay in seconds."""

@@ -100,6 +100,7 @@ class RoomLoop:
         with self._holding(scopes):
             if before is not None:
                 self._promise(scopes, before)
+            self.queue.drop(scopes)  # before the snapshot: what comes later is queued again
             rendered, failures = self._render(scopes, self._snapshot())
             for settler, shares in zip(self.settlers, self._shares(rendered), strict=True):
                 known = settler.ledger.knows

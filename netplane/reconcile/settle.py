@@ -2,7 +2,8 @@
 
 Rule 1: a refused transaction is split until the scope that is refused stands alone; the others go on.
 Rule 2: after the kernel refused something the ledger is in doubt: `stale` asks for a resync.
-Rule 3: a driver that is `parallel` applies plans of different scopes at once; any other, one at a time.
+Rule 3: a driver that is `parallel` applies plans of different scopes at once. For any other, what threads
+        ask for while a transaction is under way is the next one, together (the first rule still holds).
 """
 
 from __future__ import annotations
@@ -13,9 +14,18 @@ from contextlib import contextmanager
 
 from ..model.errors import KernelError, NetplaneError, Unavailable
 from ..model.facts import Driver, Fact, FactKey, Plan, Scope
+from ..model.gather import Gathering
 from .ledger import Ledger, Updates
 
 Failures = dict[Scope, NetplaneError]
+
+
+class _Asked:
+    """What one thread asks for, and what became of it."""
+
+    def __init__(self, updates: Updates) -> None:
+        self.updates = updates
+        self.failures: Failures = {}
 
 
 class Settler:
@@ -25,6 +35,7 @@ class Settler:
         self.stale = False
         self._idle = threading.Condition()
         self._busy = 0
+        self.together = Gathering[_Asked](self._settle_all)
 
     def accepts(self, fact: Fact) -> bool:
         return isinstance(fact, self.driver.accepts)
@@ -33,6 +44,19 @@ class Settler:
         """Bring these scopes about; the scopes that could not be, each with its error."""
         if not updates:
             return {}
+        if self.driver.parallel:
+            return self._settle(updates)
+        asked = _Asked(updates)
+        self.together.do(asked)
+        return asked.failures
+
+    def _settle_all(self, round_: list[_Asked]) -> None:
+        """No scope is in two of them: it is worked on by one thread at a time."""
+        failures = self._settle({scope: facts for asked in round_ for scope, facts in asked.updates.items()})
+        for asked in round_ if failures else ():
+            asked.failures = {scope: exc for scope, exc in failures.items() if scope in asked.updates}
+
+    def _settle(self, updates: Updates) -> Failures:
         try:
             self._transact(updates)
             return {}
@@ -44,8 +68,8 @@ class Settler:
                 return dict.fromkeys(updates, exc)
         scopes = list(updates)
         middle = len(scopes) // 2
-        failures = self.settle({s: updates[s] for s in scopes[:middle]})
-        return failures | self.settle({s: updates[s] for s in scopes[middle:]})
+        failures = self._settle({s: updates[s] for s in scopes[:middle]})
+        return failures | self._settle({s: updates[s] for s in scopes[middle:]})
 
     def _transact(self, updates: Updates) -> None:
         with self._working():

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from ..model.services import Endpoint, EndpointSlice, ServicePort
+from .address import canonical
 from .topology import Hints, hints, nearest
 
 READY, DRAINING = 2, 1
@@ -43,8 +44,8 @@ def choose(
     here: set[Backend] = set()
     nearby: set[str] = set()
     for number, endpoint in _candidates(slices, port, family):
-        # they are interchangeable: kube-proxy's choice; in the case that the kernel gives back
-        backend = Backend(endpoint.addresses[0].lower(), number)
+        # they are interchangeable: kube-proxy's choice
+        backend = Backend(canonical(endpoint.addresses[0]), number)
         states[backend] = max(states.get(backend, 0), _state(endpoint))
         if endpoint.hints is not None and endpoint.ready:
             hinted[backend] = hints(endpoint.hints)

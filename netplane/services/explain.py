@@ -13,14 +13,12 @@ from dataclasses import dataclass, field
 from ..model.base import Key
 from ..model.errors import Invalid, NotFound
 from ..model.facts import Element, Fact
-from ..model.nodes import Node
 from ..model.pods import Pod
-from ..model.services import EndpointSlice, Service, ServicePort
+from ..model.services import Service, ServicePort
 from ..model.snapshot import Snapshot
-from .endpoints import Backend, Choice, choose
+from .endpoints import Backend, Choice
 from .frontends import Frontend, cluster_ips, family, frontends, served
 from .room import ROOM, ServicesRoom
-from .topology import ZONE
 
 PROTOCOLS = ("tcp", "udp", "sctp")
 
@@ -80,10 +78,7 @@ def _decide(
     target: str,
 ) -> Explanation:
     service, port, frontend = found
-    own = snapshot.get(Node, "", room.node)
-    slices = snapshot.by(EndpointSlice, "service", f"{service.namespace}/{service.name}")
-    zone = own.labels.get(ZONE, "") if own else ""
-    choice = choose(slices, port, family(frontend.address), room.node, zone)
+    choice = room.choice(service, port, family(frontend.address), snapshot)
     if frontend.guarded and not _within(client, service.spec.load_balancer_source_ranges):
         ranges = ", ".join(service.spec.load_balancer_source_ranges)
         return Explanation(client, target, "drop", f"{client} is not in loadBalancerSourceRanges {ranges}")
@@ -103,6 +98,11 @@ def _decide(
 def _notes(
     room: ServicesRoom, service: Service, frontend: Frontend, choice: Choice, client: str, local: bool
 ) -> Iterator[str]:
+    for backend, why in sorted(room.ejected.get(f"{service.namespace}/{service.name}", {}).items()):
+        if family(backend.address) == family(frontend.address):
+            tried = backend in (choice.local if local else choice.cluster)
+            words = "would be out of rotation, but most endpoints fail" if tried else "is out of rotation"
+            yield f"{backend.address} port {backend.port} {words}: {why}"
     if service.spec.session_affinity == "ClientIP":
         yield "session affinity: a client keeps its endpoint"
     outside = frontend.external and not local and not frontend.mesh

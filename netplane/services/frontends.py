@@ -5,7 +5,7 @@ Rule 1: a ClusterIP, an external IP, a load balancer's IP and a node port are th
         those that --node-port-addresses names), never at localhost.
 Rule 2: headless and ExternalName services have none, nor has one that names another proxy, nor one
         that asks for what another service holds.
-Rule 3: addresses are written as RFC 5952 has them, whatever case the objects use: what the kernel
+Rule 3: addresses are written as RFC 5952 has them, whatever form the objects use: what the kernel
         lists must be what was wanted.
 Rule 4: dnsrr only changes what the DNS answers: a ClusterIP or node port that such a service holds
         works like any other.
@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 from ..model.errors import Invalid
 from ..model.services import HEADLESS, PROXY_NAME, PUBLISH_MODE, Service, ServicePort
+from .address import canonical
 
 
 class Frontend(NamedTuple):
@@ -48,7 +49,7 @@ def served(service: Service) -> bool:
 
 def cluster_ips(service: Service) -> tuple[str, ...]:
     spec = service.spec
-    return tuple(ip.lower() for ip in spec.cluster_ips or (spec.cluster_ip,) if ip not in ("", "None"))
+    return tuple(canonical(ip) for ip in spec.cluster_ips or (spec.cluster_ip,) if ip not in ("", "None"))
 
 
 def families(service: Service) -> tuple[str, ...]:
@@ -67,7 +68,7 @@ def frontends(service: Service, port: ServicePort, node_ips: tuple[str, ...]) ->
     for address in cluster_ips(service):
         yield Frontend(address, protocol, port.port, False, inside)
     for address in spec.external_ips:
-        yield Frontend(address.lower(), protocol, port.port, True, outside, mesh=mesh)
+        yield Frontend(canonical(address), protocol, port.port, True, outside, mesh=mesh)
     guarded = bool(spec.load_balancer_source_ranges)
     for address in _ingress(service):
         yield Frontend(address, protocol, port.port, True, outside, guarded, mesh)

@@ -6,16 +6,17 @@ pods on its bridge; "<namespace>/<name>" one service, its frontends and endpoint
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from ..model import checks
 from ..model.errors import Invalid
 from ..model.facts import Element, Fact, Facts, Scope, Sysctl
 from ..model.nodes import Node
-from ..model.services import EndpointSlice, Service
+from ..model.services import EndpointSlice, Service, ServicePort
 from ..model.snapshot import Snapshot
-from . import chains
-from .endpoints import choose
+from . import chains, ejection, watch
+from .address import canonical
+from .endpoints import Backend, Choice, choose
 from .frontends import Frontend, cluster_ips, family, frontends, served
 from .publish import Port
 from .topology import ZONE
@@ -45,11 +46,12 @@ class ServicesRoom:
         node_port_ips: Iterable[str] | None = None,
     ) -> None:
         self.node = node
-        self.node_ips = tuple(node_ips)
-        self.node_port_ips = self.node_ips if node_port_ips is None else tuple(node_port_ips)
+        self.node_ips = tuple(map(canonical, node_ips))
+        self.node_port_ips = self.node_ips if node_port_ips is None else tuple(map(canonical, node_port_ips))
         self.cluster_cidrs = tuple(cluster_cidrs)
         self.service_cidrs = tuple(service_cidrs)
         self.bridge_netfilter = bridge_netfilter
+        self.ejected: ejection.Ejected = {}  # replaced whole by the edge that watches (see ejector)
         for path in ("cluster_cidrs", "service_cidrs"):
             for fault in (f for cidr in getattr(self, path) for f in checks.cidr(path, cidr)):
                 raise Invalid("services: {}: {}".format(*fault))
@@ -86,22 +88,61 @@ class ServicesRoom:
         return self._service(service, snapshot)
 
     def _service(self, service: Service, snapshot: Snapshot) -> Iterator[Fact]:
-        slices = snapshot.by(EndpointSlice, "service", f"{service.namespace}/{service.name}")
-        own = snapshot.get(Node, "", self.node)
-        zone = own.labels.get(ZONE, "") if own else ""
+        ejects = ejection.rule(service) is not None
         for address in cluster_ips(service):
             yield Element(f"svc-cluster-ips{'6' if ':' in address else '4'}", (address,))
         seen: dict[tuple[str, str, int], tuple[str, Frontend]] = {}
         for port in service.spec.ports:
-            reached: dict[str, list[Frontend]] = {}
-            for frontend in frontends(service, port, self.node_port_ips):
-                if frontend.key not in seen:
-                    seen[frontend.key] = port.name, frontend
-                    reached.setdefault(family(frontend.address), []).append(frontend)
-            for which, mine in reached.items():
-                choice = choose(slices, port, which, self.node, zone)
-                yield from Port(service, choice, mine, self.node_ips).facts()
-        yield from upkeep(service, slices, seen.values(), self.node)
+            for which, mine in self._reached(service, port, seen).items():
+                choice = self._choice(service, port, which, snapshot)
+                if ejects and port.protocol == "TCP":
+                    yield from watch.facts(which, {*choice.cluster, *choice.local})
+                yield from Port(service, self._left(service, port, choice), mine, self.node_ips).facts()
+        yield from upkeep(service, _slices(service, snapshot), seen.values(), self.node)
+
+    def _reached(
+        self, service: Service, port: ServicePort, seen: dict[tuple[str, str, int], tuple[str, Frontend]]
+    ) -> dict[str, list[Frontend]]:
+        """A port's frontends by family, without those that ``seen`` knows already, and into it."""
+        reached: dict[str, list[Frontend]] = {}
+        for frontend in frontends(service, port, self.node_port_ips):
+            if frontend.key not in seen:
+                seen[frontend.key] = port.name, frontend
+                reached.setdefault(family(frontend.address), []).append(frontend)
+        return reached
+
+    def choice(self, service: Service, port: ServicePort, which: str, snapshot: Snapshot) -> Choice:
+        """The endpoints that answer for a port in a family ("IPv4", "IPv6") on this node, now."""
+        return self._left(service, port, self._choice(service, port, which, snapshot))
+
+    def _choice(self, service: Service, port: ServicePort, which: str, snapshot: Snapshot) -> Choice:
+        own = snapshot.get(Node, "", self.node)
+        zone = own.labels.get(ZONE, "") if own else ""
+        return choose(_slices(service, snapshot), port, which, self.node, zone)
+
+    def _left(self, service: Service, port: ServicePort, choice: Choice) -> Choice:
+        out = self.ejected.get(f"{service.namespace}/{service.name}")
+        return ejection.without(choice, out) if out and port.protocol == "TCP" else choice
+
+    def watched(self, service: Service, snapshot: Snapshot) -> set[Backend]:
+        """The endpoints that may be ejected, whether they are or not."""
+        return self._backends(service, snapshot, self._choice)
+
+    def tried(self, service: Service, snapshot: Snapshot) -> set[Backend]:
+        """Those of them that connections are sent to now."""
+        return self._backends(service, snapshot, self.choice)
+
+    def _backends(self, service: Service, snapshot: Snapshot, choice: Callable[..., Choice]) -> set[Backend]:
+        found: set[Backend] = set()
+        for port in service.spec.ports if served(service) else ():
+            for which in ("IPv4", "IPv6") if port.protocol == "TCP" else ():
+                chosen = choice(service, port, which, snapshot)
+                found |= {*chosen.cluster, *chosen.local}
+        return found
+
+
+def _slices(service: Service, snapshot: Snapshot) -> tuple[EndpointSlice, ...]:
+    return snapshot.by(EndpointSlice, "service", f"{service.namespace}/{service.name}")
 
 
 def bridge_netfilter() -> Iterator[Sysctl]:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 
 from ..model.facts import Fact, HealthCheck, Translation
 from ..model.services import EndpointSlice, Service
+from .address import canonical
 from .frontends import Frontend, family
 
 Backends = tuple[tuple[str, int], ...]
@@ -40,7 +41,7 @@ def upkeep(
 def serving(slices: Iterable[EndpointSlice], name: str, which: str) -> Backends:
     """(address, port) of the endpoints of a UDP port that serve, in one family."""
     found = {
-        (endpoint.addresses[0], port.port)
+        (canonical(endpoint.addresses[0]), port.port)
         for piece in slices
         if piece.address_type == which
         for port in piece.ports

@@ -20,7 +20,8 @@ from contextlib import contextmanager
 from ..model import codec
 from ..model.base import Key, Object
 from ..model.changes import Delete, Put, Write
-from ..model.errors import Expired, NotFound
+from ..model.errors import Expired, NetplaneError, NotFound
+from ..model.gather import Gathering
 from . import rules, sqlitefile
 from .base import Change
 from .pulse import Pulse
@@ -39,6 +40,15 @@ _PUT = "INSERT OR REPLACE INTO objects VALUES (?, ?, ?, ?)"
 _DROP = "DELETE FROM objects WHERE kind = ? AND namespace = ? AND name = ?"
 _LOG = "INSERT INTO log VALUES (?, ?, ?, ?)"
 _SINCE = f"SELECT revision, kind, deleted, body FROM log WHERE revision > ? ORDER BY revision LIMIT {BATCH}"
+
+
+class _Asked:
+    """What one thread wants written, and what became of it."""
+
+    def __init__(self, writes: Sequence[Write]) -> None:
+        self.writes = writes
+        self.stored: Objects = []
+        self.error: Exception | None = None
 
 
 class SqliteStore:
@@ -61,8 +71,14 @@ class SqliteStore:
         self._watches: weakref.WeakSet[SqliteWatch] = weakref.WeakSet()
         self._pulse: Pulse | None = None
         self._pulse_lock = threading.Lock()
+        self.together = Gathering[_Asked](self._write_all)
         with self._reader.use(), self._writer.use():
             pass  # refuse a bad file now rather than at the first write
+
+    @property
+    def identity(self) -> str:
+        """Of the store in the file that stands at the path: another file has another one."""
+        return self._reader.identity
 
     # --- the verbs ---------------------------------------------------------------------------
 
@@ -106,12 +122,11 @@ class SqliteStore:
 
     def write(self, writes: Sequence[Write]) -> Objects:
         """All of these in one transaction, or none; what `put` and `delete` would return."""
-        checked = [Put(codec.validate(w.object), w.expect) if isinstance(w, Put) else w for w in writes]
-        with self._writing() as db:
-            return [
-                self._put(db, w.object, w.expect) if isinstance(w, Put) else self._delete(db, *w)
-                for w in checked
-            ]
+        asked = _Asked([Put(codec.validate(w.object), w.expect) if isinstance(w, Put) else w for w in writes])
+        self.together.do(asked)
+        if asked.error is not None:
+            raise asked.error
+        return asked.stored
 
     def check(self) -> None:
         """Raise Unavailable or Invalid unless the file stands at its path."""
@@ -129,6 +144,38 @@ class SqliteStore:
         self._announce()
 
     # --- writing -----------------------------------------------------------------------------
+
+    def _write_all(self, round_: Sequence[_Asked]) -> None:
+        """What threads ask for at once is one transaction of SQLite, and each of it whole or nothing."""
+        try:
+            with self._writing() as db:
+                for asked in round_:
+                    self._write_one(db, asked, alone=len(round_) == 1)
+        except Exception as exc:
+            if len(round_) == 1:
+                round_[0].error = exc
+                return
+            for asked in round_:  # what broke the transaction was one of them, or will be again
+                asked.error = None
+                self._write_all([asked])
+
+    def _write_one(self, db: sqlite3.Connection, asked: _Asked, alone: bool) -> None:
+        before = len(self._fresh)
+        if not alone:
+            db.execute("SAVEPOINT one")
+        try:
+            asked.stored = [
+                self._put(db, w.object, w.expect) if isinstance(w, Put) else self._delete(db, *w)
+                for w in asked.writes
+            ]
+        except NetplaneError as exc:
+            if alone:
+                raise
+            asked.error = exc
+            del self._fresh[before:]
+            db.execute("ROLLBACK TO one")
+        if not alone:
+            db.execute("RELEASE one")
 
     def _put(self, db: sqlite3.Connection, obj: Object, expect: int | None) -> Object:
         key = obj.key
@@ -238,18 +285,20 @@ class SqliteWatch:
         self._kinds = kinds
         self._identity = identity
         self._closed = False
+        self._in_hand: int | None = None  # the revision before what `next` returned last
         self._skipped: set[int] = set()  # told by the watcher, behind a change that it does not know yet
         self.informed = False  # the watcher tells us of this store object's own writes
 
     def skip(self, revision: int) -> int:
         """The watcher knows this change, which it made through this very store: it need not be brought,
-        and is not worth waking for. Returns the revision up to which nothing is left to bring."""
+        and is not worth waking for. Returns the revision up to which nothing is left to bring, nor in
+        the hand of who called `next` and has not called it again."""
         self.informed = True
         with self._store._beat:
             if revision > self._since:
                 self._skipped.add(revision)
                 self._go_on(self._since)
-            return self._since
+            return self._since if self._in_hand is None else self._in_hand
 
     def _go_on(self, revision: int) -> None:
         self._since = max(self._since, revision)
@@ -262,13 +311,15 @@ class SqliteWatch:
         """The changes since the last call; [] after ``timeout`` seconds, or when closed."""
         store = self._store
         deadline = None if timeout is None else time.monotonic() + timeout
+        self._in_hand = None
         while not self._closed:
             seen = store._beats
             changes = store.changes(self._since, self._identity)
             if changes:
-                with store._beat:
-                    self._go_on(changes[-1].revision)
                 wanted = [c for c in changes if self._kinds is None or c.object.KIND in self._kinds]
+                with store._beat:
+                    self._in_hand = changes[0].revision - 1 if wanted else None
+                    self._go_on(changes[-1].revision)
                 if wanted:
                     return wanted
                 continue

@@ -11,7 +11,8 @@ from typing import Any
 
 from netplane.model.base import amend
 
-from .. import images
+from .. import backends, images
+from ..backends import BACKENDS, Choice
 from . import checks, wish
 from .depot import Depot, Snapshot, Volume, id_of, now
 from .freeze import frozen
@@ -44,7 +45,7 @@ class Controller:
 
     def CreateVolume(self, request: Any) -> Any:
         checks.required(request, "name", "volume_capabilities")
-        want = wish.read(request)
+        want = wish.read(request, self._depot.machine())
         refuse_elsewhere(request.accessibility_requirements, self._node)
         name = id_of("vol", request.name)
         source_id = _source(request.volume_content_source)
@@ -65,29 +66,34 @@ class Controller:
         self, name: str, want: wish.Wish, source_id: tuple[str, str], source: Volume | Snapshot | None
     ) -> Volume:
         """The record, once there is room for what it promises. Raises Refused(RESOURCE_EXHAUSTED)."""
-        backend, fstype = want.backend, want.fstype
-        least = images.SMALLEST.get(fstype, 0) if backend == "image" else 0
+        choice, least = want.choice, want.choice.least()
         if source is not None:
-            if (source.backend, source.block) != (backend, want.block) and "backend" in want.parameters:
-                raise invalid(
-                    f"volume_content_source: it is a {source.backend}, parameters[backend] is {backend}"
-                )
+            if source.backend != choice.backend and "backend" in want.parameters:
+                asked = f"parameters[backend] is {choice.backend}"
+                raise invalid(f"volume_content_source: it is a {source.backend}, {asked}")
             if source.block != want.block:
                 raise invalid(
                     "volume_content_source: a block volume and a file system cannot be copied into each other"
                 )
-            backend, fstype, least = source.backend, source.fstype, source.size
+            choice = choice._replace(backend=source.backend, fstype=source.fstype)
+            least = source.size
         size = want.size(least)
         volume = Volume(
-            id=id_of("vol", name), name=name, size=size, backend=backend, fstype=fstype, block=want.block,
-            parameters=want.parameters, mutable=want.mutable, source=source_id, created=now(),
+            id=id_of("vol", name), name=name, size=size, backend=choice.backend, fstype=choice.fstype,
+            block=want.block, parameters=want.parameters, mutable=want.mutable, source=source_id,
+            created=now(),
         )  # fmt: skip
         with self._depot.admission():
-            free = self._depot.free()
-            if backend == "image" and want.parameters.get("overcommit") != "true" and size > free:
-                message_ = f"{size} bytes are asked for and {free} are not promised yet on node {self._node}"
-                raise Refused(CODE.RESOURCE_EXHAUSTED, message_)
+            self._refuse_full(choice, size, CODE.RESOURCE_EXHAUSTED)
             return self._depot.keep(volume)
+
+    def _refuse_full(self, choice: Choice, size: int, code: Any) -> None:
+        draws = BACKENDS[choice.backend].draws
+        if draws and not choice.overcommit:
+            machine = self._depot.machine()._replace(free={draws: self._depot.free(draws)})
+            reason = backends.admit(choice, size, machine)
+            if reason:
+                raise Refused(code, f"{reason} on node {self._node}; remove something, or overcommit")
 
     def _refuse_other(self, volume: Volume, want: wish.Wish, source: tuple[str, str]) -> None:
         """The name is taken by a volume that is not what is asked for."""
@@ -98,7 +104,7 @@ class Controller:
                 ("content source", volume.source == source),
                 ("parameters", volume.parameters == want.parameters),
                 ("access type", volume.block == want.block),
-                (f"file system {volume.fstype}", source[1] or volume.fstype == want.fstype),
+                (f"file system {volume.fstype}", source[1] or volume.fstype == want.choice.fstype),
             )
             if not same
         ]
@@ -194,7 +200,10 @@ class Controller:
         segments = dict(request.accessible_topology.segments)
         if segments and segments.get(TOPOLOGY) != self._node:
             return answer(available_capacity=0)
-        free = self._depot.free()
+        known = {k: v for k, v in request.parameters.items() if k in backends.PARAMETERS}
+        block = any(c.WhichOneof("access_type") == "block" for c in request.volume_capabilities)
+        choice = backends.choose(known, block, self._depot.machine())
+        free = self._depot.free(BACKENDS[choice.backend].draws or "disk")
         return answer(available_capacity=free, maximum_volume_size={"value": free})
 
     # --- change -----------------------------------------------------------------------------------
@@ -204,12 +213,12 @@ class Controller:
         need, limit = checks.capacity(request.capacity_range)
         with self._depot.alone(request.volume_id):
             volume = self._depot.volume(request.volume_id)
-            size = max(volume.size, -(-need // wish.BLOCK) * wish.BLOCK)
+            size = max(volume.size, backends.rounded(need))
             if limit and size > limit:
                 message_ = f"capacity_range.limit_bytes {limit}: {volume.id} has {size}; volumes only grow"
                 raise Refused(CODE.OUT_OF_RANGE, message_)
             volume = self._grown(volume, size)
-        onward = volume.backend == "image" and (volume.stage is not None or not volume.block)
+        onward = BACKENDS[volume.backend].images and (volume.stage is not None or not volume.block)
         return message("ControllerExpandVolumeResponse")(
             capacity_bytes=volume.size, node_expansion_required=onward
         )
@@ -218,13 +227,12 @@ class Controller:
         if size == volume.size:
             return volume
         with self._depot.admission():
-            extra, free = size - volume.size, self._depot.free()
-            if volume.backend == "image" and volume.parameters.get("overcommit") != "true" and extra > free:
-                message_ = f"{extra} more bytes are asked for and {free} are free on node {self._node}"
-                raise Refused(CODE.OUT_OF_RANGE, message_)
-            if volume.backend == "image":
-                images.grow(self._depot.content(volume), size)
-            return self._depot.keep(amend(volume, size=size))
+            over = volume.parameters.get("overcommit") == "true"
+            choice = Choice(volume.backend, volume.fstype, over)
+            self._refuse_full(choice, size - volume.size, CODE.OUT_OF_RANGE)
+            larger: Volume = amend(volume, size=size)
+            BACKENDS[volume.backend].grow(self._depot.place(larger))
+            return self._depot.keep(larger)
 
     def ControllerModifyVolume(self, request: Any) -> Any:
         checks.required(request, "volume_id", "mutable_parameters")
@@ -254,7 +262,7 @@ class Controller:
             raise invalid(f"volume_capability: {volume.id} is a {kind} volume")
 
     def _shown(self, volume: Volume) -> dict[str, Any]:
-        enforced = "true" if volume.backend == "image" else "false"
+        enforced = "true" if BACKENDS[volume.backend].enforced else "false"
         shown: dict[str, Any] = {
             "volume_id": volume.id,
             "capacity_bytes": volume.size,

@@ -1,7 +1,7 @@
 """What the driver keeps: records of volumes, snapshots and groups, and the data they stand for.
 
     ROOT/csi/volumes/ID.json    ROOT/csi/snapshots/ID.json    ROOT/csi/groups/ID.json
-    ROOT/csi/data/ID/image or ROOT/csi/data/ID/tree
+    ROOT/csi/data/ID/image or ROOT/csi/data/ID/tree (see `backends`)
 
 Rule 1: a record is written before what it stands for is made, and removed after that is gone, so that
         whatever step a crash falls on, the same call made again finishes the work.
@@ -23,7 +23,8 @@ from typing import TypeVar
 
 import msgspec
 
-from .. import images, tree
+from .. import backends, tree
+from ..backends import BACKENDS, Machine, Place
 from ..durable import Shelf
 from .refusal import CODE, Refused, missing
 
@@ -46,7 +47,7 @@ class Stage(msgspec.Struct, frozen=True):
 
 
 class Volume(msgspec.Struct, frozen=True, kw_only=True):
-    """``phase``: making, ready, removing. ``backend``: image or directory. ``fstype`` "": raw."""
+    """``phase``: making, ready, removing. ``backend``: as in `backends`. ``fstype`` "": raw, or none."""
 
     id: str
     name: str
@@ -106,6 +107,7 @@ class Depot:
         for shelf in (self.volumes, self.snapshots, self.groups):
             shelf.open()
         self.data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._machine = backends.look(self.root)
 
     @contextmanager
     def alone(self, *ids: str) -> Iterator[None]:
@@ -146,20 +148,25 @@ class Depot:
     def home(self, name: str) -> Path:
         return self.data / name
 
+    def place(self, what: Volume | Snapshot) -> Place:
+        """Where it lies. A snapshot never grows, so it reserves nothing."""
+        over = not isinstance(what, Volume) or what.parameters.get("overcommit") == "true"
+        return Place(self.root, f"csi/data/{what.id}", what.size, what.fstype, what.block, over)
+
     def content(self, what: Volume | Snapshot) -> Path:
-        return self.home(what.id) / ("image" if what.backend == "image" else "tree")
+        return BACKENDS[what.backend].content(self.place(what))
 
-    def free(self) -> int:
-        """Bytes that an image may still have: what is free, less what other images may yet take."""
-        found = os.statvfs(self.root)
-        return max(0, found.f_bavail * found.f_frsize - self._promised())
+    def free(self, draws: str = "disk") -> int:
+        """Bytes that may still be promised of the disk or of memory."""
+        making = [v for v in self.volumes.all() if v.phase == "making" and not self.place(v).overcommit]
+        drawn = [v for v in making if BACKENDS[v.backend].draws == draws]
+        promised = sum(v.size for v in drawn if not self.content(v).exists())
+        left = backends.room(self.root) if draws == "disk" else backends.memory(self.root)
+        return max(0, left - promised)
 
-    def _promised(self) -> int:
-        return sum(
-            max(0, v.size - _allocated(self.content(v)))
-            for v in self.volumes.all()
-            if v.backend == "image" and v.parameters.get("overcommit") != "true"
-        )
+    def machine(self) -> Machine:
+        """What the machine has; what is free is asked anew at each admission."""
+        return self._machine
 
     @contextmanager
     def admission(self) -> Iterator[None]:
@@ -169,34 +176,16 @@ class Depot:
 
     def fill(self, new: Volume | Snapshot, source: Volume | Snapshot | None) -> None:
         """Make the data: empty, or a copy. Done already: fine. Raises KernelError, Invalid."""
-        relative = f"csi/data/{new.id}"
-        tree.make(self.root, relative, 0o700)
-        content = self.content(new)
-        if new.backend == "image":
-            if source is None:
-                images.make(content, new.size, new.fstype)
-            else:
-                images.copy(self.content(source), content)
-                images.new_identity(content, new.fstype)
-                images.grow(content, new.size)
-        elif source is None:
-            tree.make(self.root, f"{relative}/tree", 0o777)
-        elif not content.exists():
-            tree.remove(self.root, f"{relative}/tree.new")
-            tree.make(self.root, f"{relative}/tree.new", 0o777)
-            images.copy_tree(self.content(source), self.home(new.id) / "tree.new")
-            os.rename(self.home(new.id) / "tree.new", content)
+        tree.make(self.root, f"csi/data/{new.id}", 0o700)
+        backend = BACKENDS[new.backend]
+        if source is None:
+            backend.make(self.place(new))
+        else:
+            backend.copy(self.place(source), self.place(new))
 
     def drop(self, name: str) -> None:
         """Remove the data; gone already: fine. Raises KernelError(EBUSY) while anything is mounted in it."""
-        tree.remove(self.root, f"csi/data/{name}")
-
-
-def _allocated(path: Path) -> int:
-    try:
-        return os.stat(path).st_blocks * 512
-    except FileNotFoundError:
-        return 0
+        backends.erase(self.root, f"csi/data/{name}")
 
 
 def now() -> float:

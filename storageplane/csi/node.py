@@ -16,7 +16,8 @@ from netplane.model.errors import NetplaneError
 from netplane.model.facts import Fact, Plan
 from netplane.model.storage_facts import Directory, Mount, Point
 
-from .. import images, loops, mountinfo
+from .. import loops, mountinfo
+from ..backends import BACKENDS
 from ..mounts import Mounts
 from ..tree import translated
 from . import checks
@@ -31,7 +32,6 @@ _CAPABILITIES = (
     "GET_STORAGE_HEALTH", "SINGLE_NODE_MULTI_WRITER",
 )  # fmt: skip
 _GENERIC = {"rw", "defaults"}
-_OPTIONS = {"xfs": ("nouuid",)}  # a clone has its source's UUID
 
 
 class Node:
@@ -86,18 +86,13 @@ class Node:
         content = self._depot.content(volume)
         if not content.exists():
             raise Refused(CODE.INTERNAL, f"{volume.id}: its data is missing; restore it from a snapshot")
-        if volume.backend == "directory":
-            self._apply(Directory(path=path, mode=0o750), Mount(target=path, source=str(content)))
-            return
-        if not volume.block and not _mounted(path):
-            images.grow_unmounted(volume.fstype, content)  # a clone may be larger than its source
-        device = loops.attach(content)
         if volume.block:
+            loops.attach(content)
             return
-        extra = (*_OPTIONS.get(volume.fstype, ()), *options)
-        mount = Mount(target=path, source=device, fstype=volume.fstype, options=extra)
-        self._apply(Directory(path=path, mode=0o750), mount)
-        images.grow_filesystem(volume.fstype, device, path)
+        backend, place = BACKENDS[volume.backend], self._depot.place(volume)
+        if not _mounted(path):
+            self._apply(Directory(path=path, mode=0o750), backend.mount(place, path, options))
+        backend.grow_shown(place, path)
 
     def NodeUnstageVolume(self, request: Any) -> Any:
         checks.required(request, "volume_id", "staging_target_path")
@@ -109,7 +104,7 @@ class Node:
                 if any(_mounted(t.path) for t in volume.targets):
                     raise in_use(f"{volume.id} is published at {volume.targets[0].path}; unpublish it first")
                 self._remove(("mount", path))
-                if volume.backend == "image":
+                if volume.block:
                     loops.detach(self._depot.content(volume))
                 self._depot.keep(amend(volume, stage=None, targets=()))
         return message("NodeUnstageVolumeResponse")()
@@ -172,11 +167,15 @@ class Node:
         volume = self._shown_at(request.volume_id, request.volume_path)
         answer = message("NodeGetVolumeStatsResponse")
         size_unit, inode_unit = (number("VolumeUsage.Unit", u) for u in ("BYTES", "INODES"))
+        known = BACKENDS[volume.backend].usage(self._depot.place(volume))
+        size = {"unit": size_unit}
+        if known:
+            size |= {"total": known.total, "used": known.used, "available": known.total - known.used}
         if volume.block:
-            used = min(os.stat(self._depot.content(volume)).st_blocks * 512, volume.size)
-            return answer(usage=[{"unit": size_unit, "total": volume.size, "used": used}])
+            return answer(usage=[size])
         with translated(f"measure {request.volume_path}"):
-            return answer(usage=_usage(request.volume_path, size_unit, inode_unit))
+            blocks, inodes = _usage(request.volume_path, size_unit, inode_unit)
+        return answer(usage=[size if known else blocks, inodes])
 
     def NodeExpandVolume(self, request: Any) -> Any:
         checks.required(request, "volume_id", "volume_path")
@@ -186,11 +185,7 @@ class Node:
             if need > volume.size or (limit and limit < volume.size):
                 message_ = f"capacity_range: {volume.id} has {volume.size} bytes; expand it at the controller"
                 raise Refused(CODE.OUT_OF_RANGE, message_)
-            if volume.backend == "image":
-                device = loops.attach(self._depot.content(volume))
-                loops.resize(device)
-                if not volume.block:
-                    images.grow_filesystem(volume.fstype, device, request.volume_path)
+            BACKENDS[volume.backend].grow_shown(self._depot.place(volume), request.volume_path)
         return message("NodeExpandVolumeResponse")(capacity_bytes=volume.size)
 
     def _shown_at(self, name: str, path: str) -> Volume:
@@ -240,8 +235,8 @@ def _refuse_kind(volume: Volume, capability: Any) -> None:
 def _flags(volume: Volume, capability: Any) -> tuple[str, ...]:
     """Mount flags for the file system; a directory is shown as it is and takes none."""
     flags = tuple(f for f in capability.mount.mount_flags if f not in _GENERIC)
-    if flags and volume.backend == "directory":
-        raise invalid(f"mount_flags {', '.join(flags)}: a directory volume takes none; use backend image")
+    if flags and not BACKENDS[volume.backend].images:
+        raise invalid(f"mount_flags {', '.join(flags)}: a {volume.backend} takes none; use backend image")
     return flags
 
 

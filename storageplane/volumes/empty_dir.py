@@ -14,7 +14,7 @@ from netplane.model.errors import Invalid
 from netplane.model.facts import Fact
 from netplane.model.nodes import Node
 from netplane.model.pods import Pod
-from netplane.model.storage_facts import Directory, Image, Loop, Mount
+from netplane.model.storage_facts import Directory, Image, Mount
 from netplane.model.volumes import Volume
 
 from .base import Context, Prepared, owned, plugin_dir, volume_dir
@@ -47,8 +47,8 @@ def _limited(pod: Pod, volume: Volume, path: str) -> list[Fact]:
         return []
     home = plugin_dir(pod, "empty-dir", volume.name)
     image = f"{home}/image"
-    mount = Mount(target=path, source=image, fstype="ext4", options=IMAGE_OPTIONS, loop=True)
-    return [Directory(path=home, mode=0o700), Image(path=image, size=size), Loop(image=image), mount]
+    mount = Mount(target=path, source=image, fstype="ext4", options=IMAGE_OPTIONS, emptied=True)
+    return [Directory(path=home, mode=0o700), Image(path=image, size=size), mount]
 
 
 def _memory(path: str, fstype: str, size: int, *options: str) -> Mount:

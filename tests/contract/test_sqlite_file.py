@@ -7,6 +7,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -177,10 +178,24 @@ def test_a_watcher_that_knows_its_own_writes_is_told_of_the_others(tmp_path: Pat
         brought = watch.next(5)
         assert [c.object.name for c in brought][:1] == ["b"]
         assert watch.next(0.3) == [] and watch.skip(known) == 3
+
         theirs.put(config("d"))
         assert [c.object.name for c in watch.next(5)] == ["d"]
     ours.close()
     theirs.close()
+
+
+def test_what_a_watcher_has_in_hand_is_not_counted_as_known(tmp_path: Path) -> None:
+    """It has got 1 and not taken it in: who hears that 2 needs no bringing must not believe that 1 is old."""
+    ours, theirs = SqliteStore(str(tmp_path / "state.db")), SqliteStore(str(tmp_path / "state.db"))
+    with ours.watch(0) as watch:
+        theirs.put(config("a"))
+        assert [c.revision for c in watch.next(5)] == [1]
+        known = ours.put(config("b")).revision
+        assert watch.skip(known) == 0
+        assert watch.next(0) == [] and watch.skip(known) == 2
+    for store in (ours, theirs):
+        store.close()
 
 
 def test_puts_and_deletes_of_one_write_are_one_transaction(tmp_path: Path) -> None:
@@ -192,4 +207,38 @@ def test_puts_and_deletes_of_one_write_are_one_transaction(tmp_path: Path) -> No
     gone, made = store.write([Delete(a.key, a.revision), Put(config("b"), 0)])
     assert (gone.name, made.name, made.revision) == ("a", "b", 3)
     assert [o.name for o in store.list()[0]] == ["b"]
+    store.close()
+
+
+def test_writes_that_come_together_are_one_transaction_and_each_is_whole_or_nothing(tmp_path: Path) -> None:
+    store = SqliteStore(str(tmp_path / "state.db"))
+    store.put(config("taken"))
+    other = sqlite3.connect(str(tmp_path / "state.db"), isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")  # the first waits for this one, the others for the first
+    wal = tmp_path / "state.db-wal"
+    before = wal.stat().st_size
+    refused: list[str] = []
+
+    def write(name: str) -> None:
+        try:
+            store.write([Put(config(f"with-{name}")), Put(config(name), 0)])
+        except Conflict:
+            refused.append(name)
+
+    threads = [threading.Thread(target=write, args=(n,)) for n in ("first", "a", "taken", "b", "c")]
+    for i, thread in enumerate(threads):
+        thread.start()
+        while i and len(store.together) < i:
+            pass
+    other.execute("ROLLBACK")
+    for thread in threads:
+        thread.join(10)
+    assert refused == ["taken"]
+    names = ["a", "b", "c", "first", "taken", "with-a", "with-b", "with-c", "with-first"]
+    objects, revision = store.list()
+    assert sorted(o.name for o in objects) == names
+    assert revision == 9 and sorted(o.revision for o in objects) == list(range(1, 10))
+    frames = (wal.stat().st_size - before) // 4120
+    assert frames < 12, frames  # five transactions would be fifteen pages at least
+    other.close()
     store.close()

@@ -52,7 +52,10 @@ def small(make_netns: MakeNetns, tmp_path: Path) -> Iterator[Machine]:
 def room(machine: Machine, free: int | None) -> None:
     """Leave ``free`` KiB on the agent's disk, or all that a filler took."""
     assert machine.process is not None
-    inside = Path(f"/proc/{machine.process.pid}/root{machine.state}")
+    fill(Path(f"/proc/{machine.process.pid}/root{machine.state}"), free)
+
+
+def fill(inside: Path, free: int | None) -> None:
     filler = inside / "filler"
     filler.unlink(missing_ok=True)
     if free is None:
@@ -80,6 +83,7 @@ def test_a_full_disk_is_an_error_that_says_so_and_leaves_nothing(
         if "code" in answer:
             refused += 1
             assert answer["code"] == 11 and "full" in answer["msg"], answer
+            assert kernel(small) == before and "eth0" not in netns.run(pod, "ip", "link")
             assert "ips" not in small("ADD", pod)  # not half there, as if it were whole
         deleted = small("DEL", pod)
         assert deleted == "" or (deleted["code"] == 11 and "full" in deleted["msg"])
@@ -93,6 +97,35 @@ def test_a_full_disk_is_an_error_that_says_so_and_leaves_nothing(
     assert stuck == "" or stuck["code"] == 11
     room(small, None)
     assert small("DEL", pod) == "" and kernel(small) == before
+
+
+def test_a_full_disk_without_an_agent(make_netns: MakeNetns, tmp_path: Path) -> None:
+    """The same for the process that serves a machine without a daemon: its state and its journal."""
+    state = tmp_path / "state"
+    machine = Machine(make_netns("node"), tmp_path, standalone=True, stateDir=str(state))
+    machine.config["ipam"] = {"ranges": [[{"subnet": "10.88.0.0/24"}]]}
+    machine.netplane("install", "--cni-bin-dir", f"{tmp_path}/bin", "--cni-conf-dir", f"{tmp_path}/conf")
+    machine.binary = f"{tmp_path}/bin/netplane"
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", state], check=True)
+    try:
+        pod, first = make_netns("pod"), make_netns("first")
+        assert "ips" in machine("ADD", first)
+        before, refused = machine.host(), 0
+        for free in (0, 8, 16, 24, 40):
+            fill(state, free)
+            answer = machine("ADD", pod)
+            if "code" in answer:
+                refused += 1
+                assert answer["code"] == 11 and "full" in answer["msg"].lower(), answer
+                assert kernel(machine) == {**before, "objects": []}
+            machine("DEL", pod)
+            fill(state, None)
+            assert machine("DEL", pod) == ""
+            vars(machine).pop("objects", None)
+            assert machine.host() == before, free
+        assert refused
+    finally:
+        subprocess.run(["umount", state], check=True)
 
 
 def test_a_namespace_that_vanishes_during_add(machine: Machine, make_netns: MakeNetns) -> None:
@@ -174,27 +207,75 @@ def test_another_user_is_refused(machine: Machine, make_netns: MakeNetns) -> Non
     assert not machine.objects()
 
 
-def test_a_damaged_state_file_is_refused_with_what_to_do(machine: Machine, make_netns: MakeNetns) -> None:
-    pod = make_netns("pod")
-    machine("ADD", pod)
-    machine.stop()
-    with sqlite3.connect(machine.state / "state.db") as db:
+def damage(machine: Machine) -> Path:
+    """Break the state file as a bad disk might; its path."""
+    path = machine.state / "state.db"
+    with sqlite3.connect(path) as db:
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     db.close()
     for name in ("state.db-wal", "state.db-shm"):
         (machine.state / name).unlink(missing_ok=True)
-    whole = (machine.state / "state.db").read_bytes()
-    (machine.state / "state.db").write_bytes(b"garbage!" * 512 + whole[4096:])
+    path.write_bytes(b"garbage!" * 512 + path.read_bytes()[4096:])
+    return path
+
+
+MAPPED = {"runtimeConfig": {"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]}}
+
+
+def test_a_damaged_state_file_is_refused_and_the_pods_outlive_it(
+    machine: Machine, make_netns: MakeNetns
+) -> None:
+    """That done, no packet is lost, no address is given twice, and DEL takes all away."""
+    first = make_netns("first")
+    machine("ADD", first)
+    machine("DEL", first)
+    clean = machine.host()
+    a, b, gone = make_netns("a"), make_netns("b"), make_netns("gone")
+    results = {
+        pod: machine("ADD", pod, **MAPPED) if pod == a else machine("ADD", pod) for pod in (a, b, gone)
+    }
+    whole = machine.host()
+    ping = netns.popen(b, ["ping", "-i", "0.02", "-w", "60", plain(results[a])[0]], stdout=subprocess.PIPE)
+    machine.stop()
+    path = damage(machine)
     argv = [NETPLANE, "agent", "--node", "n1", "--store", machine.store, "--run-dir", str(machine.run_dir)]
     argv += ["--state-dir", str(machine.state), "--node-ip", "192.0.2.1"]
     refused = netns.run(machine.at, "sh", "-c", 'exec "$@" 2>&1', "sh", *argv, check=False)
     assert "damaged" in refused and "move it away and start again" in refused
     assert "Traceback" not in refused
-    assert "npv" in netns.run(machine.at, "ip", "-br", "link")  # the pod keeps its network meanwhile
-    (machine.state / "state.db").rename(machine.state / "state.db.damaged")
+    path.rename(f"{path}.damaged")
     machine.start()
-    assert machine("DEL", pod) == "" and not machine.objects()
-    assert plain(machine("ADD", pod))
+    ping.send_signal(signal.SIGINT)
+    assert " 0% packet loss" in ping.communicate(timeout=10)[0].decode()
+    assert machine.host() == whole
+    for pod, result in results.items():
+        more = MAPPED if pod == a else {}
+        assert machine("CHECK", pod, prevResult=result, **more) == ""
+    late = make_netns("late")
+    assert "held by pod" in machine("ADD", late, **MAPPED)["msg"]
+    assert not set(plain(machine("ADD", late))) & {ip for r in results.values() for ip in plain(r)}
+    machine.stop()
+    damage(machine).unlink()
+    netns.delete(gone)  # while nobody looks
+    machine.start()
+    assert len([o for o in machine.objects() if o.startswith("Attachment")]) == 3
+    for pod in (a, b, late):
+        assert machine("DEL", pod) == ""
+    assert machine.host() == clean
+
+
+def test_a_record_that_was_deleted_stays_deleted(machine: Machine, make_netns: MakeNetns) -> None:
+    """The same store without the record: somebody wanted it so, and nothing of it is put back."""
+    a, b = make_netns("a"), make_netns("b")
+    machine("ADD", a)
+    before = machine.host()
+    machine("ADD", b)
+    machine.stop()
+    (name,) = (o.split()[1] for o in machine.objects() if o.startswith("Att") and o not in before["objects"])
+    machine.netplane("delete", "Attachment", name, "--store", machine.store)
+    machine.netplane("delete", "Pod", "ns-b", "--store", machine.store)
+    machine.start()
+    assert machine.host() == before
 
 
 def test_a_clock_that_goes_back_does_not_make_an_old_sandbox_the_newest() -> None:

@@ -9,7 +9,13 @@ import pytest
 
 from netplane.kernel import netns
 from netplane.model.base import amend
-from netplane.model.services import EndpointPort, ServicePort
+from netplane.model.services import (
+    EndpointPort,
+    LoadBalancerIngress,
+    LoadBalancerStatus,
+    ServicePort,
+    ServiceStatus,
+)
 
 from ..sequences.services_world import ServicesWorld
 from ..services_kit import endpoint, endpoints, service
@@ -156,3 +162,30 @@ def test_hundreds_of_ports_and_thousands_of_endpoints(world: ServicesWorld) -> N
     world.settle()
     assert len(slots(world, vip(1))) == 300 and len(slots(world, vip(2))) == 2500
     assert world.held() == world.rendered()
+
+
+def test_addresses_in_any_form_are_read_back_as_they_were_wanted(world: ServicesWorld) -> None:
+    """RFC 5952 is how the kernel's are written; objects have them as people and controllers write them."""
+    odd = service(
+        "odd",
+        ["FD96:0:0::0009"],
+        type="LoadBalancer",
+        external_ips=("2001:0DB8::0:7", "2001:db8:0:0:0:0:0:7", "::FFFF:198.51.100.7"),
+        load_balancer_source_ranges=("2001:DB8:0::/48", "2001:db8:1:0::1/64"),
+        ports=(ServicePort(port=80), ServicePort(name="dns", protocol="UDP", port=53)),
+    )
+    ingress = tuple(LoadBalancerIngress(ip=ip) for ip in ("2001:DB8::8:0:0", "2001:db8:0:0:0:8:0:0"))
+    odd = amend(odd, status=ServiceStatus(load_balancer=LoadBalancerStatus(ingress=ingress)))
+    world.write(odd, endpoints("FD01::00A", "fd01:0::a", "fd01::b", of="odd"))
+    status = world.settle()
+    assert not status["rooms"]["services"]["failing"]
+    held = world.held()
+    assert held == world.rendered()
+    places = {key[2][0] for key in held if key[:2] == ("element", "svc-services6")}
+    assert {"fd96::9", "2001:db8::7", "2001:db8::8:0:0"} < places and len(places) == 4
+    answered = {mark for key, mark in held.items() if key[:2] == ("element", "svc-endpoints6-tcp")}
+    assert answered == {("fd01::a", 8080), ("fd01::b", 8080)}
+    world.stop()
+    world.start()
+    world.settle()
+    assert world.driver.transactions == 0, "a restart finds nothing to change"

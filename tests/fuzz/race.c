@@ -7,7 +7,7 @@
 
 #include "dns.h"
 
-enum { NAMES = 300, THREADS = 3 };
+enum { NAMES = 300, THREADS = 3, BATCH = 32 };
 
 static struct np_table *table;
 static _Atomic int stop;
@@ -46,19 +46,29 @@ static void *ask(void *seed)
 	struct np_readers *all = np_table_readers(table);
 	struct np_reader *me = np_reader_join(all);
 	unsigned int random = (unsigned int)(uintptr_t)seed;
-	uint8_t packet[64] = { 0, 1, 1, 0, 0, 1 }, out[NP_UDP_EDNS];
+	struct np_query query[BATCH];
+	uint8_t packet[BATCH][64], out[NP_UDP_EDNS];
 
+	memset(packet, 0, sizeof(packet));
 	while (!atomic_load(&stop)) {
 		np_reader_online(all, me);
-		for (int k = 0; k < 32; k++) {
-			int len, got;
+		for (int k = 0; k < BATCH; k++) { /* in steps, as batch.c does */
+			int len;
 
 			random = random * 1664525u + 1013904223u;
-			len = NP_HEADER + name_of(packet + NP_HEADER, (int)(random >> 8) % NAMES);
-			memcpy(packet + len, "\0\1\0\1", 4);
-			got = np_answer(table, packet, len + 4, out, sizeof(out));
-			for (int at = len + 4; out[7] && at < got; at++)
-				if (out[at] != out[len + 4])
+			packet[k][5] = 1;
+			len = NP_HEADER + name_of(packet[k] + NP_HEADER, (int)(random >> 8) % NAMES);
+			memcpy(packet[k] + len, "\0\1\0\1", 4);
+			np_answer_begin(table, &query[k], packet[k], len + 4);
+		}
+		for (int k = 0; k < BATCH; k++)
+			np_answer_fetch(table, &query[k]);
+		for (int k = 0; k < BATCH; k++) {
+			int got = np_answer_end(table, &query[k], out, sizeof(out));
+			int start = NP_HEADER + query[k].question_len;
+
+			for (int at = start; out[7] && at < got; at++)
+				if (out[at] != out[start])
 					abort();
 		}
 		np_reader_offline(me);

@@ -18,6 +18,7 @@ import pytest
 
 from netplane.kernel import netns
 from netplane.lab import Lab
+from netplane.lab.runner import until
 from tests.cnirun import OWN, Cni, plain
 
 pytestmark = pytest.mark.root
@@ -269,6 +270,22 @@ def test_an_address_asked_for_and_held_names_its_holder_and_an_empty_range_is_50
     assert status["code"] == 50 and "1 of 1 addresses in use" in status["msg"]
     cni.delete(a, network)
     assert cni.call("STATUS", "", network) == ""
+
+
+def test_status_tells_what_limits_the_pods_that_run(lab: Lab, make_netns: MakeNetns) -> None:
+    """51, not 50: somebody's link has the bridge's name, and the pods that are there reach nobody either."""
+    cni, a, node = Cni(lab), make_netns("a"), lab.nodes[0]
+    cni.add(a)
+    assert cni.call("STATUS", "") == ""
+    node.run("sh", "-c", "ip link del npbr0 && ip link add npbr0 type veth peer name x0")
+    status = cni.call("STATUS", "")
+    assert status["code"] == 51 and "npbr0" in status["msg"], status
+    assert not pings(a, "192.168.77.1")
+    assert cni.call("STATUS", "", {**BRIDGED, "name": "other"}) == ""  # has a bridge of its own
+    node.run("ip", "link", "del", "npbr0")
+    until(lambda: cni.call("STATUS", "") == "", "the bridge", 20)
+    assert pings(a, "192.168.77.1")
+    cni.delete(a)
 
 
 # --- kinds -----------------------------------------------------------------------------------------

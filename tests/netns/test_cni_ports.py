@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from scapy.layers.sctp import SCTP, SCTPChunkInit, SCTPChunkInitAck
 
 from netplane.kernel import netns
 from netplane.lab import Lab
@@ -228,6 +229,44 @@ def test_a_network_of_its_own_has_ports_too(lab: Lab, make_netns: MakeNetns) -> 
     for pod in (a, b):
         cni.delete(pod, own)
     assert "br-own" not in lab.nodes[0].run("ip", "link")
+
+
+def test_an_sctp_port_leads_to_the_pod_and_back(lab: Lab, make_netns: MakeNetns) -> None:
+    """INIT and INIT ACK made by scapy (a kernel may have no SCTP sockets): ports and checksums are right."""
+    cni, a, out = Cni(lab), make_netns("a"), str(lab.outside.netns)
+    mine = plain(cni.add(a, mapped(port(8132, 80, "sctp"))))
+    init = SCTP(sport=5000, dport=8132) / SCTPChunkInit(init_tag=1, a_rwnd=9000, n_in_streams=1)
+    ack = SCTP(sport=80, dport=5000, tag=1) / SCTPChunkInitAck(init_tag=2, a_rwnd=9000, n_in_streams=1)
+    for to, client, pod in zip(lab.nodes[0].addresses, ("192.168.77.1", "fd00:77::1"), mine, strict=True):
+        family = socket.AF_INET6 if ":" in to else socket.AF_INET
+        with raw_sctp(out, family) as outside, raw_sctp(a, family) as inside:
+            outside.sendto(bytes(init), (to, 0))
+            assert heard_sctp(inside, client) == (5000, 80)
+            inside.sendto(bytes(ack), (client, 0))
+            assert heard_sctp(outside, to) == (8132, 5000), pod
+    cni.delete(a)
+    with raw_sctp(out, socket.AF_INET) as outside, raw_sctp(a, socket.AF_INET) as inside:
+        outside.sendto(bytes(init), ("192.168.77.11", 0))
+        with pytest.raises(TimeoutError):
+            heard_sctp(inside, "192.168.77.1")
+
+
+def raw_sctp(at: str, family: int) -> socket.socket:
+    made = netns.call(at, lambda: socket.socket(family, socket.SOCK_RAW, socket.IPPROTO_SCTP))
+    made.settimeout(0.5)
+    return made
+
+
+def heard_sctp(at: socket.socket, source: str) -> tuple[int, int]:
+    """Source and destination port of the next packet from ``source``, whose CRC32c must be right."""
+    while True:
+        got, where = at.recvfrom(2048)
+        if where[0] == source:
+            break
+    packet = SCTP(got if at.family == socket.AF_INET6 else got[(got[0] & 15) * 4 :])
+    chksum, packet.chksum = packet.chksum, None
+    assert SCTP(bytes(packet)).chksum == chksum
+    return packet.sport, packet.dport
 
 
 def test_what_cannot_be_reached_is_refused(lab: Lab, make_netns: MakeNetns) -> None:

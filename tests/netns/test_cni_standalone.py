@@ -167,6 +167,70 @@ def test_an_agent_takes_over_what_was_made_without_it(machine: Machine, make_net
     assert machine("DEL", other) == "" and not machine.links()
 
 
+def test_a_damaged_state_file_is_refused_and_the_pods_outlive_it(
+    machine: Machine, make_netns: MakeNetns
+) -> None:
+    """Also those of a network with ranges of its own, whose addresses nothing but the records knows."""
+    own = {"name": "own", "bridge": "br-own", "ipam": {"ranges": [[{"subnet": "10.88.0.0/24"}]]}}
+    mapped = {"runtimeConfig": {"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]}}
+    a, b, c = make_netns("a"), make_netns("b"), make_netns("c")
+    node = plain(machine("ADD", a))[0]
+    assert plain(machine("ADD", b, **own, **mapped)) == ["10.88.0.2"]
+    path = machine.work / "state" / "state.db"
+    path.write_bytes(b"garbage!" * 512)
+    answer = machine("ADD", c, **own)
+    assert answer["code"] == 7 and f"store {path} is damaged" in answer["msg"]
+    assert "move it away and start again" in answer["msg"]
+    path.rename(f"{path}.damaged")
+    assert plain(machine("ADD", c, **own)) == ["10.88.0.3"]
+    netns.run(machine.at, "ping", "-c", "1", "-W", "2", node)
+    netns.run(c, "ping", "-c", "1", "-W", "2", "10.88.0.2")
+    assert "held by pod" in machine("ADD", make_netns("d"), **own, **mapped)["msg"]
+    for pod, network in ((a, {}), (b, own), (c, own)):
+        assert machine("DEL", pod, **network) == ""
+    assert not machine.links() and not machine.attachments()
+    assert "cni-hostports" not in netns.run(machine.at, "nft", "list", "ruleset")
+
+
+def test_host_locals_own_words(machine: Machine, make_netns: MakeNetns, tmp_path: Path) -> None:
+    """dataDir, routes and resolvConf mean what they mean there; with ports and bandwidth beside them."""
+    (tmp_path / "resolv.conf").write_text("nameserver 192.0.2.53\nsearch example.org\noptions ndots:2\n")
+    ipam = {
+        "type": "netplane",
+        "ranges": [[{"subnet": "10.89.0.0/24", "rangeStart": "10.89.0.9"}]],
+        "routes": [{"dst": "0.0.0.0/0"}, {"dst": "10.1.0.0/16", "gw": "10.89.0.7"}],
+        "dataDir": str(tmp_path / "leases"),
+        "resolvConf": str(tmp_path / "resolv.conf"),
+    }
+    pod = make_netns("p")
+    network: dict[str, Any] = {
+        "name": "podman",
+        "bridge": "cni-podman1",
+        "isGateway": True,
+        "ipMasq": True,
+        "stateDir": "",
+        "ipam": ipam,
+        "runtimeConfig": {"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]},
+    }
+    result = machine("ADD", pod, **network)
+    assert plain(result) == ["10.89.0.9"]
+    assert result["dns"] == {
+        "nameservers": ["192.0.2.53"], "search": ["example.org"], "options": ["ndots:2"],
+    }  # fmt: skip
+    assert (tmp_path / "leases" / "state.db").exists()
+    routes = netns.run(pod, "ip", "route")
+    assert "default via 10.89.0.1" in routes and "10.1.0.0/16 via 10.89.0.7" in routes
+    server = netns.call(pod, socket.create_server, ("10.89.0.9", 80))
+    with server, netns.call(machine.at, socket.create_connection, ("127.0.0.1", 8080), 2):
+        pass
+    assert machine("CHECK", pod, **{**network, "prevResult": result}) == ""
+    assert machine("DEL", pod, **network) == "" and not machine.links()
+    answer = machine("ADD", pod, **{**network, "ipam": {**ipam, "resolvConf": str(tmp_path / "none")}})
+    assert answer["code"] == 7 and "ipam.resolvConf" in answer["msg"]
+    wrong = {**network, "ipam": {**ipam, "dataDir": "leases"}}
+    assert "absolute" in machine("ADD", pod, **wrong)["msg"]
+
+
 def test_what_cannot_be_done_without_an_agent_is_said(machine: Machine, make_netns: MakeNetns) -> None:
     pod = make_netns("p")
     assert machine("ADD", pod, standalone=False)["code"] == 11

@@ -467,10 +467,15 @@ def test_counters_tell_what_was_asked_and_answered(
     registry = CollectorRegistry()
     registry.register(server.counters)
     text = generate_latest(registry).decode()
-    assert 'netplane_dns_requests_total{proto="udp",source="cluster",type="A"} 1.0' in text
-    assert 'netplane_dns_requests_total{proto="tcp",source="cluster",type="AAAA"} 1.0' in text
-    assert 'netplane_dns_responses_total{rcode="NXDOMAIN",source="cluster"} 1.0' in text
-    assert 'netplane_dns_duration_seconds_count{source="cluster"} 2.0' in text
+    assert (
+        'netplane_dns_requests_total{proto="udp",source="cluster",type="A",zone="cluster.local."} 1.0' in text
+    )
+    assert (
+        'netplane_dns_requests_total{proto="tcp",source="cluster",type="AAAA",zone="cluster.local."} 1.0'
+        in text
+    )
+    assert 'netplane_dns_responses_total{rcode="NXDOMAIN",source="cluster",zone="cluster.local."} 1.0' in text
+    assert 'netplane_dns_duration_seconds_count{source="cluster",zone="cluster.local."} 2.0' in text
 
 
 def test_the_command_prints_answers_and_the_rcode(

@@ -204,9 +204,14 @@ def test_all_threads_count_and_all_is_exported(net: dict[str, str], serve: Calla
     eventually(lambda: 'netplane_dns_dropped_total{reason="silence"} 2.0' in metrics())
     server.stop()  # and they outlive the threads
     text = metrics()
-    assert 'netplane_dns_requests_total{proto="udp",source="cluster",type="A"} 24.0' in text
-    assert 'netplane_dns_responses_total{rcode="NXDOMAIN",source="cluster"} 12.0' in text
-    assert 'netplane_dns_duration_seconds_count{source="cluster"} 24.0' in text
+    assert (
+        'netplane_dns_requests_total{proto="udp",source="cluster",type="A",zone="cluster.local."} 24.0'
+        in text
+    )
+    assert (
+        'netplane_dns_responses_total{rcode="NXDOMAIN",source="cluster",zone="cluster.local."} 12.0' in text
+    )
+    assert 'netplane_dns_duration_seconds_count{source="cluster",zone="cluster.local."} 24.0' in text
 
 
 def test_a_name_is_in_the_answers_when_apply_returns(
@@ -324,6 +329,7 @@ def test_a_supervisor_keeps_the_sockets_and_no_query_is_lost(
     notify, start = supervised(tmp_path)
     first = start(net["node"], [])
     assert first.stdout is not None and first.stdout.readline() == "ready\n"
+    assert notify.recv(4096).startswith(b"FDSTOREREMOVE=1\n")
     text, kept, _, _ = socket.recv_fds(notify, 4096, 253)
     assert b"FDSTORE=1" in text and len(kept) >= 4
     (tmp_path / "asked").write_text(f"web.{D} A\n")

@@ -13,10 +13,11 @@ import pytest
 
 from netplane.kernel import netns
 from netplane.kernel.nft_guard import GuardDriver
+from netplane.kernel.nft_limit import LimitDriver
 from netplane.kernel.nftables import NftDriver
 from netplane.kernel.rtnetlink import LinkDriver
 from netplane.model.errors import KernelError
-from netplane.model.facts import Chain, Element, Guard, Link, Plan, Set, Shaper
+from netplane.model.facts import Chain, Element, Guard, Limit, Link, Plan, Set, Shaper
 
 pytestmark = pytest.mark.root
 MakeNetns = Callable[[str], str]
@@ -117,6 +118,37 @@ def test_guards_of_links_come_change_and_go(make_netns: MakeNetns) -> None:
     with pytest.raises(KernelError, match="nftables"):
         driver.apply(Plan(add=(Guard("v0", ("no such words",)),)))
     links.close()
+
+
+def test_limits_of_links_come_change_and_go_and_leave_nothing(make_netns: MakeNetns) -> None:
+    node = make_netns("node")
+    driver, fresh = netns.call(node, LimitDriver), netns.call(node, LimitDriver)
+    one, two = Limit("v0", 1_000_000, 50_000), Limit("v1", 2_000_000, 60_000)
+    driver.apply(Plan(add=(one,)))
+    driver.apply(Plan(add=(two,)))
+    assert fresh.observe() == {one.key: one, two.key: two}
+    assert "v1" in netns.run(node, "nft", "list", "set", "bridge", "netplane", "cni-limits")
+    more = Limit("v0", 3_000_000, 50_000)
+    driver.apply(Plan(change=(more,), remove=(two.key,)))
+    assert driver.verify([more]) == []
+    assert driver.verify([one, two]) == [
+        "nftables limit of v0 is 3000000 bytes/s, not 1000000",
+        "nftables limit of v1 is not there",
+    ]
+    fresh.apply(Plan(add=(two, one), remove=(("limit", "v9"),)))  # another's, one that is gone: all the same
+    assert fresh.verify([one, two]) == []
+    fresh.apply(Plan(remove=(one.key, two.key)))
+    fresh.apply(Plan(remove=(one.key,)))
+    fresh.clean()
+    assert netns.run(node, "nft", "list", "ruleset") == ""
+
+
+def test_a_thousand_limits_are_one_transaction_that_is_listed_whole(make_netns: MakeNetns) -> None:
+    driver = netns.call(make_netns("node"), LimitDriver)
+    many = tuple(Limit(f"v{i}", 1000 + i, 2000 + i) for i in range(1000))
+    driver.apply(Plan(add=many))
+    assert driver.observe() == {fact.key: fact for fact in many}
+    driver.clean()
 
 
 def test_verify_names_what_is_missing_or_different(make_netns: MakeNetns) -> None:

@@ -26,9 +26,7 @@ class Watched:
         self.told: queue.Queue[str] = queue.Queue()
         self.driver = netns.call(path, NftDriver)
         self.driver.apply(Plan(add=(Set("s", ("type ipv4_addr",)), Chain("c", ("accept",)))))
-        self.monitor = NftMonitor(
-            self.told.put, path, self.driver.portids, lambda: self.driver.transactions
-        ).start()
+        self.monitor = NftMonitor(self.told.put, path, self.driver.portids).start()
 
     def nft(self, text: str) -> None:
         netns.run(self.path, "nft", text)
@@ -75,6 +73,13 @@ def test_our_own_commits_are_not_told(watched: Watched) -> None:
     watched.driver.apply(Plan(add=(Chain("d", ("drop",)),), remove=(("element", "s", ("10.0.0.1",)),)))
     many = tuple(Element("s", (f"10.{i >> 16}.{i >> 8 & 255}.{i & 255}",)) for i in range(100_000))
     watched.driver.apply(Plan(add=many))
+    assert watched.until("sentinel") == []
+
+
+def test_what_any_thread_of_ours_commits_is_not_told(watched: Watched) -> None:
+    """The kernel names the thread that committed, not the process."""
+    for i in range(3):
+        netns.call(watched.path, watched.driver.apply, Plan(add=(Chain(f"t{i}", ("accept",)),)))
     assert watched.until("sentinel") == []
 
 

@@ -8,21 +8,23 @@ from __future__ import annotations
 
 # ruff: noqa: E501 (manifests in a line)
 import itertools
-import os
 import re
 import socket
+import statistics
 import threading
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from scapy.layers.sctp import SCTP as SctpHeader
+from scapy.layers.sctp import SCTPChunkInit
 
 from netplane.lab import Lab
 from netplane.model.base import Key
 
 from ..policy_cases import DENY_IN, SCTP, A, block, expr, labels, np, ns, pod, port
-from ..policy_world import NAMES, NAMESPACES, PolicyWorld, Probe, wait
+from ..policy_world import CROSSED, NAMES, NAMESPACES, PolicyWorld, Probe, wait
 
 pytestmark = pytest.mark.root
 
@@ -46,59 +48,20 @@ def clean(world: PolicyWorld) -> None:
 # --- through services ------------------------------------------------------------------------------
 
 
-def services(world: PolicyWorld) -> dict[str, tuple[str, str]]:
-    """A ClusterIP of each family in front of every pod: {address: (pod, family)}."""
-    for key in world.pods:
-        space, _, name = key.partition("/")
-        world.put({
-            "apiVersion": "v1", "kind": "Service", "metadata": {"name": f"s-{name}", "namespace": space},
-            "spec": {"selector": {"pod": name}, "ipFamilyPolicy": "PreferDualStack",
-                     "ports": [{"name": "http", "port": 80, "targetPort": 81},
-                               {"name": "dns", "port": 80, "targetPort": 81, "protocol": "UDP"}]},
-        })  # fmt: skip
-
-    def addresses() -> dict[str, tuple[str, str]]:
-        found = {}
-        for key in world.pods:
-            space, _, name = key.partition("/")
-            service: Any = world.store.get(Key("Service", space, f"s-{name}"))
-            for ip in service.spec.cluster_ips:
-                found[ip] = (key, "IPv6" if ":" in ip else "IPv4")
-        return found
-
-    wait(lambda: len(addresses()) == 18, 10, "ClusterIPs")
-    return addresses()
+def test_a_service_address_in_a_policy_means_nothing(world: PolicyWorld) -> None:
+    """Port 80 of a service leads to port 81 of a pod: policy speaks of the pod, its address and 81."""
+    world.check(
+        np("p", egress=[{"to": [ns(ns="z"), block("10.96.0.0/16")], "ports": [port("serve-81-tcp")]}]),
+        protocols=("TCP", "UDP"),
+    )
 
 
-def test_policy_sees_the_pod_behind_a_service(world: PolicyWorld) -> None:
-    """Port 80 of a ClusterIP leads to port 81 of a pod: the policy speaks of the pod and of 81."""
-    vips = services(world)
-    open_: list[Probe] = [
-        (source, k, vip, 80) for source in world.pods for vip in vips for k in ("TCP", "UDP")
-    ]
-    world.settle()
-    wait(lambda: all(world.probe(open_, 1.0).values()), 10, "services answer without policy")
-    for docs in (
-        [np("p", podSelector=A, ingress=[{"from": [ns(ns="y")], "ports": [port(81), port(80, "UDP")]}])],
-        [np("p", egress=[{"to": [ns(ns="z"), block("10.96.0.0/16")], "ports": [port("serve-81-tcp")]}])],
-    ):
-        world.set_policies(docs)
-        world.settle()
-        got = world.probe(open_)
-        doubtful = {p: world.expected((p[0], p[1], address_of(world, vips[p[2]]), 81)) for p in open_}
-        again = [p for p, ok in doubtful.items() if bool(got[p]) != ok]
-        sure = world.probe(again, 1.0) if again else {}
-        wrong = [p for p in again if bool(sure[p]) != doubtful[p]]
-        assert not wrong, wrong[:10]
-    itself = [(key, "TCP", vip, 80) for vip, (key, _) in vips.items()]
+def test_a_pod_reaches_itself_through_its_service_whatever_policy_says(world: PolicyWorld) -> None:
     world.set_policies([np("none", ingress=[], egress=[])])
     world.settle()
-    answers = world.probe(itself, 1.0)
-    assert all(answers.values()), "a pod reaches itself through its service, whatever policy says"
-
-
-def address_of(world: PolicyWorld, behind: tuple[str, str]) -> str:
-    return str(world.pods[behind[0]][0].ip_of(behind[1]))
+    of = {ip: key for key, (pod, _) in world.pods.items() for ip in pod.ips}
+    itself = [(of[ip], k, vip, 80) for vip, ip in world.vips.items() for k in ("TCP", "UDP")]
+    assert all(world.probe(itself, 1.0).values())
 
 
 # --- the node, the outside, SCTP ---------------------------------------------------------------------
@@ -157,42 +120,46 @@ def test_sctp(world: PolicyWorld, name: str, docs: list[dict[str, Any]], family:
     """By an INIT that scapy makes where the kernel has no SCTP sockets: does the packet arrive?"""
     world.set_policies(docs)
     world.settle()
+    target = world.pods["x/a"][0]
+    vip = next(vip for vip, behind in world.vips.items() if behind == target.ip_of(family))
     for source, number in itertools.product(("x/b", "x/c", "y/a", "y/b"), (80, 81)):
-        target = world.pods["x/a"][0]
         want = world.expected((source, "SCTP", target.ip_of(family), number))
-        assert _init_arrives(world.pods[source][0], target, number, family) == want, (source, number)
+        for to in ((target.ip_of(family), number), (vip, CROSSED[number])):
+            assert _init_arrives(world.pods[source][0], target, to, number, 3.0 if want else 0.3) == want, (
+                source,
+                to,
+            )
 
 
-def _init_arrives(source: Any, target: Any, number: int, family: str) -> bool:
-    """Send one SCTP INIT from a pod and look at the other's interface for it."""
-    seen = threading.Event()
-    ready = threading.Event()
-    sport = 20000 + int(time.monotonic() * 1000) % 40000
-    kind = socket.AF_INET6 if family == "IPv6" else socket.AF_INET
+SPORTS = itertools.count(20000)
+
+
+def _init_arrives(source: Any, target: Any, to: tuple[str, int], number: int, patience: float) -> bool:
+    """Send one SCTP INIT from a pod to an address and look at the other's interface for it, at a port."""
+    seen, ready = threading.Event(), threading.Event()
+    sport = next(SPORTS)  # never the same twice: the kernel would choose another for the second
+    kind = socket.AF_INET6 if ":" in to[0] else socket.AF_INET
+    chunk = SCTPChunkInit(init_tag=1, a_rwnd=65535, n_out_streams=1, n_in_streams=1, init_tsn=1)
+    packet = bytes(SctpHeader(sport=sport, dport=to[1]) / chunk)
     ports = sport.to_bytes(2, "big") + number.to_bytes(2, "big")
 
     def watch() -> None:
         with socket.socket(kind, socket.SOCK_RAW, 132) as raw:
-            raw.settimeout(0.4)
+            raw.settimeout(0.05)
             ready.set()
-            end = time.monotonic() + 0.4
-            while time.monotonic() < end:
+            end = time.monotonic() + patience
+            while time.monotonic() < end and not seen.is_set():
                 try:
-                    packet = raw.recv(2048)
+                    got = raw.recv(2048)
                 except TimeoutError:
-                    return
-                at = 0 if family == "IPv6" else (packet[0] & 15) * 4  # raw(7) gives IPv6 without its header
-                if packet[at : at + 4] == ports:
+                    continue
+                at = 0 if kind == socket.AF_INET6 else (got[0] & 15) * 4  # raw(7) gives IPv6 without header
+                if got[at : at + 4] == ports:
                     seen.set()
-                    return
 
     def send() -> None:
-        from scapy.layers.sctp import SCTP as Header
-        from scapy.layers.sctp import SCTPChunkInit
-
-        chunk = SCTPChunkInit(init_tag=1, a_rwnd=65535, n_out_streams=1, n_in_streams=1, init_tsn=1)
         with socket.socket(kind, socket.SOCK_RAW, 132) as raw:
-            raw.sendto(bytes(Header(sport=sport, dport=number) / chunk), (target.ip_of(family), 0))
+            raw.sendto(packet, (to[0], 0))
 
     watcher = threading.Thread(target=lambda: target.python(watch))
     watcher.start()
@@ -266,17 +233,11 @@ def test_an_established_flow_that_is_no_longer_allowed_is_cut_within_100_ms(
     kept = Talk(world.pods["y/b"][0], world.pods[target][0], 8002)
     assert cut.works() and kept.works()
     policy = np("p", podSelector=labels(pod=target[-1]), ingress=[{"from": [ns(ns="y")]}])
-    took = []
-    for _ in range(5):
-        world.set_policies([])
-        world.settle()
-        wait(cut.works, LONG, "allowed again, the flow goes on where it was")
-        world.set_policies([policy])
-        began = time.monotonic()
-        wait(lambda: not cut.works(), LONG, "the flow is cut")
-        took.append(time.monotonic() - began - PATIENCE)  # the talker listens that long in vain
-    crowd = max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))  # others hold the processors meanwhile
-    assert min(took) < 0.1 * crowd, took
+    for _ in range(3):  # a quiet machine needs one round; somebody else's work may spoil another
+        took = [_cut_in(world, policy, cut) for _ in range(5)]
+        if statistics.median(took) < 0.1:
+            break
+    assert statistics.median(took) < 0.1, took
     world.settle()
     assert kept.works(), "an allowed flow goes on"
     assert not cut.works(), "a cut flow does not come back by its replies"
@@ -284,6 +245,17 @@ def test_an_established_flow_that_is_no_longer_allowed_is_cut_within_100_ms(
     world.settle()
     wait(cut.works, LONG, "allowed again, the flow goes on where it was")
     cut.server.kill(), kept.server.kill()
+
+
+def _cut_in(world: PolicyWorld, policy: dict[str, Any], talk: Talk) -> float:
+    """Seconds from the write of a policy until the flow that it forbids is silent."""
+    world.set_policies([])
+    world.settle()
+    wait(talk.works, LONG, "allowed again, the flow goes on where it was")
+    began = time.monotonic()
+    world.set_policies([policy])
+    wait(lambda: not talk.works(), LONG, "the flow is cut")
+    return time.monotonic() - began - PATIENCE  # the talker listens that long in vain
 
 
 def test_a_label_that_goes_cuts_the_flow(world: PolicyWorld) -> None:

@@ -76,4 +76,6 @@ def test_many_policies_of_one_pod_are_a_bounded_number_of_rules(world: PolicyWor
 
 
 def name_of(world: PolicyWorld, address: str) -> str:
-    return next(key for key, (found, _) in world.pods.items() if address in found.ips)
+    """The pod at an address, or behind it."""
+    own = world.vips.get(address, address)
+    return next(key for key, (found, _) in world.pods.items() if own in found.ips)

@@ -2,7 +2,8 @@
 
      node-1                      node-2
 x/a  x/c  y/b  z/a  z/c     x/b  y/a  y/c  z/b        every pod to every pod, both families,
-                                                      ports 80 and 81
+                                                      ports 80 and 81, directly and
+                                                      through a service that crosses them
 """
 
 from __future__ import annotations

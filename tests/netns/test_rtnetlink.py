@@ -118,7 +118,7 @@ def test_plans_that_remove_at_once_share_the_wait() -> None:
     for thread in threads[1:]:
         thread.start()
     deadline = time.monotonic() + 10
-    while len(reaper._waiting) < 4 and time.monotonic() < deadline:
+    while len(reaper.together) < 4 and time.monotonic() < deadline:
         threading.Event().wait(0.001)
     go.set()
     for thread in threads:

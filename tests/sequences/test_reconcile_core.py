@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 import pytest
 
 from netplane.model.base import ObjectMeta
-from netplane.model.errors import Invalid, KernelError
+from netplane.model.errors import Conflict, Invalid, KernelError, NetplaneError
 from netplane.model.facts import Fact, FactKey, Mark, Plan, Record, Scope
 from netplane.model.services import Service, ServicePort, ServiceSpec
 from netplane.model.snapshot import Snapshot
@@ -240,3 +240,19 @@ def test_one_piece_of_work_without_the_loops(store: MemoryStore, table: Table) -
     core.sweep(lambda key: key == left.key)
     core.sync([Scope("names", "kept")], lambda: core.delete(service("kept").key))
     assert names(table) == ["new"]
+
+
+def test_who_was_too_late_decides_again_on_what_the_other_wrote(store: MemoryStore, table: Table) -> None:
+    """The watch may bring another's write much later than the store refuses ours because of it."""
+    core = Core(store, [(NameRoom(), (table,))])
+    core.load()
+    mine = core.put(service("both"), 0)
+    theirs = store.put(service("both", "10.96.0.7"))
+    with pytest.raises(Conflict):
+        core.put(service("both", "10.96.0.8"), mine.revision)
+    assert core.snapshot().find(mine.key) == theirs
+    store.delete(mine.key)
+    with pytest.raises(NetplaneError):
+        core.put(service("both", "10.96.0.8"), theirs.revision)
+    assert core.snapshot().find(mine.key) is None
+    assert core.put(service("both", "10.96.0.8"), 0)

@@ -51,7 +51,7 @@ def test_a_conflist_of_the_bridge_plugin_moves_over_by_its_type() -> None:
         ({"bridge": "a name", "ipam": RANGES}, 7, "bridge"),
         ({"ipMasqBackend": "iptables"}, 7, "ipMasqBackend"),
         ({"kind": "macvlan", "mode": "tunnel"}, 7, "mode"),
-        ({"ipam": {"type": "netplane", "resolvConf": "/x"}}, 2, "ipam.resolvConf"),
+        ({"ipam": {"type": "netplane", "resolvConf": 7}}, 7, "ipam.resolvConf"),
         ({"ipam": {"type": "../sh"}}, 7, "ipam.type"),
         ({"ipam": {"ranges": [{"subnet": "10.0.0.0/24"}]}}, 7, "ipam.ranges"),
         ({"ipam": {"ranges": [[{"subnet": "10.0.0.1/24"}]]}}, 7, "host bits"),

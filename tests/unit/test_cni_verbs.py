@@ -129,6 +129,31 @@ def test_an_add_that_fails_anywhere_leaves_nothing(
     assert "ips" in runtime("ADD")
 
 
+@pytest.mark.parametrize("nth", [1, 2, 3, 4, 5])
+def test_a_store_that_takes_nothing_from_some_write_on_leaves_the_kernel_clean(
+    runtime: Runtime, nth: int
+) -> None:
+    """A disk that gets full between any two writes of ADD: what the record says is not in the kernel."""
+    writes = 0
+
+    def fail(what: str, _: object) -> None:
+        nonlocal writes
+        writes += what in ("put", "delete")
+        if what in ("put", "delete") and writes >= nth:
+            raise Unavailable("database or disk is full")
+
+    runtime.host.fail = fail
+    answer = runtime("ADD")
+    assert "ips" in answer or answer["code"] == 11
+    if "ips" not in answer:
+        assert all(not scope.name for scope in runtime.host.kernel)
+        assert runtime("ADD")["code"] == 11
+        assert all(not scope.name for scope in runtime.host.kernel)
+    runtime.host.fail = no_fault
+    assert "ips" in answer or "ips" in runtime("ADD")
+    assert runtime("DEL") == "" and runtime.nothing_left()
+
+
 def test_what_could_not_be_undone_is_done_by_del_and_its_address_not_given_meanwhile(
     runtime: Runtime,
 ) -> None:

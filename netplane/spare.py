@@ -1,0 +1,140 @@
+"""A spare of every record of an attachment that is whole, beside the socket, for the day the store is lost.
+
+The kernel keeps the pods' interfaces then, but cannot say whose they are. A file system like /run lives
+exactly as long as what the kernel holds, so what the records said lies there, too.
+
+Rule 1: it is read only when the store is another than the one that was spared (a file that was damaged
+        and set aside); a record that somebody deleted from the same store stays deleted.
+Rule 2: of another boot nothing is put back. Whether a namespace is still there is CNI's question at its
+        start (`Verbs.recover`), as it is of any record.
+Rule 3: nothing waits for it and nothing fails for it: a spare that cannot be written costs a warning.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from .model import codec
+from .model.base import Key, Object, ObjectMeta, amend
+from .model.changes import Delete, Write
+from .model.errors import Conflict, Invalid
+from .model.nodes import Node, NodeSpec
+from .model.own import Attachment
+from .model.pods import Pod
+from .store.base import Store
+
+log = logging.getLogger(__name__)
+IDENTITY = "identity"  # the file that names the store; no record's name is without a dot
+
+
+class Spare:
+    """The spare of one store beneath ``run_dir``. A store without an identity (a directory) has none."""
+
+    def __init__(self, run_dir: Path, store: Store) -> None:
+        self._store = store
+        self._identity: str = getattr(store, "identity", "")
+        path: str = getattr(store, "path", "")
+        self._dir = run_dir / "spare" / hashlib.sha256(path.encode()).hexdigest()[:12]
+
+    def keep(self, stored: Iterable[Object]) -> None:
+        """A record that became whole, and the pod that was written with it."""
+        objects = sorted(stored, key=lambda obj: obj.KIND)  # the Attachment, then its Pod
+        if not self._identity or not objects or not _whole(objects[0]):
+            return
+        lines = [b"%b %b\n" % (obj.KIND.encode(), codec.encode(obj)) for obj in objects]
+        self._write(objects[0].name, b"".join(lines))
+
+    def drop(self, writes: Sequence[Write]) -> None:
+        """Before these: a record that is about to go."""
+        for one in writes:
+            if isinstance(one, Delete) and one.key.kind == Attachment.KIND:
+                (self._dir / one.key.name).unlink(missing_ok=True)
+
+    def settle(self, node: str, boot_id: str) -> None:
+        """At a start: put back what the store has lost, then be its spare. Raises Unavailable."""
+        if not self._identity:
+            return
+        if self._noted() != self._identity:
+            self._put_back(node, boot_id)
+        listed = self._store.list([Attachment.KIND])[0]
+        records = {obj.name: obj for obj in listed if _whole(obj) and _of(obj) == node}
+        there = {path.name for path in self._files()}
+        for name in there - records.keys():
+            (self._dir / name).unlink(missing_ok=True)
+        for name in records.keys() - there:
+            self.keep([records[name], *self._pod(records[name])])
+        self._write(IDENTITY, self._identity.encode())
+
+    def _put_back(self, node: str, boot_id: str) -> None:
+        lost = []
+        for path in self._files():
+            try:
+                objects = [_parsed(line) for line in path.read_bytes().splitlines()]
+            except (OSError, Invalid, ValueError) as exc:
+                log.warning("%s cannot be read: %s", path, exc)
+                continue
+            record = objects[0] if objects else None
+            if isinstance(record, Attachment) and _of(record) == node and record.spec.boot_id == boot_id:
+                lost.append(objects)
+        lost.sort(key=lambda objects: objects[0].revision)
+        self._put_back_node(node, [o for objects in lost for o in objects if isinstance(o, Attachment)])
+        for objects in lost:
+            for obj in objects:
+                with suppress(Conflict):  # it is there
+                    self._store.put(obj, 0)
+            log.warning("the store had lost attachment %s: put back", objects[0].name)
+
+    def _put_back_node(self, name: str, records: Sequence[Attachment]) -> None:
+        """Its pod CIDRs are those that its pods' addresses are from."""
+        given = (ip.subnet for r in records if r.spec.ipam == "" for ip in r.spec.ips if ip.subnet)
+        cidrs = tuple({":" in cidr: cidr for cidr in given}.values())
+        found = self._store.get(Key(Node.KIND, "", name))
+        node = found if isinstance(found, Node) else Node(metadata=ObjectMeta(name=name), spec=NodeSpec())
+        if cidrs and not node.pod_cidrs:
+            spec = amend(node.spec, pod_cidr=cidrs[0], pod_cidrs=cidrs)
+            self._store.put(amend(node, spec=spec), node.revision)
+
+    def _pod(self, record: Object) -> list[Object]:
+        assert isinstance(record, Attachment)
+        found = self._store.get(Key(Pod.KIND, record.spec.pod_namespace, record.spec.pod_name))
+        return [found] if found is not None else []
+
+    def _files(self) -> list[Path]:
+        return [path for path in self._dir.glob("*.*") if not path.name.endswith("~")]
+
+    def _noted(self) -> str:
+        with suppress(OSError):
+            return (self._dir / IDENTITY).read_text()
+        return ""
+
+    def _write(self, name: str, data: bytes) -> None:
+        temporary = self._dir / f"{name}~"
+        try:
+            try:
+                descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            except FileNotFoundError:
+                self._dir.mkdir(mode=0o700, parents=True)
+                descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            with open(descriptor, "wb") as out:
+                out.write(data)
+            temporary.rename(self._dir / name)
+        except OSError as exc:
+            log.warning("no spare of %s: %s", name, exc)
+
+
+def _whole(obj: Object) -> bool:
+    return isinstance(obj, Attachment) and obj.phase == "Ready"
+
+
+def _of(obj: Object) -> str:
+    return obj.spec.node if isinstance(obj, Attachment) else ""
+
+
+def _parsed(line: bytes) -> Object:
+    kind, _, body = line.partition(b" ")
+    return codec.decode(kind.decode(), body)
