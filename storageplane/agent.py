@@ -25,11 +25,15 @@ from .upkeep import Keeper, Pods
 
 
 class Config(NamedTuple):
-    """``root`` is absolute and real; ``provisioners``: the StorageClass names that this node serves."""
+    """``root`` is absolute and real; ``provisioners``: the StorageClass names that this node serves.
+
+    ``csi_drivers``: other people's, whose sockets are in ROOT/plugins.
+    """
 
     node: str
     root: Path
     provisioners: tuple[str, ...] = (names.DIRECTORY,)
+    csi_drivers: tuple[str, ...] = ()
 
 
 def prepare_root(path: Path) -> Path:
@@ -70,6 +74,12 @@ def build(store: Store, config: Config, rank: Callable[[Snapshot], int] | None =
         (Volumes(config.node, config.root), [driver]),
         (Pods(config.node, str(config.root)), [keeper]),
     ]
+    if config.csi_drivers:
+        from .csi.claims import CsiVolumes  # gRPC costs memory: for nodes that have drivers
+        from .csi.provisioning import CsiProvisioning
+
+        made = CsiProvisioning(config.root, config.node, late)
+        rooms.append((CsiVolumes(config.node, config.csi_drivers), [made]))
     deciding = () if store.allocates else (Binder(), Reclaimer())
     provisioner = Provisioner(config.node, config.root, config.provisioners)
     late.core = Core(store, rooms, [*deciding, provisioner], rank)

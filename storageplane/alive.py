@@ -16,7 +16,9 @@ import sys
 
 from netplane.model.errors import KernelError
 
-BROKEN = (errno.ENOTCONN, errno.ESTALE, errno.EIO, errno.EACCES, errno.EHOSTDOWN)
+from .corrupt import DEAD
+
+BROKEN = (*DEAD, errno.EHOSTDOWN)
 REMOTE = ("nfs", "nfs4", "ceph", "cifs", "smb3", "9p", "afs")
 PATIENCE = 10.0  # seconds
 _ASK = "import os, sys\ntry: os.stat(sys.argv[1])\nexcept OSError as e: sys.exit(e.errno)"

@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -84,16 +85,46 @@ def agent(
 @click.option(
     "--max-volumes", type=int, default=0, metavar="N", help="How many this node takes; 0: any number."
 )
+@click.option(
+    "--driver-name", default="csi.storageplane.io", show_default=True, metavar="NAME",
+    help="What it calls itself; for a second one on another root.",
+)  # fmt: skip
 @click.option("-v", "--verbose", is_flag=True, help="Log refused calls too.")
-def csi(endpoint: str, root: Path, node: str, max_volumes: int, verbose: bool) -> None:
-    """Be the CSI driver csi.storageplane.io, alone, without a store, until SIGTERM."""
+def csi(endpoint: str, root: Path, node: str, max_volumes: int, driver_name: str, verbose: bool) -> None:
+    """Be the CSI driver, alone, without a store, until SIGTERM."""
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING, format="%(levelname).1s %(message)s"
     )
     stop = _until_told()
-    driver = _driver(endpoint, wiring.prepare_root(root), node, max_volumes)
+    driver = _driver(endpoint, wiring.prepare_root(root), node, max_volumes, driver_name)
     stop.wait()
     driver.stop()
+
+
+@cli.command("csi-check")
+@click.option("--endpoint", required=True, metavar="unix:///PATH", help="The driver to judge.")
+@click.option("--parameter", "parameters", multiple=True, metavar="KEY=VALUE", help="For CreateVolume.")
+@click.option("--size", type=int, default=16, show_default=True, metavar="MIB", help="Of each volume.")
+@click.option("--dir", "folder", type=click.Path(path_type=Path), default=None, metavar="DIR",
+              help="Where to stage and publish; default: a temporary directory.")  # fmt: skip
+def csi_check(endpoint: str, parameters: tuple[str, ...], size: int, folder: Path | None) -> None:
+    """Judge a CSI driver by what csi-sanity does not ask; exit status 1 when a check fails."""
+    from .csi.client import Client
+    from .csi.conformance import bed, checklist
+    from .csi.server import socket_path
+
+    given = dict(pair.split("=", 1) for pair in parameters if "=" in pair)
+    if len(given) != len(parameters):
+        raise click.UsageError("--parameter takes KEY=VALUE, each key once")
+    with tempfile.TemporaryDirectory(prefix="csi-check-", dir=folder) as place:
+        judged = bed.Bed(Client(socket_path(endpoint)), Path(os.path.realpath(place)), given, size << 20)
+        outcomes = []
+        for outcome in bed.run(judged, checklist.CHECKS):
+            click.echo(str(outcome))
+            outcomes.append(outcome.word)
+    click.echo(", ".join(f"{outcomes.count(word)} {word}" for word in ("ok", "FAIL", "skip")))
+    if "FAIL" in outcomes:
+        raise SystemExit(1)
 
 
 @cli.command()
@@ -197,17 +228,19 @@ def _until_told() -> threading.Event:
     return stop
 
 
-def _driver(endpoint: str, root: Path, node: str, most: int = 0) -> Any:
+def _driver(endpoint: str, root: Path, node: str, most: int = 0, name: str = "csi.storageplane.io") -> Any:
     from .csi.server import CsiServer  # gRPC costs memory and a quarter of a second: for drivers only
 
-    driver = CsiServer(endpoint, root, node, most)
+    driver = CsiServer(endpoint, root, node, most, name)
     driver.start()
     return driver
 
 
 def _config(node: str, root: Path, provisioners: tuple[str, ...]) -> wiring.Config:
     names_served = tuple(dict.fromkeys((names.DIRECTORY, *provisioners)))
-    return wiring.Config(node, wiring.prepare_root(root), names_served)
+    top = wiring.prepare_root(root)
+    drivers = tuple(sorted(path.parent.name for path in top.glob("plugins/*/csi.sock")))
+    return wiring.Config(node, top, names_served, drivers)
 
 
 def _status(run_dir: Path, give_up: float) -> dict[str, Any]:

@@ -16,8 +16,9 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from netplane.model.errors import Invalid, KernelError
 from netplane.model.facts import Fact, FactKey, Mark, Plan
@@ -50,21 +51,12 @@ from . import (
     tree,
 )
 
+if TYPE_CHECKING:
+    from .csi.attach import Attachments
+
 STRICT = subpath.STRICT
 _ORDER = {"mount": 0, "csi": 1, "point": 2, "directory": 3}
 _LIST = os.O_RDONLY | os.O_DIRECTORY
-
-
-class CsiPublisher(Protocol):
-    """What publishes volumes of CSI drivers (the client of csi/). Both calls may be repeated."""
-
-    def publish(self, volume: CsiVolume, target: str) -> None:
-        """Stage where needed, and publish at ``target``, whose parent exists. Raises as drivers do."""
-        ...
-
-    def unpublish(self, target: str) -> None:
-        """Take away what was published there, by the publisher's own records; nothing: fine."""
-        ...
 
 
 class Mounts:
@@ -73,9 +65,8 @@ class Mounts:
     name = "mounts"
     parallel = False
 
-    def __init__(self, root: str | Path, csi: CsiPublisher | None = None) -> None:
+    def __init__(self, root: str | Path) -> None:
         self.root = Path(os.path.realpath(root))
-        self.csi = csi
         self._makers: dict[type[Fact], Callable[[Any], None]] = {
             Directory: self._directory,
             Data: lambda f: backends.ensure(self.root, f),
@@ -87,7 +78,7 @@ class Mounts:
             Point: self._point,
             Mount: self._mount,
             NetworkMount: self._network,
-            CsiVolume: self._csi,
+            CsiVolume: lambda f: self._drivers.publish(f),
         }
 
     @property
@@ -117,6 +108,12 @@ class Mounts:
     def where(self, path: str) -> str:
         """The absolute path of a fact's path."""
         return attach.where(self.root, path)
+
+    @cached_property
+    def _drivers(self) -> Attachments:
+        from .csi.attach import Attachments  # gRPC costs a quarter of a second: for CSI volumes only
+
+        return Attachments(self.root)
 
     # --- making ---------------------------------------------------------------------------------
 
@@ -191,11 +188,6 @@ class Mounts:
         self._unmount(path)
         return True
 
-    def _csi(self, fact: CsiVolume) -> None:
-        if self.csi is None:
-            raise Invalid(f"CSI driver {fact.driver}: volumes of other drivers are not supported yet")
-        self.csi.publish(fact, self.where(fact.target))
-
     # --- removing -------------------------------------------------------------------------------
 
     def _remove(self, kind: str, path: str) -> None:
@@ -204,8 +196,8 @@ class Mounts:
                 self._unmount(path)
             elif kind == "point":
                 self._unpoint(path)
-            elif kind == "csi" and self.csi is not None:
-                self.csi.unpublish(self.where(path))
+            elif kind == "csi":
+                self._drivers.unpublish(path)
             elif kind == "directory" and path.startswith("/"):
                 self._rmdir(path)
             elif kind == "directory":

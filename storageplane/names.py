@@ -18,3 +18,5 @@ SIZE_ENFORCED = "storageplane.io/size-enforced"  # annotation: "false" where the
 HOSTNAME = "kubernetes.io/hostname"
 
 FILESYSTEM_DIR = "volumes"  # beneath the root: one directory per provisioned volume
+NODE_EXPAND = "storageplane.io/node-expand"  # annotation: bytes that the node is to be told of
+DELETION_SECRET = "volume.kubernetes.io/provisioner-deletion-secret"  # annotations -name and -namespace

@@ -238,34 +238,79 @@ class NetworkMount(Fact, frozen=True):
 
 
 class CsiVolume(Fact, frozen=True):
-    """A volume of a CSI driver, published at ``target``. Pairs are sorted by name.
+    """A volume of a CSI driver, staged and published at ``target`` through that driver's socket.
 
-    ``handle``: "" for one that lives and goes with its pod (an inline volume). ``pod``: what drivers are
-    told of it (csi.storage.k8s.io/pod.name and so on). ``secrets`` stand in no key, mark or message.
+    ``secrets``: pairs whose values print as stars (`Veiled`); ``ephemeral``: made and gone with its pod.
     """
 
     TYPE: ClassVar[str] = "csi"
 
     target: str
     driver: str
-    handle: str = ""
+    handle: str
+    context: tuple[tuple[str, str], ...] = ()
     fstype: str = ""
-    read_only: bool = False
+    flags: tuple[str, ...] = ()
+    mode: str = "ReadWriteOnce"
     block: bool = False
-    attributes: tuple[tuple[str, str], ...] = ()
-    pod: tuple[tuple[str, str], ...] = ()
-    access_modes: tuple[str, ...] = ()
-    mount_options: tuple[str, ...] = ()
-    gid: int | None = None
-    secrets: tuple[tuple[str, bytes], ...] = ()
+    read_only: bool = False
+    ephemeral: bool = False
+    grown: int = 0  # bytes that the node has yet to be told of; 0: none
+    secrets: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = ()  # by call
 
     @property
     def key(self) -> FactKey:
         return ("csi", self.target)
 
+
+class Provision(Fact, frozen=True):
+    """A claim that a CSI driver is to make a volume for; gone once the PersistentVolume stands."""
+
+    TYPE: ClassVar[str] = "provision"
+
+    namespace: str
+    claim: str
+    uid: str
+    driver: str
+
     @property
-    def mark(self) -> Mark:
-        return (self.driver, self.handle, self.read_only, self.attributes)
+    def key(self) -> FactKey:
+        return ("provision", f"pvc-{self.uid}")
+
+
+class Withdraw(Fact, frozen=True):
+    """A released volume of a CSI driver is to be deleted there, and then its PersistentVolume."""
+
+    TYPE: ClassVar[str] = "withdraw"
+
+    volume: str
+    uid: str
+    driver: str
+
+    @property
+    def key(self) -> FactKey:
+        return ("withdraw", self.volume)
+
+
+class Grow(Fact, frozen=True):
+    """A bound volume of a CSI driver is to grow to ``size`` bytes, as its claim asks."""
+
+    TYPE: ClassVar[str] = "grow"
+
+    volume: str
+    uid: str
+    driver: str
+    size: int
+
+    @property
+    def key(self) -> FactKey:
+        return ("grow", self.volume)
+
+
+class Veiled(str):
+    """Text that is used and never shown."""
+
+    __slots__ = ()
 
     def __repr__(self) -> str:
-        return f"CsiVolume({self.target!r}, {self.driver!r}, {self.handle!r})"
+        return "'***'"

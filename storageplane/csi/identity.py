@@ -17,11 +17,12 @@ _SERVICES = (
 
 
 class Identity:
-    def __init__(self, depot: Depot) -> None:
+    def __init__(self, depot: Depot, name: str = DRIVER) -> None:
         self._depot = depot
+        self._name = name
 
     def GetPluginInfo(self, _request: Any) -> Any:
-        return message("GetPluginInfoResponse")(name=DRIVER, vendor_version=version("netplane"))
+        return message("GetPluginInfoResponse")(name=self._name, vendor_version=version("netplane"))
 
     def GetPluginCapabilities(self, _request: Any) -> Any:
         found = [{"service": {"type": number("PluginCapability.Service.Type", name)}} for name in _SERVICES]

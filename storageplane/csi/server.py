@@ -22,7 +22,7 @@ from . import checks, protocol
 from .controller import Controller
 from .depot import Depot
 from .health import Health
-from .identity import Identity
+from .identity import DRIVER, Identity
 from .node import Node
 from .refusal import CODE, code_of
 from .snapshots import Snapshots
@@ -34,13 +34,13 @@ WORKERS = 32
 class CsiServer:
     """``endpoint``: unix:///PATH. ``most``: volumes this node takes, 0 for any number. Raises Invalid."""
 
-    def __init__(self, endpoint: str, root: str | Path, node: str, most: int = 0) -> None:
+    def __init__(self, endpoint: str, root: str | Path, node: str, most: int = 0, name: str = DRIVER) -> None:
         self._path = socket_path(endpoint)
         depot = Depot(root)
         self.node = Node(depot, node, most)
         snapshots, health = Snapshots(depot, node), Health(depot)
         services: dict[str, tuple[Any, ...]] = {
-            "Identity": (Identity(depot),),
+            "Identity": (Identity(depot, name),),
             "Controller": (Controller(depot, node, most), snapshots, health),
             "GroupController": (snapshots,),
             "Node": (self.node, health),

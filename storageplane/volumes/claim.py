@@ -22,11 +22,12 @@ def render(pod: Pod, volume: Volume, context: Context) -> Prepared:
     """Raises Unavailable while the claim is not bound, Invalid when its volume cannot be used here."""
     assert volume.persistent_volume_claim is not None
     source = volume.persistent_volume_claim
-    return shown(pod, source.claim_name, source.read_only, context)
+    return shown((pod, volume, context), source.claim_name, source.read_only)
 
 
-def shown(pod: Pod, name: str, read_only: bool, context: Context) -> Prepared:
+def shown(place: tuple[Pod, Volume, Context], name: str, read_only: bool) -> Prepared:
     """What the pod's claim of this name is bound to."""
+    pod, _, context = place
     claim = bound(pod.namespace, name, context.snapshot)
     found = context.snapshot.get(PersistentVolume, "", claim.spec.volume_name)
     if found is None or not match.refers(found.spec.claim_ref, claim):
@@ -34,8 +35,10 @@ def shown(pod: Pod, name: str, read_only: bool, context: Context) -> Prepared:
     if not match.fits_node(found.spec.node_affinity, context.node, context.snapshot):
         raise Invalid(f"{found.key}: not reachable from node {context.node} (spec.nodeAffinity)")
     read_only = read_only or set(found.spec.access_modes) == {"ReadOnlyMany"}
+    if found.spec.csi is not None:
+        return csi.persistent(found, read_only, place)
     if found.spec.volume_mode == "Block":
-        return _block(pod, found, read_only, context)
+        return _block(found, read_only)
     return _filesystem(pod, found, read_only, context)
 
 
@@ -50,8 +53,6 @@ def _filesystem(pod: Pod, volume: PersistentVolume, read_only: bool, context: Co
         path = spec.local.path
         facts = (HostPath(path=path, type="Directory"), *_owned(pod, path, read_only))
         return Prepared(facts, path, read_only, True, True)
-    if spec.csi is not None:
-        return csi.persistent(pod, volume, read_only, context)
     return _network(pod, volume, read_only, context)
 
 
@@ -76,10 +77,8 @@ def _network(pod: Pod, volume: PersistentVolume, read_only: bool, context: Conte
     raise Invalid(f"{volume.key}: a {volume.source} volume is not supported; use csi, local, nfs or hostPath")
 
 
-def _block(pod: Pod, volume: PersistentVolume, read_only: bool, context: Context) -> Prepared:
-    """A device for volumeDevices: of the node, or of a CSI driver."""
-    if volume.spec.csi is not None:
-        return csi.persistent(pod, volume, read_only, context)
+def _block(volume: PersistentVolume, read_only: bool) -> Prepared:
+    """A device of the node, for volumeDevices."""
     if volume.spec.local is None:
         raise Invalid(f"{volume.key}: volumeMode Block needs a local or csi source, not {volume.source}")
     path = volume.spec.local.path

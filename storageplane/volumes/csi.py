@@ -1,78 +1,105 @@
-"""csi: a volume of a CSI driver: inline in the pod, or a PersistentVolume's.
+"""csi: a volume of a CSI driver, of a PersistentVolume or of the pod's own (ephemeral). Pure.
 
-The fact says everything; the driver of facts hands it to the client of csi/ (mounts.CsiPublisher), which
-talks to the socket.
+What a driver is told at a publish is kubelet's: the volume's attributes, and for an ephemeral volume
+which pod it is for (csi.storage.k8s.io/…). Secrets that the volume names are read from the snapshot and
+never shown. Source: kubernetes pkg/volume/csi.
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from typing import Any
 
+from netplane.model.errors import Unavailable
 from netplane.model.pods import Pod
-from netplane.model.storage import PersistentVolume
-from netplane.model.storage_facts import CsiVolume, Directory
+from netplane.model.snapshot import Snapshot
+from netplane.model.storage import PersistentVolume, Secret
+from netplane.model.storage_facts import CsiVolume, Veiled
 from netplane.model.volumes import Volume
 
-from . import fields, secret
-from .base import Context, Prepared, fs_group, volume_dir
+from .. import names
+from .base import Context, Prepared, owned, volume_dir
 
-POD = "csi.storage.k8s.io"
+Secrets = tuple[tuple[str, tuple[tuple[str, str], ...]], ...]
+_CALLS = {
+    "ControllerPublishVolume": "controller_publish_secret_ref",
+    "NodeStageVolume": "node_stage_secret_ref",
+    "NodePublishVolume": "node_publish_secret_ref",
+    "NodeExpandVolume": "node_expand_secret_ref",
+}
 
 
 def render(pod: Pod, volume: Volume, context: Context) -> Prepared:
-    """An inline volume: it lives and goes with its pod."""
+    """An ephemeral volume: its driver makes it with the pod's publication and removes it after."""
     source = volume.csi
     assert source is not None
-    home = volume_dir(pod, "csi", volume.name)
+    handle = hashlib.sha256(f"{pod.metadata.uid}/{volume.name}".encode()).hexdigest()
+    about = {
+        **source.volume_attributes,
+        "csi.storage.k8s.io/ephemeral": "true",
+        "csi.storage.k8s.io/pod.name": pod.name,
+        "csi.storage.k8s.io/pod.namespace": pod.namespace,
+        "csi.storage.k8s.io/pod.uid": pod.metadata.uid,
+        "csi.storage.k8s.io/serviceAccount.name": pod.spec.service_account_name or "default",
+    }
+    named = source.node_publish_secret_ref
+    ref = {**named, "namespace": pod.namespace} if named else {}
     fact = CsiVolume(
-        target=f"{home}/mount",
+        target=f"{volume_dir(pod, 'csi', volume.name)}/mount",
         driver=source.driver,
+        handle=f"csi-{handle}",
+        context=tuple(sorted(about.items())),
         fstype=source.fs_type,
         read_only=source.read_only,
-        attributes=tuple(sorted(source.volume_attributes.items())),
-        pod=_told(pod, True),
-        gid=fs_group(pod),
-        secrets=_secrets(source.node_publish_secret_ref, pod.namespace, context),
+        ephemeral=True,
+        secrets=_values({"NodePublishVolume": ref}, context.snapshot),
     )
-    return Prepared((Directory(path=home, mode=0o750), fact), fact.target, source.read_only)
+    return Prepared((fact,), fact.target, source.read_only, recursive=True)
 
 
-def persistent(pod: Pod, volume: PersistentVolume, read_only: bool, context: Context) -> Prepared:
-    source = volume.spec.csi
+def persistent(found: PersistentVolume, read_only: bool, place: tuple[Pod, Volume, Context]) -> Prepared:
+    """A PersistentVolume with a csi source, published for this volume of this pod."""
+    pod, volume, context = place
+    source = found.spec.csi
     assert source is not None
-    home, block = volume_dir(pod, "csi", volume.name), volume.spec.volume_mode == "Block"
+    read_only = read_only or source.read_only
+    refs = {call: getattr(source, field) or {} for call, field in _CALLS.items()}
     fact = CsiVolume(
-        target=f"{home}/mount",
+        target=f"{volume_dir(pod, 'csi', volume.name)}/mount",
         driver=source.driver,
         handle=source.volume_handle,
+        context=tuple(sorted(source.volume_attributes.items())),
         fstype=source.fs_type,
-        read_only=read_only or source.read_only,
-        block=block,
-        attributes=tuple(sorted(source.volume_attributes.items())),
-        pod=_told(pod, False),
-        access_modes=volume.spec.access_modes,
-        mount_options=volume.spec.mount_options,
-        gid=fs_group(pod),
-        secrets=_secrets(source.node_publish_secret_ref, "", context),
+        flags=found.spec.mount_options,
+        mode=found.spec.access_modes[0],
+        block=found.spec.volume_mode == "Block",
+        read_only=read_only,
+        grown=int(found.metadata.annotations.get(names.NODE_EXPAND, "0")),
+        secrets=_values(refs, context.snapshot),
     )
-    facts = (Directory(path=home, mode=0o750), fact)
-    return Prepared(facts, fact.target, fact.read_only, block=block)
+    given = owned(pod, fact.target, lasting=True) if _ours_to_give(found, read_only) else ()
+    return Prepared((fact, *given), fact.target, read_only, recursive=True, block=fact.block)
 
 
-def _told(pod: Pod, ephemeral: bool) -> tuple[tuple[str, str], ...]:
-    """What kubelet tells drivers whose CSIDriver has podInfoOnMount."""
-    told = {
-        f"{POD}/ephemeral": str(ephemeral).lower(),
-        f"{POD}/pod.name": pod.name,
-        f"{POD}/pod.namespace": pod.namespace,
-        f"{POD}/pod.uid": pod.metadata.uid,
-        f"{POD}/serviceAccount.name": fields.account(pod),
-    }
-    return tuple(sorted(told.items()))
+def _ours_to_give(found: PersistentVolume, read_only: bool) -> bool:
+    """Whether fsGroup applies: ReadWriteOnceWithFSType, the default of CSIDriver.fsGroupPolicy."""
+    spec = found.spec
+    one = "ReadWriteOnce" in spec.access_modes or "ReadWriteOncePod" in spec.access_modes
+    return bool(spec.csi and spec.csi.fs_type) and one and not read_only and spec.volume_mode != "Block"
 
 
-def _secrets(ref: Any, namespace: str, context: Context) -> tuple[tuple[str, bytes], ...]:
-    if not isinstance(ref, dict) or not ref.get("name"):
-        return ()
-    space = str(ref.get("namespace") or namespace)
-    return tuple(sorted(secret.content(space, str(ref["name"]), False, context.snapshot).items()))
+def _values(refs: dict[str, Any], snapshot: Snapshot) -> Secrets:
+    """The values of the secrets that each call takes. Raises Unavailable for one that is not there."""
+    found = []
+    for call, ref in refs.items():
+        if not ref:
+            continue
+        secret = snapshot.get(Secret, ref.get("namespace", ""), ref.get("name", ""))
+        if secret is None:
+            where = f"{ref.get('namespace', '')}/{ref.get('name', '')}"
+            raise Unavailable(f"Secret {where} does not exist; create it")
+        plain = {k: base64.b64decode(v).decode("utf-8", "replace") for k, v in secret.data.items()}
+        pairs = {**plain, **secret.string_data}
+        found.append((call, tuple((k, Veiled(v)) for k, v in sorted(pairs.items()))))
+    return tuple(found)

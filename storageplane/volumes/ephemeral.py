@@ -21,7 +21,7 @@ def render(pod: Pod, volume: Volume, context: Context) -> Prepared:
     """Raises Unavailable until the claim is there and bound, Invalid when it is somebody else's."""
     name = claim_name(pod, volume)
     check(pod, volume, context.snapshot)
-    return claim.shown(pod, name, False, context)
+    return claim.shown((pod, volume, context), name, False)
 
 
 def claim_name(pod: Pod, volume: Volume) -> str:

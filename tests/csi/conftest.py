@@ -19,14 +19,20 @@ import pytest
 from storageplane.csi import protocol
 
 MIB = 1 << 20
+PROGRAM = (str(Path(sys.executable).parent / "storageplane"),)
 WRITER = {"mount": {}, "access_mode": {"mode": 1}}
 
 
 class Driver:
     """`storageplane csi` on ``root``; `call("CreateVolume", …)` raises grpc.RpcError."""
 
-    def __init__(self, home: Path, *options: str) -> None:
-        self.home, self.root, self.socket = home, home / "root", home / "csi.sock"
+    def __init__(
+        self, home: Path, *options: str, socket: Path | None = None, program: tuple[str, ...] = PROGRAM
+    ) -> None:
+        self.home, self.root, self.socket = home, home / "root", socket or home / "csi.sock"
+        self._program = program
+        self.process: Any = None
+        self._log: Any = None
         self._options = options
         self._methods = {
             method: (service, kinds)
@@ -36,19 +42,26 @@ class Driver:
         self.start()
 
     def start(self) -> None:
-        program = Path(sys.executable).parent / "storageplane"
-        argv = [program, "csi", "--endpoint", f"unix://{self.socket}", "--root", self.root, "--node", "n1"]
+        where = ("--endpoint", f"unix://{self.socket}", "--root", str(self.root), "--node", "n1")
         self.socket.unlink(missing_ok=True)
-        self._log = open(self.home / "log", "ab")  # noqa: SIM115 - the driver's, as long as it lives
-        self.process = subprocess.Popen([*map(str, argv), *self._options], stderr=self._log)
+        self._log = self._log or open(self.home / "log", "ab")  # noqa: SIM115 - the driver's, as long as it lives
+        self.launch([*self._program, "csi", *where, *self._options])
+        give_up = time.monotonic() + 20
+        while not self.socket.exists():  # a channel that is refused once waits a second
+            assert time.monotonic() < give_up, "the driver does not listen"
+            time.sleep(0.005)
         self._channel = grpc.insecure_channel(f"unix:{self.socket}")
         grpc.channel_ready_future(self._channel).result(timeout=20)
+
+    def launch(self, argv: list[str]) -> None:
+        self.process = subprocess.Popen(argv, stderr=self._log)
 
     def kill(self) -> None:
         self.process.kill()
         self.process.wait(10)
         self._channel.close()
         self._log.close()
+        self._log = None
 
     def log(self) -> str:
         return (self.home / "log").read_text()

@@ -50,6 +50,7 @@ class Bed:
     def tree(self) -> list[str]:
         """Everything there is, but the lock and the skeleton that the root always has."""
         skeleton = {"root/lock", "root/published", "root/pods"}
+        skeleton |= {"root/csi-client", "root/csi-client/lock", "root/csi-client/attached"}
         found = {str(p.relative_to(self.base)) for p in self.base.rglob("*")}
         return sorted(found - skeleton)
 

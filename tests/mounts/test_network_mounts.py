@@ -16,13 +16,13 @@ import pytest
 
 from netplane.model.codec import parse
 from netplane.model.errors import Invalid, KernelError, NetplaneError, Unavailable
-from netplane.model.storage_facts import CsiVolume
-from storageplane import helper, mountinfo, syscalls
+from netplane.model.storage_facts import Ownership
+from storageplane import helper, mountinfo, syscalls, wants
 from storageplane.bind import Binder
-from storageplane.mounts import Mounts
+from storageplane.volumes.base import Context
 from tests.sequences.storage_world import World, pv, pvc
 
-from .bed import Bed, claim, mounts, run, secret, statically_bound, world
+from .bed import Bed, claim, mounts, secret, statically_bound, world
 
 pytestmark = pytest.mark.root
 NFS = {"server": "nfs.example", "path": "/export"}
@@ -219,47 +219,17 @@ def test_a_claim_that_is_not_the_pods_or_not_bound_is_not_used(
 # --- csi ------------------------------------------------------------------------------------------
 
 
-class Publisher:
-    """Stands where the client of other drivers will: it bind-mounts a directory, and notes its calls."""
-
-    def __init__(self, source: Path) -> None:
-        self.source = source
-        self.calls: list[tuple[str, str]] = []
-        self.volume: CsiVolume | None = None
-
-    def publish(self, volume: CsiVolume, target: str) -> None:
-        self.calls.append(("publish", target))
-        self.volume = volume
-        os.makedirs(target, exist_ok=True)
-        run("mount", "--bind", self.source, target)
-
-    def unpublish(self, target: str) -> None:
-        self.calls.append(("unpublish", target))
-        run("umount", target)
-        os.rmdir(target)
-
-
-def test_a_csi_volume_is_refused_by_name_without_a_client(bed: Bed) -> None:
+def test_a_csi_volume_of_a_driver_that_is_not_here_is_refused_by_name(bed: Bed) -> None:
     before = bed.tree()
-    with pytest.raises(Invalid, match=r"CSI driver inline\.example\.io"):
+    with pytest.raises(NetplaneError, match=r"inline\.example\.io"):
         bed.publish(bed.pod(volume("csi", {"driver": "inline.example.io"})))
     bed.clean(before)
 
 
-def test_a_csi_volume_goes_through_the_client_both_ways(bed: Bed) -> None:
-    before, client = bed.tree(), Publisher(bed.host)
-    bed.driver = Mounts(bed.root, client)
-    source = {"driver": "d", "volumeAttributes": {"size": "1"}, "nodePublishSecretRef": {"name": "s"}}
-    bed.publish(bed.pod(volume("csi", source), securityContext={"fsGroup": 7}), world(secret(k="hunter2")))
-    place = f"{bed.root}/pods/uid-1/volumes/kubernetes.io~csi/v/mount"
-    made = client.volume
-    assert made is not None
-    assert (made.attributes, made.gid, made.secrets) == ((("size", "1"),), 7, (("k", b"hunter2"),))
-    assert dict(made.pod)["csi.storage.k8s.io/ephemeral"] == "true" and made.handle == ""
-    assert "hunter2" not in f"{made!r}{made.key}{made.mark}"
-    (bed.target / "v/file").write_text("x")
-    assert (bed.host / "file").exists()
-    bed.unpublish()
-    assert client.calls == [("publish", place), ("unpublish", place)]
-    (bed.host / "file").unlink()
-    bed.clean(before)
+def test_fs_group_reaches_a_csi_volume_of_one_writer_with_a_file_system(bed: Bed) -> None:
+    source = {"driver": "d", "volumeHandle": "h", "fsType": "ext4"}
+    pod = bed.pod(claim(), securityContext={"fsGroup": 7})
+    for spec, given in (({}, 1), ({"accessModes": ["ReadWriteMany"]}, 0)):
+        objects = statically_bound({"csi": source}, **spec)
+        made = wants.volume(pod, pod.spec.volumes[0], "", Context("n1", str(bed.root), objects))
+        assert len([f for f in made.facts if isinstance(f, Ownership)]) == given

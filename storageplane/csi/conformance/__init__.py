@@ -1,0 +1,1 @@
+"""What csi-sanity does not ask, as a suite for any CSI driver (`storageplane csi-check`)."""

@@ -1,0 +1,68 @@
+"""`storageplane csi-check`: ours passes all of it, and every fault that green drivers had is found."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from .conftest import PROGRAM, Driver, mounts
+
+pytestmark = pytest.mark.root
+
+
+def judged(driver: Driver, *options: str) -> tuple[int, dict[str, str]]:
+    """(exit status, {check: its whole line})."""
+    argv = [*PROGRAM, "csi-check", "--endpoint", f"unix://{driver.socket}", "--dir", str(driver.home)]
+    done = subprocess.run([*argv, *options], capture_output=True, text=True, timeout=100, check=False)
+    rows = [line.split(":", 1)[0].split() for line in done.stdout.splitlines()[:-1]]
+    lines = dict(zip((row[1] for row in rows), done.stdout.splitlines(), strict=False))
+    assert len(lines) == 20, done.stdout + done.stderr
+    return done.returncode, lines
+
+
+def failures(lines: dict[str, str]) -> set[str]:
+    return {name for name, line in lines.items() if line.startswith("FAIL")}
+
+
+def test_ours_passes_every_check(driver: Driver, tmp_path: Path) -> None:
+    status, lines = judged(driver)
+    assert status == 0, "\n".join(lines.values())
+    assert all(line.startswith("ok") for line in lines.values())
+    assert not driver.call("ListVolumes").entries and not driver.call("ListSnapshots").entries
+    assert mounts(tmp_path) == []
+
+
+def test_a_directory_is_found_to_have_no_limit(driver: Driver) -> None:
+    status, lines = judged(driver, "--parameter", "backend=directory")
+    assert status == 1
+    assert failures(lines) == {"size-is-enforced", "stats-tell-the-volume"}
+    assert "25165824 bytes went into a volume of 16777216" in lines["size-is-enforced"]
+
+
+def test_what_green_drivers_do_wrong_is_found(tmp_path: Path) -> None:
+    driver = Driver(tmp_path, program=(sys.executable, "-m", "tests.csi.sloppy"))
+    try:
+        status, lines = judged(driver)
+    finally:
+        driver.kill()
+        subprocess.run(f"losetup -n -O NAME,BACK-FILE | grep {tmp_path}/ | cut -d' ' -f1"
+                       " | xargs -r losetup -d", shell=True, check=True)  # fmt: skip
+    assert status == 1
+    assert failures(lines) >= {
+        "delete-while-published",
+        "republish-with-other-arguments",
+        "second-target-of-a-single-writer",
+        "same-name-with-other-parameters",
+        "long-names-and-maps",
+    }
+    assert "DeleteVolume: OK; FAILED_PRECONDITION is right" in lines["delete-while-published"]
+    assert mounts(tmp_path) == []
+
+
+def test_a_wrong_command_line_is_refused(tmp_path: Path) -> None:
+    for argv in (["--endpoint", "tcp://x"], ["--endpoint", f"unix://{tmp_path}/s", "--parameter", "novalue"]):
+        done = subprocess.run([*PROGRAM, "csi-check", *argv], capture_output=True, text=True, check=False)
+        assert done.returncode in (1, 2) and done.stderr

@@ -1,0 +1,339 @@
+"""Volumes of another driver: ours under another name, behind its socket, which also dies at every step.
+
+store ── CsiVolumes, CsiProvisioning ── ROOT/plugins/foreign.example/csi.sock ── the other driver
+pod ── publish ── CsiVolume ── NodeStage, NodePublish ── ROOT/pods/UID/…/mount ── TARGET/data
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from netplane.model.base import Key, amend
+from netplane.model.codec import parse
+from netplane.model.errors import Invalid, NetplaneError, Unavailable
+from netplane.model.facts import Plan
+from netplane.model.snapshot import Snapshot
+from netplane.model.storage_facts import CsiVolume, Provision, Veiled, Withdraw
+from netplane.model.volumes import CSISource, Volume
+from netplane.store import open_store
+from storageplane import agent, publish, session
+from storageplane.csi.attach import Attachments
+from storageplane.csi.client import Clients, veiled
+from storageplane.csi.intents import Intents
+from storageplane.csi.provisioning import CsiProvisioning
+from storageplane.mounts import Mounts
+from tests.sequences.storage_world import Crash, World, pod, pvc, storage_class
+
+from .conftest import MIB, Driver, loops, mounts
+from .test_kill_steps import Mortal
+
+pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
+NAME = "foreign.example"
+SECRET = "hunter2-hunter2"
+
+
+def beside(tmp_path: Path, kind: Callable[..., Any]) -> Any:
+    """The other driver: its own root, its socket where drivers are found beneath ours."""
+    place = tmp_path / "ours" / "plugins" / NAME
+    place.mkdir(parents=True)
+    (tmp_path / "other").mkdir()
+    return kind(tmp_path / "other", "--driver-name", NAME, socket=place / "csi.sock")
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> Iterator[Driver]:
+    driver = beside(tmp_path, Driver)
+    yield driver
+    driver.kill()
+    tidy(tmp_path)
+
+
+@pytest.fixture
+def mortal(tmp_path: Path) -> Iterator[Mortal]:
+    driver = beside(tmp_path, Mortal)
+    yield driver
+    driver.end()
+    tidy(tmp_path)
+
+
+def tidy(home: Path) -> None:
+    for mount in reversed(mounts(home)):
+        os.system(f"umount {mount}")
+    for loop in loops(home):
+        os.system(f"losetup -d {loop}")
+
+
+def until(true: Callable[[], Any], what: str) -> Any:
+    give_up = time.monotonic() + 20
+    while not (found := true()):
+        assert time.monotonic() < give_up, what
+        time.sleep(0.02)
+    return found
+
+
+def volumes(driver: Driver) -> list[str]:
+    return [e.volume.volume_id for e in driver.call("ListVolumes").entries]
+
+
+# --- the whole life ---------------------------------------------------------------------------------
+
+
+def test_a_claim_is_provisioned_published_grown_and_deleted(other: Driver, tmp_path: Path) -> None:
+    root, target = tmp_path / "ours", tmp_path / "pod"
+    store = open_store(f"sqlite://{tmp_path}/s.db")
+    cls = storage_class("fast", NAME, parameters={"fsType": "xfs"}, allowVolumeExpansion=True)
+    for obj in (cls, pvc("c", "320Mi", storageClassName="fast"), pod()):
+        store.put(parse(obj))
+    config = agent.Config("n1", root, csi_drivers=(NAME,))
+    core = agent.build(open_store(f"sqlite://{tmp_path}/s.db"), config)
+    core.start()
+    try:
+        found, snapshot = session.ready(store, Key("Pod", "default", "p"), "n1", str(root), ())
+        done = publish.publish(found, snapshot, "n1", Mounts(root), str(target))
+        place = Path(done.paths["data"])
+        (place / "word").write_text("kept")
+        space = os.statvfs(place)
+        assert space.f_blocks * space.f_frsize < 340 * MIB
+
+        claim: Any = store.get(Key("PersistentVolumeClaim", "default", "c"))
+        more = amend(claim.spec, resources=amend(claim.spec.resources, requests={"storage": "640Mi"}))
+        store.put(amend(claim, spec=more), expect=claim.revision)
+        grown = until(
+            lambda: (s := os.statvfs(place)).f_blocks * s.f_frsize > 500 * MIB, "it never grew where it is"
+        )
+        assert grown and (place / "word").read_text() == "kept"
+        name = f"pvc-{claim.metadata.uid}"
+        key = Key("PersistentVolume", "", name)
+        until(lambda: store.get(key).spec.capacity == {"storage": str(640 * MIB)}, "the volume never said so")
+
+        store.delete(Key("Pod", "default", "p"))
+        store.delete(Key("PersistentVolumeClaim", "default", "c"))
+        until(lambda: not store.get(Key("PersistentVolumeClaim", "default", "c")), "the claim stays")
+        assert volumes(other), "deleted while it is published"
+        assert publish.unpublish("default", "p", Mounts(root), str(target)) == 1
+        until(lambda: store.get(key) is None, "the volume object stays")
+        assert volumes(other) == []
+        assert mounts(tmp_path) == [] and loops(tmp_path) == []
+        assert not list((root / "csi-client" / "attached").iterdir())
+        assert not list((root / "csi-client" / "intents").iterdir())
+    finally:
+        core.stop()
+        store.close()
+
+
+# --- whoever dies, nothing leaks --------------------------------------------------------------------
+
+
+class Bench:
+    """A store in memory, one claim, and the driver of provisioning made anew for each try."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.world = World(storage_class("fast", NAME, parameters={"backend": "directory"}))
+        self.claim = self.world.put(parse(pvc("c", "8Mi", storageClassName="fast")))
+        uid = self.claim.metadata.uid
+        self.fact = Provision(namespace="default", claim="c", uid=uid, driver=NAME)
+
+    def driver(self) -> CsiProvisioning:
+        return CsiProvisioning(self.root, "n1", self.world, Clients(self.root))
+
+    def volume(self) -> Any:
+        return self.world.get(Key("PersistentVolume", "", str(self.fact.key[1])))
+
+    def converge(self, plan: Plan) -> None:
+        give_up = time.monotonic() + 20
+        while True:
+            try:
+                return self.driver().apply(plan)
+            except NetplaneError:
+                assert time.monotonic() < give_up
+                time.sleep(0.02)
+
+    def withdraw(self) -> None:
+        """The claim is gone: the volume, if it stands, is released and goes."""
+        volume = self.volume()
+        if volume is not None:
+            self.world.objects.pop(self.claim.key, None)
+            released = amend(volume, status=amend(volume.status, phase="Released"))
+            released = amend(released, metadata=amend(released.metadata, finalizers=()))
+            self.world.put(released)
+            uid = volume.metadata.uid
+            self.converge(Plan(add=(Withdraw(volume=volume.name, uid=uid, driver=NAME),)))
+        self.world.put(self.claim)
+
+
+@pytest.mark.parametrize("goes", [False, True], ids=["the claim stays", "the claim goes"])
+def test_the_driver_dies_at_every_step_of_making_a_volume(mortal: Mortal, tmp_path: Path, goes: bool) -> None:
+    bench = Bench(tmp_path / "ours")
+    for step in range(1, 100):
+        mortal.death.write_text(str(step))
+        died = False
+        try:
+            bench.driver().apply(Plan(add=(bench.fact,)))
+        except Unavailable:
+            died = True
+        mortal.death.unlink()
+        if died:
+            mortal.kill()
+            mortal.start()
+            if goes:
+                assert list(bench.driver().observe()) == [bench.fact.key]
+                bench.converge(Plan(remove=(bench.fact.key,)))
+            else:
+                bench.converge(Plan(add=(bench.fact,)))
+        if not (died and goes):
+            assert volumes(mortal) == [bench.volume().spec.csi.volume_handle], step
+            bench.withdraw()
+        assert bench.volume() is None and volumes(mortal) == [], f"leaked at step {step}"
+        assert list((mortal.root / "csi" / "data").iterdir()) == []
+        assert not bench.driver().observe()
+        if not died:
+            break
+    assert 5 < step < 99
+
+
+@pytest.mark.parametrize("goes", [False, True], ids=["the claim stays", "the claim goes"])
+def test_we_die_at_every_step_of_making_a_volume(
+    other: Driver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, goes: bool
+) -> None:
+    """Before and after each record, each call and each write to the store."""
+    bench = Bench(tmp_path / "ours")
+    left = [0]
+
+    def step() -> None:
+        left[0] -= 1
+        if left[0] == 0:
+            raise Crash
+
+    for owner, name in (
+        (Intents, "write"),
+        (Intents, "remove"),
+        (World, "put"),
+        (CsiProvisioning, "_created"),
+    ):
+        real = getattr(owner, name)
+
+        def dying(*args: Any, real: Any = real, **options: Any) -> Any:
+            step()
+            result = real(*args, **options)
+            step()
+            return result
+
+        monkeypatch.setattr(owner, name, dying)
+    for number in range(1, 50):
+        left[0] = number
+        crashed = False
+        try:
+            bench.driver().apply(Plan(add=(bench.fact,)))
+        except Crash:
+            crashed = True
+        left[0] = 0
+        if crashed:
+            observed = tuple(bench.driver().observe())
+            if goes:
+                bench.converge(Plan(remove=observed))
+            elif bench.volume() is None:
+                bench.converge(Plan(add=(bench.fact,)))
+            else:
+                bench.converge(Plan(remove=observed))  # it stands: nobody wants one any more
+        known = bench.volume()
+        assert volumes(other) == ([known.spec.csi.volume_handle] if known else []), f"step {number}"
+        assert known or goes
+        bench.withdraw()
+        assert volumes(other) == [] and not bench.driver().observe()
+        if not crashed:
+            break
+    assert 6 < number < 49
+
+
+@pytest.mark.parametrize("command", ["publish", "unpublish"])
+def test_the_driver_dies_at_every_step_of_publishing(mortal: Mortal, tmp_path: Path, command: str) -> None:
+    root = tmp_path / "ours"
+    handle = mortal.create("v", 8 * MIB)
+    fact = CsiVolume(target="pods/u/volumes/v/mount", driver=NAME, handle=handle)
+    for step in range(1, 100):
+        if command == "unpublish":
+            Attachments(root).publish(fact)
+        mortal.death.write_text(str(step))
+        died = False
+        try:
+            if command == "publish":
+                Attachments(root).publish(fact)
+            else:
+                Attachments(root).unpublish(fact.target)
+        except Unavailable:
+            died = True
+        mortal.death.unlink()
+        if died:
+            mortal.kill()
+            mortal.start()
+        Attachments(root).unpublish(fact.target)
+        assert mounts(tmp_path) == [] and loops(tmp_path) == [], f"{command} died at step {step}"
+        assert list((root / "csi-client" / "attached").iterdir()) == []
+        assert not (root / fact.target).exists()
+        if not died:
+            break
+    assert 5 < step < 99
+    mortal.call("DeleteVolume", volume_id=handle)
+
+
+# --- what is wrong is said ----------------------------------------------------------------------------
+
+
+def test_a_driver_that_is_not_there_or_another_is_named(other: Driver, tmp_path: Path) -> None:
+    root = tmp_path / "ours"
+    with pytest.raises(Unavailable, match=r"no socket at .*plugins/absent.example/csi.sock; start it"):
+        Clients(root).get("absent.example")
+    (root / "plugins" / "wrong.example").mkdir()
+    (root / "plugins" / "wrong.example" / "csi.sock").symlink_to(other.socket)
+    with pytest.raises(Invalid, match=r"'foreign.example' answers"):
+        Clients(root).get("wrong.example")
+    assert Clients(root).names() == (NAME, "wrong.example")
+
+
+def test_a_refusal_leaves_no_intent_and_no_secret(other: Driver, tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "ours")
+    prefix = "csi.storage.k8s.io/provisioner-secret"
+    wrong = {"size": SECRET, f"{prefix}-name": "key", f"{prefix}-namespace": "default"}
+    bench.world.objects.clear()
+    bench.world.put(parse(storage_class("fast", NAME, parameters=wrong)))
+    bench.world.put(bench.claim)
+    with pytest.raises(Unavailable, match="Secret default/key does not exist"):
+        bench.driver().apply(Plan(add=(bench.fact,)))
+    secret = {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {"name": "key", "namespace": "default"},
+        "stringData": {"password": SECRET},
+    }
+    bench.world.put(parse(secret))
+    with pytest.raises(Invalid, match=r"parameters\[size\]: not known") as caught:
+        bench.driver().apply(Plan(add=(bench.fact,)))
+    assert SECRET not in str(caught.value)
+    assert not bench.driver().observe() and volumes(other) == []
+    assert SECRET not in other.log()
+
+
+def test_what_a_driver_says_is_shown_without_secrets() -> None:
+    assert veiled(f"cannot log in with {SECRET}", {"password": SECRET}) == "cannot log in with ***"
+    secrets = (("NodeStageVolume", (("k", Veiled(SECRET)),)),)
+    fact = CsiVolume(target="t", driver="d", handle="h", secrets=secrets)
+    assert SECRET not in repr(fact) and SECRET not in str(Plan(add=(fact,)))
+
+
+def test_a_volume_of_the_pod_itself_that_its_driver_refuses_is_undone(other: Driver, tmp_path: Path) -> None:
+    del other
+    root = tmp_path / "ours"
+    one: Any = parse(pod(uid="u1"))
+    one = amend(one, spec=amend(one.spec, volumes=(Volume(name="v", csi=CSISource(driver=NAME)),)))
+    with pytest.raises(NetplaneError, match=r"foreign\.example: NodePublishVolume"):
+        publish.publish(one, Snapshot.of([]), "n1", Mounts(root), str(tmp_path / "pod"))
+    assert list((root / "csi-client" / "attached").iterdir()) == []
+    assert list((root / "published").iterdir()) == []
+    assert list((root / "pods").iterdir()) == []
