@@ -25,7 +25,7 @@ from netplane.model.errors import NetplaneError, Unavailable
 from netplane.store import DEFAULT, open_store
 
 from . import agent as wiring
-from . import doctor, names, publish, session
+from . import doctor, lost, names, publish, session
 from .mounts import Mounts
 from .output import as_ctr, as_json, as_oci, as_podman, as_spec
 from .wants import all_containers
@@ -40,7 +40,7 @@ _run_dir = click.option("--run-dir", type=click.Path(path_type=Path), default=Pa
 _node = click.option("--node", default=socket.gethostname, show_default="the host's name", metavar="NAME")
 _also = click.option(
     "--provisioner", "provisioners", multiple=True, metavar="NAME",
-    help=f"Serve StorageClasses of this provisioner too (always: {names.DIRECTORY}).",
+    help=f"Serve StorageClasses of this provisioner too (always: {names.DIRECTORY}, {names.LOCAL}).",
 )  # fmt: skip
 _namespace = click.option("-n", "--namespace", default="default", show_default=True)
 
@@ -57,24 +57,29 @@ def cli() -> None:
 @_run_dir
 @_also
 @click.option("--csi-endpoint", default="", metavar="unix:///PATH", help="Be the CSI driver too.")
+@click.option("--http-listen", default="", metavar="IP:PORT", help="/metrics, /healthz, /livez, /readyz.")
 def agent(
-    node: str, store: str, root: Path, run_dir: Path, provisioners: tuple[str, ...], csi_endpoint: str
+    node: str, store: str, root: Path, run_dir: Path, provisioners: tuple[str, ...], **more: str
 ) -> None:
     """Bind claims, provision and reclaim volumes, in the foreground, until SIGTERM."""
     stop = _until_told()
     config = _config(node, root, provisioners)
     (run_dir / "storage").mkdir(parents=True, exist_ok=True)
     opened = open_store(store)
-    core = wiring.build(opened, config)
-    health = HealthServer(run_dir / "storage", lambda: {"node": node, **core.status()}, CollectorRegistry())
-    driver = _driver(csi_endpoint, config.root, node) if csi_endpoint else None
-    core.start()
+    registry = CollectorRegistry()
+    running = wiring.Agent(opened, config, registry)
+    health = HealthServer(
+        run_dir / "storage", lambda: {"node": node, **running.core.status()}, registry, more["http_listen"]
+    )
+    endpoint = more["csi_endpoint"]
+    driver = _driver(endpoint, config.root, node) if endpoint else None
+    running.start()
     health.start()
     stop.wait()
     if driver is not None:
         driver.stop()
     health.stop()
-    core.stop()
+    running.stop()
     opened.close()
 
 
@@ -209,6 +214,30 @@ def unpublish(pod: str, namespace: str, target: str, root: Path, store: str) -> 
         publish.unpublish(namespace, pod, Mounts(root), target)
 
 
+@cli.group("node")
+def node_group() -> None:
+    """What concerns a whole node."""
+
+
+@node_group.command("lost")
+@click.argument("name")
+@_store
+@click.option("--rebind", is_flag=True, help="Its claims start anew, with other volumes, and empty.")
+@click.option("--force", is_flag=True, help="Although its lease is alive.")
+def lost_command(name: str, store: str, rebind: bool, force: bool) -> None:
+    """Give up node NAME and the volumes that only it could reach; their data counts as lost.
+
+    The volumes' objects are removed and their claims become Lost, or, with --rebind, wait for new ones. Pods
+    placed there that use them are deleted. Everything else is left alone.
+    """
+    opened = open_store(store)
+    try:
+        for line in lost.give_up(opened, name, rebind, force):
+            click.echo(line)
+    finally:
+        opened.close()
+
+
 @cli.command("doctor")
 @_root
 def doctor_command(root: Path) -> None:
@@ -237,7 +266,7 @@ def _driver(endpoint: str, root: Path, node: str, most: int = 0, name: str = "cs
 
 
 def _config(node: str, root: Path, provisioners: tuple[str, ...]) -> wiring.Config:
-    names_served = tuple(dict.fromkeys((names.DIRECTORY, *provisioners)))
+    names_served = tuple(dict.fromkeys((names.DIRECTORY, names.LOCAL, *provisioners)))
     top = wiring.prepare_root(root)
     drivers = tuple(sorted(path.parent.name for path in top.glob("plugins/*/csi.sock")))
     return wiring.Config(node, top, names_served, drivers)

@@ -10,7 +10,8 @@ Source: kubernetes pkg/controller/volume/persistentvolume (index.go, FindMatchin
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from functools import lru_cache
+from functools import cache, lru_cache
+from itertools import combinations
 
 from netplane.model.checks import parse_quantity
 from netplane.model.nodes import Node
@@ -18,9 +19,11 @@ from netplane.model.pods import Pod
 from netplane.model.services import ObjectReference
 from netplane.model.snapshot import Snapshot
 from netplane.model.storage import (
+    ACCESS_MODES,
     NodeSelectorRequirement,
     PersistentVolume,
     PersistentVolumeClaim,
+    Resources,
     StorageClass,
     VolumeNodeAffinity,
 )
@@ -37,14 +40,19 @@ def claim_key(claim: PersistentVolumeClaim) -> str:
     return f"{claim.namespace}/{claim.name}"
 
 
+def size_of(resources: Resources) -> int:
+    """Bytes of "storage" in a map of resources; 0 without."""
+    return _bytes(resources.get("storage", 0))
+
+
 def requested(claim: PersistentVolumeClaim) -> int:
     """Bytes that the claim asks for."""
-    return _bytes(claim.spec.resources.requests.get("storage", 0))
+    return size_of(claim.spec.resources.requests)
 
 
 def capacity(volume: PersistentVolume) -> int:
     """Bytes that the volume offers."""
-    return _bytes(volume.spec.capacity.get("storage", 0))
+    return size_of(volume.spec.capacity)
 
 
 def refers(ref: ObjectReference | None, claim: PersistentVolumeClaim) -> bool:
@@ -79,27 +87,41 @@ def consumer_node(claim: PersistentVolumeClaim, snapshot: Snapshot) -> str:
 
 def find(claim: PersistentVolumeClaim, snapshot: Snapshot) -> PersistentVolume | None:
     """The volume that the claim is to be bound to now, or None."""
-    waiting = waits(claim, snapshot)
-    node = consumer_node(claim, snapshot) if waiting else ""
-    group: tuple[str, ...] | None = None
-    best: PersistentVolume | None = None
-    for volume in in_order(claim, _candidates(claim, snapshot)):
-        modes = tuple(sorted(volume.spec.access_modes))
-        if best is not None and modes != group:
-            break
-        group = modes
-        if obstacle(volume, claim, snapshot, (waiting, node)):
-            continue
-        if volume.spec.claim_ref is not None:
-            return volume
-        best = best or volume
-    return best
+    late = waits(claim, snapshot)
+    place = late, consumer_node(claim, snapshot) if late else ""
+    own = sorted(snapshot.by(PersistentVolume, "claim", claim_key(claim)), key=capacity)
+    named = [v for v in own if not obstacle(v, claim, snapshot, place)]
+    for modes in covering(claim.spec.access_modes):
+        for volume in named:
+            if tuple(sorted(set(volume.spec.access_modes))) == modes:
+                return volume
+        group = "\0".join((claim.spec.storage_class_name or "", claim.spec.volume_mode, *modes))
+        for volume in snapshot.at_least(PersistentVolume, "free", group, requested(claim)):
+            if not obstacle(volume, claim, snapshot, place):
+                return volume
+            if late and not place[1]:
+                break  # none of them will do before the pod is placed
+    return None
 
 
-def _candidates(claim: PersistentVolumeClaim, snapshot: Snapshot) -> Iterator[PersistentVolume]:
-    """The only volumes that can be the claim's: those that name it, and the free ones of its class."""
-    yield from snapshot.by(PersistentVolume, "claim", claim_key(claim))
-    yield from snapshot.by(PersistentVolume, "free", claim.spec.storage_class_name or "")
+def waiting(volume: PersistentVolume, snapshot: Snapshot) -> Iterator[PersistentVolumeClaim]:
+    """The claims that wait and that a free volume would do for, the largest first."""
+    group = f"{volume.spec.storage_class_name}\0{volume.spec.volume_mode}"
+    for claim in snapshot.at_most(PersistentVolumeClaim, "waiting", group, capacity(volume)):
+        lost = names.BIND_COMPLETED in claim.metadata.annotations
+        if not lost and set(claim.spec.access_modes) <= set(volume.spec.access_modes):
+            late = waits(claim, snapshot)
+            place = late, consumer_node(claim, snapshot) if late else ""
+            if not obstacle(volume, claim, snapshot, place):
+                yield claim
+
+
+@cache
+def covering(wanted: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
+    """Every set of access modes that covers these, fewest modes first: (ReadWriteOnce,), …"""
+    rest = [mode for mode in ACCESS_MODES if mode not in wanted]
+    sets = (tuple(sorted({*wanted, *more})) for n in range(len(rest) + 1) for more in combinations(rest, n))
+    return tuple(sorted(sets, key=lambda modes: (len(modes), modes)))
 
 
 def why(claim: PersistentVolumeClaim, snapshot: Snapshot) -> list[tuple[str, str]]:
@@ -168,6 +190,8 @@ def unusable(volume: PersistentVolume, claim: PersistentVolumeClaim) -> str:
     """What not even claimRef and volumeName that name each other can overlook."""
     if volume.spec.volume_mode != claim.spec.volume_mode:
         return f"its volume mode is {volume.spec.volume_mode}"
+    if names.LOST in volume.metadata.annotations:
+        return f"was given up with node {volume.metadata.annotations[names.LOST]}"
     return "is being deleted" if volume.deleting else ""
 
 

@@ -12,7 +12,12 @@ PVC_PROTECTION = "kubernetes.io/pvc-protection"
 PV_PROTECTION = "kubernetes.io/pv-protection"
 DATA = "storageplane.io/data"  # finalizer of a volume whose data we made and have not yet removed
 
-DIRECTORY = "storageplane.io/directory"  # the provisioner of directories
+DIRECTORY = "storageplane.io/directory"  # the provisioner of directories, unless its class says otherwise
+LOCAL = "storageplane.io/local"  # the provisioner of what the class says, or the machine can do best
+BACKEND = "storageplane.io/backend"  # annotations of a volume: see storageplane.backends
+OVERCOMMIT = "storageplane.io/overcommit"
+GROWN = "storageplane.io/grown"  # bytes that the file system in its image is known to have
+LOST = "storageplane.io/lost-node"  # the node that an operator gave up, and the volume with it
 NO_PROVISIONER = "kubernetes.io/no-provisioner"
 SIZE_ENFORCED = "storageplane.io/size-enforced"  # annotation: "false" where the size is only recorded
 HOSTNAME = "kubernetes.io/hostname"

@@ -1,9 +1,10 @@
-"""Dynamic provisioning on directories: a claim and its class into a PersistentVolume. Pure.
+"""Dynamic provisioning on this node: a claim and its class into a PersistentVolume. Pure but for `Site`.
 
 Rule 1: the volume object is the intent and is written first, under the name pvc-<claim UID>, so two
-        agents or a crash can never make two. Its directory is a fact of that object (`Data`), so it
+        agents or a crash can never make two. Its data is a fact of that object (`Data`), so it
         follows whatever happens in between.
-Rule 2: a directory does not enforce its size; the volume says so in an annotation.
+Rule 2: what does not enforce its size says so in an annotation. What does is admitted only if there is
+        room for all of it, promised volumes counted, unless its class overcommits.
 Rule 3: a volume lies on one node, and its affinity says which.
 """
 
@@ -11,9 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Protocol
 
 from netplane.model.base import ObjectMeta
 from netplane.model.changes import Event, Put, Write
+from netplane.model.errors import Invalid
 from netplane.model.facts import Scope
 from netplane.model.nodes import Node
 from netplane.model.snapshot import Snapshot
@@ -28,38 +31,81 @@ from netplane.model.storage import (
     StorageClass,
     VolumeNodeAffinity,
 )
+from netplane.model.storage_facts import Data
 
-from . import match, names
-from .bind import annotated, claim_scopes, note, reference
+from . import backends, match, names, steps
+from .events import note
+from .scopes import claim_scopes
+from .steps import annotated, reference
 
 
 def volume_name(claim: PersistentVolumeClaim) -> str:
     return f"pvc-{claim.metadata.uid}"
 
 
+class Site(Protocol):
+    """What the provisioner asks of the machine."""
+
+    def machine(self) -> backends.Machine: ...
+
+    def made(self, volume: str) -> bool:
+        """Whether the data of a volume stands, so that `machine` has counted it."""
+        ...
+
+
+class Here:
+    """The machine beneath a root."""
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+
+    def machine(self) -> backends.Machine:
+        return backends.look(self.root)
+
+    def made(self, volume: str) -> bool:
+        return (self.root / names.FILESYSTEM_DIR / volume).exists()
+
+
 class Provisioner:
     """Makes volumes for the claims of this node. ``provisioners``: the class names it answers to."""
 
     name = "provision"
+    together = True
 
-    def __init__(self, node: str, root: str | Path, provisioners: tuple[str, ...] = (names.DIRECTORY,)):
+    def __init__(
+        self,
+        node: str,
+        root: str | Path,
+        provisioners: tuple[str, ...] = (names.DIRECTORY, names.LOCAL),
+        site: Site | None = None,
+    ):
         self.node = node
         self.root = Path(root)
         self.provisioners = provisioners
+        self.site = site or Here(root)
 
     def scopes(self, event: Event | None, snapshot: Snapshot) -> Iterable[Scope]:
+        """A volume that went may have left room: then all claims that wait."""
+        if event is not None and event.new is None and isinstance(event.old, PersistentVolume):
+            waiting = snapshot.by(PersistentVolumeClaim, "volume", "")
+            return {Scope(self.name, f"claim/{match.claim_key(c)}") for c in waiting}
         return claim_scopes(self.name, event, snapshot)
 
-    def decide(self, scope: Scope, snapshot: Snapshot) -> Iterable[Write]:
+    def decide(self, scope: Scope, snapshot: Snapshot) -> list[Write]:
         namespace, _, name = scope.name.removeprefix("claim/").partition("/")
         claim = snapshot.get(PersistentVolumeClaim, namespace, name)
         cls = match.class_of(claim, snapshot) if claim else None
         if claim is None or cls is None or not self._wanted(claim, cls, snapshot):
             return []
         refusal = refused(claim, cls)
+        try:
+            choice = self._choice(cls)
+            refusal = refusal or self._room(claim, choice, snapshot)
+        except Invalid as exc:
+            refusal = refusal or f"StorageClass {cls.name}: {exc}"
         if refusal:
             return list(note(claim, "provision", ("ProvisioningFailed", refusal), snapshot))
-        return [step for step in (next(self._steps(claim, cls, snapshot), None),) if step is not None]
+        return steps.together(self._steps(claim, cls, choice, snapshot))
 
     def _wanted(self, claim: PersistentVolumeClaim, cls: StorageClass, snapshot: Snapshot) -> bool:
         if cls.provisioner not in self.provisioners or claim.deleting or claim.spec.volume_name:
@@ -69,42 +115,100 @@ class Provisioner:
         place = match.consumer_node(claim, snapshot)
         return place == self.node or (not place and not match.waits(claim, snapshot))
 
-    def _steps(self, claim: PersistentVolumeClaim, cls: StorageClass, snapshot: Snapshot) -> Iterator[Write]:
-        if claim.metadata.annotations.get(names.STORAGE_PROVISIONER) != cls.provisioner:
-            asked = annotated(claim, {names.STORAGE_PROVISIONER: cls.provisioner})
-            yield Put(asked, claim.revision)
-        yield from note(claim, "provision", None, snapshot)
+    def _choice(self, cls: StorageClass) -> backends.Choice:
+        """The backend of a class. Raises Invalid for parameters that are wrong or cannot be had here."""
+        default = "" if cls.provisioner == names.LOCAL else "directory"
+        if default and not cls.parameters:
+            return backends.Choice(default, "", False)
+        return backends.choose(cls.parameters, False, self.site.machine(), default=default)
+
+    def _room(self, claim: PersistentVolumeClaim, choice: backends.Choice, snapshot: Snapshot) -> str:
+        """Why the claim's size cannot be had, or ""."""
+        size = match.requested(claim)
+        if choice.enforced and size < choice.least():
+            what = choice.fstype or choice.backend
+            return f"{size} bytes are too few for {what}: ask for at least {choice.least()}"
+        if not choice.enforced or snapshot.get(PersistentVolume, "", volume_name(claim)) is not None:
+            return ""
+        coming = [v for v in snapshot.list(PersistentVolume) if self._promised(v, choice.backend)]
+        lacks = backends.admit(
+            choice, backends.rounded(size), self.site.machine(), sum(match.capacity(v) for v in coming)
+        )
+        return f"ResourceExhausted: {lacks}; free some, or set overcommit in the class" if lacks else ""
+
+    def _promised(self, volume: PersistentVolume, backend: str) -> bool:
+        """Whether it is to be here and draws on the same, and `Site.machine` has not seen it yet."""
+        notes = volume.metadata.annotations
+        mine = is_ours(volume, self.root) and volume.spec.node_affinity == on_host(self.node)
+        if not mine or names.OVERCOMMIT in notes or self.site.made(volume.name):
+            return False
+        draws = backends.BACKENDS[backend_of(volume)].draws
+        return draws == backends.BACKENDS[backend].draws
+
+    def _steps(
+        self, claim: PersistentVolumeClaim, cls: StorageClass, choice: backends.Choice, snapshot: Snapshot
+    ) -> Iterator[Write]:
+        asked = {names.STORAGE_PROVISIONER: cls.provisioner}
+        if match.waits(claim, snapshot):
+            asked[names.SELECTED_NODE] = self.node
+        if not asked.items() <= claim.metadata.annotations.items():
+            yield steps.put(annotated(claim, asked))
         if snapshot.get(PersistentVolume, "", volume_name(claim)) is None:
-            yield Put(self.volume(claim, cls, self._hostname(snapshot)), 0)
+            yield Put(self.volume(claim, cls, choice, self._hostname(snapshot)), 0)
+        done = ("ProvisioningSucceeded", f"Successfully provisioned volume {volume_name(claim)}")
+        yield from note(claim, "provision", done, snapshot)
 
     def _hostname(self, snapshot: Snapshot) -> str:
         found = snapshot.get(Node, "", self.node)
         return found.labels.get(names.HOSTNAME, self.node) if found else self.node
 
-    def volume(self, claim: PersistentVolumeClaim, cls: StorageClass, hostname: str) -> PersistentVolume:
+    def volume(
+        self, claim: PersistentVolumeClaim, cls: StorageClass, choice: backends.Choice, hostname: str
+    ) -> PersistentVolume:
         """The volume of a claim, already prebound to it."""
         name = volume_name(claim)
-        asked = claim.spec.resources.requests["storage"]
-        meta = ObjectMeta(
-            name=name,
-            annotations={
-                names.PROVISIONED_BY: cls.provisioner,
-                names.BOUND_BY_CONTROLLER: "yes",
-                names.SIZE_ENFORCED: "false",
-            },
-            finalizers=(names.PV_PROTECTION, names.DATA),
-        )
+        asked, size = claim.spec.resources.requests["storage"], match.requested(claim)
+        whole = backends.rounded(size)
+        notes = {
+            names.PROVISIONED_BY: cls.provisioner,
+            names.BOUND_BY_CONTROLLER: "yes",
+            names.SIZE_ENFORCED: str(choice.enforced).lower(),
+            names.BACKEND: choice.backend,
+        }
+        if choice.backend == "image":
+            notes[names.GROWN] = str(whole)
+        if choice.overcommit:
+            notes[names.OVERCOMMIT] = "true"
+        meta = ObjectMeta(name=name, annotations=notes, finalizers=(names.PV_PROTECTION, names.DATA))
         spec = PersistentVolumeSpec(
-            capacity={"storage": asked},
+            capacity={"storage": str(whole) if choice.enforced and whole != size else asked},
             access_modes=claim.spec.access_modes,
             persistent_volume_reclaim_policy=cls.reclaim_policy,
             storage_class_name=cls.name,
             mount_options=cls.mount_options,
             claim_ref=reference(claim),
-            local=LocalSource(path=str(self.root / names.FILESYSTEM_DIR / name)),
+            local=LocalSource(path=str(self.root / names.FILESYSTEM_DIR / name), fs_type=choice.fstype),
             node_affinity=on_host(hostname),
         )
         return PersistentVolume(metadata=meta, spec=spec)
+
+
+def backend_of(volume: PersistentVolume) -> str:
+    return volume.metadata.annotations.get(names.BACKEND, "directory")
+
+
+def data_of(volume: PersistentVolume) -> Data:
+    """The data that one of our volumes is to have."""
+    path, backend = f"{names.FILESYSTEM_DIR}/{volume.name}", backend_of(volume)
+    if backend == "directory":
+        return Data(path=path)
+    return Data(
+        path=path,
+        backend=backend,
+        size=backends.rounded(match.capacity(volume)),
+        fstype=volume.spec.local.fs_type if volume.spec.local else "",
+        overcommit=names.OVERCOMMIT in volume.metadata.annotations,
+    )
 
 
 def on_host(hostname: str) -> VolumeNodeAffinity:
@@ -114,21 +218,24 @@ def on_host(hostname: str) -> VolumeNodeAffinity:
 
 
 def refused(claim: PersistentVolumeClaim, cls: StorageClass) -> str:
-    """Why the directory backend cannot serve this claim; "" when it can."""
+    """Why no volume of ours can be what this claim asks for, or ""."""
     if claim.spec.volume_mode == "Block":
-        return "spec.volumeMode Block: a directory is not a block device; use Filesystem"
+        return "spec.volumeMode Block: use Filesystem, or a class of the CSI driver csi.storageplane.io"
     if claim.spec.selector is not None:
         return "spec.selector: dynamic provisioning knows no selectors; remove it or bind statically"
-    if claim.spec.data_source is not None or claim.spec.data_source_ref is not None:
-        return "spec.dataSource: directories cannot be cloned or restored yet; remove it"
+    source = claim.spec.data_source_ref or claim.spec.data_source
+    if source is not None:
+        kind = source.get("kind", "") if isinstance(source, dict) else ""
+        return (
+            f"spec.dataSource: {kind or 'a source'}: these volumes are not cloned or restored: use a class "
+            "of the CSI driver csi.storageplane.io"
+        )
     if claim.spec.volume_attributes_class_name:
-        return "spec.volumeAttributesClassName: a directory has no attributes to modify; remove it"
-    if cls.parameters:
-        return f"StorageClass {cls.name}: unknown parameters {', '.join(sorted(cls.parameters))}"
+        return "spec.volumeAttributesClassName: these volumes have no attributes to modify; remove it"
     if cls.allowed_topologies:
         return f"StorageClass {cls.name}: allowedTopologies is not supported; use WaitForFirstConsumer"
     if cls.mount_options:
-        return f"StorageClass {cls.name}: mountOptions do not apply to a directory; remove them"
+        return f"StorageClass {cls.name}: mountOptions do not apply to these volumes; remove them"
     return ""
 
 

@@ -103,7 +103,7 @@ def _publish(
     facts = [*base, *(f for w in found.values() for f in w.facts)]
     record = _record(pod, context, target)
     _check_exclusive(record, journal)
-    sources = tuple(_source(w, driver) for w in found.values())
+    sources = tuple(s for w in found.values() for s in _sources(w, driver))
     record = _with(record, _merge(old, _ours(facts, old)), (*(old.sources if old else ()), *sources))
     if record != old:
         journal.write(record)
@@ -168,7 +168,7 @@ def _spared(wanted: Wanted, driver: Applier, shared: set[str], first: bool) -> I
     for fact in wanted.facts:
         if not isinstance(fact, Ownership):
             yield fact
-        elif _source(wanted, driver) not in shared:
+        elif not shared.intersection(_sources(wanted, driver)):
             yield fact if first else msgspec.structs.replace(fact, always=False)
 
 
@@ -182,10 +182,10 @@ def _raise(failed: Mapping[str, NetplaneError]) -> None:
         raise kind("; ".join(f"volume {name}: {exc}" for name, exc in failed.items()))
 
 
-def _source(wanted: Wanted, driver: Applier) -> str:
-    """The absolute path of what is shown, as records have it; a user's own path without links."""
-    path = wanted.prepared.source
-    return os.path.realpath(path) if path.startswith("/") else driver.where(path)
+def _sources(wanted: Wanted, driver: Applier) -> list[str]:
+    """What is in use by it, as records have it: absolute, a user's own path without links."""
+    paths = (wanted.prepared.source, wanted.prepared.home)
+    return [os.path.realpath(p) if p.startswith("/") else driver.where(p) for p in paths if p]
 
 
 def _publication(pod: Pod, target: str, found: Found, driver: Applier) -> Publication:

@@ -1,6 +1,6 @@
-"""What becomes of a volume whose claim is gone: Retain keeps, Delete removes, Recycle is refused.
+"""What becomes of a volume whose claim is gone: Retain keeps, Delete removes, Recycle empties.
 
-Rule 1: data goes only by an explicit `Erase`, never because nothing wants it any more.
+Rule 1: data goes only by an explicit `Erase` or `Scrub`, never because nothing wants it any more.
 Rule 2: before data goes, the volume is read again from the store, and left if it is not released now.
 Rule 3: a published volume is in use: that is no failure, the removal waits.
 Rule 4: data first, object last. A crash in between leaves the object, and the removal runs again.
@@ -8,22 +8,27 @@ Rule 4: data first, object last. A crash in between leaves the object, and the r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
-from netplane.model.base import Key, Object, amend
+from netplane.model.base import Key, Object
 from netplane.model.changes import Event, Put, Write
-from netplane.model.errors import Conflict, KernelError, Unavailable
+from netplane.model.errors import Conflict, KernelError, NetplaneError, Unavailable
 from netplane.model.facts import Fact, FactKey, Facts, Mark, Plan, Scope
+from netplane.model.nodes import Node
+from netplane.model.pods import Pod
 from netplane.model.snapshot import Snapshot
-from netplane.model.storage import PersistentVolume, PersistentVolumeClaim
-from netplane.model.storage_facts import Data, Erase
+from netplane.model.storage import RECLAIM_POLICIES, PersistentVolume, PersistentVolumeClaim
+from netplane.model.storage_facts import Data, Erase, Scrub
 
-from . import backends, names
-from .bind import owner, phased, volume_scopes
+from . import backends, events, growth, names, steps, tree
 from .match import fits_node
-from .provision import is_ours
+from .provision import backend_of, data_of, is_ours
+from .scopes import volume_scopes
+from .steps import annotated, owner, phased, unbound, without
 
 TRIES = 10
 
@@ -34,6 +39,9 @@ class Writer(Protocol):
     def get(self, key: Key) -> Object | None: ...
     def put(self, obj: Any, expect: int | None = None) -> Object: ...
     def delete(self, key: Key, expect: int | None = None) -> Object: ...
+
+
+Timed = Callable[[str, str], AbstractContextManager[object]]  # (operation, plugin): measures a block
 
 
 def holds(claim: Object | None, volume: PersistentVolume) -> bool:
@@ -51,6 +59,13 @@ def released(volume: PersistentVolume, claimed: bool) -> bool:
     return volume.status.phase in ("Released", "Failed") or volume.deleting
 
 
+def recyclable(volume: PersistentVolume, claimed: bool) -> bool:
+    """Whether what lies in it may go: policy Recycle, and no claim holds the volume."""
+    if volume.spec.persistent_volume_reclaim_policy != "Recycle" or claimed or volume.deleting:
+        return False
+    return volume.status.phase in ("Released", "Failed")
+
+
 class Reclaimer:
     """Says what cannot be reclaimed, and lets go of volumes whose data is to be kept."""
 
@@ -59,27 +74,63 @@ class Reclaimer:
     def scopes(self, event: Event | None, snapshot: Snapshot) -> Iterable[Scope]:
         return volume_scopes(self.name, event, snapshot)
 
-    def decide(self, scope: Scope, snapshot: Snapshot) -> Iterable[Write]:
+    def decide(self, scope: Scope, snapshot: Snapshot) -> list[Write]:
         volume = snapshot.get(PersistentVolume, "", scope.name.removeprefix("volume/"))
-        if volume is None:
-            return []
-        policy = volume.spec.persistent_volume_reclaim_policy
-        if volume.deleting and policy != "Delete" and names.DATA in volume.metadata.finalizers:
-            return [Put(without(volume, names.DATA), volume.revision)]
-        message = _impossible(volume, policy)
-        if volume.status.phase == "Released" and message:
-            return [Put(phased(volume, "Failed", message), volume.revision)]
-        return []
+        return steps.together(_reclaim(volume, snapshot)) if volume is not None else []
 
 
-def _impossible(volume: PersistentVolume, policy: str) -> str:
-    if policy == "Recycle":
-        return "Recycle is deprecated and not carried out: use Delete with a StorageClass, or Retain"
+def _reclaim(volume: PersistentVolume, snapshot: Snapshot) -> Iterator[Write]:
+    policy, phase = volume.spec.persistent_volume_reclaim_policy, volume.status.phase
+    if volume.deleting and policy != "Delete" and names.DATA in volume.metadata.finalizers:
+        yield Put(without(volume, names.DATA), volume.revision)
+    if phase == "Released":
+        reason, message = impossible(volume, snapshot)
+        if message:
+            yield Put(phased(volume, "Failed", message, reason), volume.revision)
+            yield from events.note(volume, "reclaim", (reason, message), snapshot)
+        elif policy == "Recycle" and (users := users_of(volume, snapshot)):
+            said = "VolumeFailedRecycle", f"Volume is used by pods: {', '.join(users)}"
+            yield from events.note(volume, "reclaim", said, snapshot)
+    elif phase == "Failed":
+        failed = "VolumeFailedRecycle" if policy == "Recycle" else "VolumeFailedDelete"
+        said = volume.status.reason or failed, volume.status.message
+        yield from events.note(volume, "reclaim", said, snapshot)
+    else:
+        told = snapshot.find(events.key_of(volume, "reclaim"))
+        if getattr(told, "reason", "VolumeRecycled") != "VolumeRecycled":
+            yield from events.note(volume, "reclaim", None, snapshot)
+
+
+def users_of(volume: PersistentVolume, snapshot: Snapshot) -> list[str]:
+    """The pods that have not ended and name the claim that the volume was bound to."""
+    ref = volume.spec.claim_ref
+    pods = snapshot.by(Pod, "claim", f"{ref.namespace}/{ref.name}") if ref else ()
+    return [f"{p.namespace}/{p.name}" for p in pods if not p.finished]
+
+
+def impossible(volume: PersistentVolume, snapshot: Snapshot) -> tuple[str, str]:
+    """(reason, message) of a policy that cannot be carried out; ("", "") when it can."""
+    policy = volume.spec.persistent_volume_reclaim_policy
+    if policy == "Recycle" and volume.spec.host_path is None:
+        return "VolumeFailedRecycle", (
+            f"No recycler: only hostPath volumes are emptied here, not {volume.source}; "
+            "use Retain, or Delete with a StorageClass"
+        )
+    if policy == "Recycle" and volume.spec.node_affinity is None and snapshot.count(Node) > 1:
+        return "VolumeFailedRecycle", (
+            "Recycle of a hostPath volume needs spec.nodeAffinity where there are several nodes: "
+            "nobody knows on which of them it was used"
+        )
     if policy == "Delete" and names.PROVISIONED_BY not in volume.metadata.annotations:
-        return (
+        return "VolumeFailedDelete", (
             "Delete: nobody here provisioned this volume, so its data stays; remove it by hand, or use Retain"
         )
-    return ""
+    if policy not in RECLAIM_POLICIES:
+        return (
+            "VolumeUnknownReclaimPolicy",
+            f"Volume has an unrecognized PersistentVolumeReclaimPolicy {policy!r}",
+        )
+    return "", ""
 
 
 class Volumes:
@@ -96,34 +147,46 @@ class Volumes:
 
     def render(self, scope: Scope, snapshot: Snapshot) -> Facts:
         volume = snapshot.get(PersistentVolume, "", scope.name.removeprefix("volume/"))
-        if volume is None or not is_ours(volume, self.root):
+        if volume is None or names.LOST in volume.metadata.annotations:
             return []
-        if not fits_node(volume.spec.node_affinity, self.node, snapshot):
+        claimed = holds(owner(volume, snapshot), volume)
+        if recyclable(volume, claimed):
+            return self._recycled(volume, snapshot)
+        if not is_ours(volume, self.root) or not self._here(volume, snapshot):
             return []
-        if released(volume, holds(owner(volume, snapshot), volume)):
+        if released(volume, claimed):
             path = f"{names.FILESYSTEM_DIR}/{volume.name}"
             return [Erase(path=path, volume=volume.name, uid=volume.metadata.uid)]
-        return [] if volume.deleting else [data(volume)]
+        return [] if volume.deleting else [data_of(volume)]
 
+    def _here(self, volume: PersistentVolume, snapshot: Snapshot) -> bool:
+        return fits_node(volume.spec.node_affinity, self.node, snapshot)
 
-def data(volume: PersistentVolume) -> Data:
-    return Data(path=f"{names.FILESYSTEM_DIR}/{volume.name}")
+    def _recycled(self, volume: PersistentVolume, snapshot: Snapshot) -> Facts:
+        source, (_, never) = volume.spec.host_path, impossible(volume, snapshot)
+        if source is None or never or users_of(volume, snapshot) or not self._here(volume, snapshot):
+            return []
+        return [Scrub(path=source.path, volume=volume.name, uid=volume.metadata.uid)]
 
 
 class VolumeData:
-    """The driver of `Data` and `Erase`. ``in_use(path)`` names who has the data published here, or "".
+    """The driver of `Data`, `Erase` and `Scrub`.
 
-    It observes nothing on purpose: what is observed and wanted by nobody is swept, and data never is.
+    ``in_use(path)`` names who has the data published here, or ""; ``timed`` measures what takes long. It
+    observes nothing on purpose: what is observed and wanted by nobody is swept, and data never is.
     """
 
     name = "volumes"
-    accepts: tuple[type[Fact], ...] = (Data, Erase)
+    accepts: tuple[type[Fact], ...] = (Data, Erase, Scrub)
     parallel = False
 
-    def __init__(self, root: str | Path, store: Writer, in_use: Callable[[str], str]) -> None:
+    def __init__(
+        self, root: str | Path, store: Writer, in_use: Callable[[str], str], timed: Timed | None = None
+    ) -> None:
         self.root = Path(root)
         self.store = store
         self.in_use = in_use
+        self.timed: Timed = timed or (lambda *_: nullcontext())
 
     def observe(self) -> Mapping[FactKey, Mark]:
         return {}
@@ -132,9 +195,42 @@ class VolumeData:
         """Raises Unavailable while a volume is published, Conflict (decide again), KernelError."""
         for fact in (*plan.add, *plan.change):
             if isinstance(fact, Data):
-                backends.ensure(self.root, fact)
-            else:
+                self.grow(fact)
+            elif isinstance(fact, Erase):
                 self._erase(fact)
+            elif isinstance(fact, Scrub):
+                self._scrub(fact)
+
+    def grow(self, fact: Data) -> None:
+        """Make the data or let it grow, and note when the file system in it has the size."""
+        with self.timed("volume_provision", fact.backend):
+            done = growth.ensure(self.root, fact)
+        if fact.backend != "image" or not done:
+            return
+        volume = self.store.get(Key(PersistentVolume.KIND, "", os.path.basename(fact.path)))
+        if not isinstance(volume, PersistentVolume):
+            return
+        if int(volume.metadata.annotations.get(names.GROWN, "0")) < fact.size:
+            self.store.put(annotated(volume, {names.GROWN: str(fact.size)}), expect=volume.revision)
+
+    def _scrub(self, fact: Scrub) -> None:
+        volume = self.store.get(Key(PersistentVolume.KIND, "", fact.volume))
+        if not isinstance(volume, PersistentVolume) or volume.metadata.uid != fact.uid:
+            return
+        if not recyclable(volume, self._claimed_now(volume)):
+            raise Conflict(f"PersistentVolume {fact.volume} is not released any more; its data stays")
+        user = self.in_use(fact.path)
+        if user:
+            raise Unavailable(f"PersistentVolume {fact.volume}: in use by {user}; unpublish it first")
+        try:
+            with self.timed("volume_recycle", "hostPath"):
+                tree.scrub(fact.path, str(self.root))
+        except NetplaneError as exc:
+            failed = phased(volume, "Failed", str(exc), "VolumeFailedRecycle")
+            self.store.put(failed, expect=volume.revision)
+            raise
+        self.store.put(events.told(volume, "reclaim", ("VolumeRecycled", "Volume recycled")))
+        self.store.put(phased(unbound(volume), "Available"), expect=volume.revision)
 
     def _erase(self, fact: Erase) -> None:
         volume = self.store.get(Key(PersistentVolume.KIND, "", fact.volume))
@@ -146,17 +242,23 @@ class VolumeData:
         if user:
             raise Unavailable(f"PersistentVolume {fact.volume}: in use by {user}; unpublish it first")
         try:
-            backends.erase(self.root, fact.path)
+            with self.timed("volume_delete", backend_of(volume)):
+                backends.erase(self.root, fact.path)
         except KernelError as exc:
-            self.store.put(phased(volume, "Failed", str(exc)), expect=volume.revision)
+            failed = phased(volume, "Failed", str(exc), "VolumeFailedDelete")
+            self.store.put(failed, expect=volume.revision)
             raise
         self._forget(volume)
 
     def _released_now(self, volume: PersistentVolume) -> bool:
-        """The recheck on live objects; another claim of that name is not the volume's."""
+        """The recheck on live objects."""
+        return is_ours(volume, self.root) and released(volume, self._claimed_now(volume))
+
+    def _claimed_now(self, volume: PersistentVolume) -> bool:
+        """By the claim that is meant; another of that name is not the volume's."""
         ref = volume.spec.claim_ref
         claim = self.store.get(Key("PersistentVolumeClaim", ref.namespace, ref.name)) if ref else None
-        return is_ours(volume, self.root) and released(volume, holds(claim, volume))
+        return holds(claim, volume)
 
     def _forget(self, volume: PersistentVolume) -> None:
         """Delete the object, whose data is gone; the binder may be taking its own finalizer off now."""
@@ -172,8 +274,3 @@ class VolumeData:
             except Conflict:
                 continue
         raise Unavailable(f"{volume.key}: its data is removed, but others keep writing to the object")
-
-
-def without(obj: Any, *finalizers: str) -> Any:
-    rest = tuple(f for f in obj.metadata.finalizers if f not in finalizers)
-    return amend(obj, metadata=amend(obj.metadata, finalizers=rest))

@@ -188,3 +188,30 @@ def translated(operation: str) -> Iterator[None]:
         yield
     except OSError as exc:
         raise KernelError(exc.errno or errno.EIO, operation) from exc
+
+
+SYSTEM = frozenset((
+    "/bin", "/boot", "/dev", "/etc", "/home", "/lib", "/lib32", "/lib64", "/opt", "/proc", "/root", "/run",
+    "/sbin", "/srv", "/sys", "/tmp", "/usr", "/var",
+))  # fmt: skip
+
+
+def scrub(path: str, keep: str) -> None:
+    """Empty a directory that a user named, which itself stays; anchored to its descriptor from then on.
+
+    Refused for a path with a link in it, of the system, or around ``keep`` (our own root), and for a tree
+    in which anything is mounted. Raises Invalid, KernelError.
+    """
+    plain = os.path.normpath(path)
+    if plain == "/" or plain in SYSTEM or f"{keep}/".startswith(f"{plain}/"):
+        raise Invalid(f"{path} is the system's or storageplane's own: nothing there is removed")
+    within = [m for m in mountinfo.beneath(plain) if m.point != plain]
+    if within:
+        raise KernelError(errno.EBUSY, f"empty {path}", f"{within[-1].point} is mounted in it")
+    with opened(syscalls.AT_FDCWD, plain, os.O_PATH | os.O_DIRECTORY, syscalls.RESOLVE_NO_SYMLINKS) as top:
+        with translated(f"empty {path}"):
+            _empty(top, ".")
+        with opened(top, ".", _DIRECTORY) as fd:
+            left = os.listdir(fd)
+    if left:
+        raise KernelError(errno.ENOTEMPTY, f"empty {path}", f"{left[0]} came while it was emptied")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from .base import Key, Object
+from .snapshot import Snapshot
 
 
 class Event(NamedTuple):
@@ -33,3 +35,17 @@ class Delete(NamedTuple):
 
 
 Write = Put | Delete
+
+
+def key_of(write: Write) -> Key:
+    return write.object.key if isinstance(write, Put) else write.key
+
+
+def assumed(snapshot: Snapshot, writes: Iterable[Write]) -> Snapshot:
+    """The snapshot as it will be when these writes have gone through."""
+    for write in writes:
+        if isinstance(write, Delete) or (write.object.deleting and not write.object.metadata.finalizers):
+            snapshot = snapshot.with_delete(key_of(write))
+        else:
+            snapshot = snapshot.with_put(write.object)
+    return snapshot

@@ -8,12 +8,15 @@ Rule 3: `synced` is False until the store's first full list is in: nothing is sw
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
 from typing import Any, TypeVar
 
 from immutables import Map
 
 from .base import Key, Object
+from .checks import parse_quantity
 from .nodes import Node
+from .ordered import Ordered
 from .own import Allocation, Attachment
 from .pods import Pod
 from .services import EndpointSlice, Service
@@ -21,6 +24,7 @@ from .storage import PersistentVolume, PersistentVolumeClaim
 
 T = TypeVar("T", bound=Object)
 Slot = tuple[str, str]  # (namespace, name)
+Ranked = tuple[str, tuple[int, str, str]]  # (group, place)
 
 
 def _by_service(o: Any) -> Iterable[str]:
@@ -53,11 +57,10 @@ def _ejects(o: Any) -> Iterable[str]:
 
 
 def _pod_by_claim(o: Any) -> Iterable[str]:
-    return {
-        f"{o.namespace}/{v.persistent_volume_claim.claim_name}"
-        for v in o.spec.volumes
-        if v.persistent_volume_claim
-    }
+    """By the claims that a pod names, and by those that are made for its ephemeral volumes."""
+    named = {v.persistent_volume_claim.claim_name for v in o.spec.volumes if v.persistent_volume_claim}
+    own = {f"{o.name}-{v.name}" for v in o.spec.volumes if v.ephemeral}
+    return {f"{o.namespace}/{name}" for name in named | own}
 
 
 def _by_claim(o: Any) -> Iterable[str]:
@@ -65,15 +68,41 @@ def _by_claim(o: Any) -> Iterable[str]:
     return (f"{ref.namespace}/{ref.name}",) if ref else ()
 
 
-def _by_class_if_free(o: Any) -> Iterable[str]:
-    return (o.spec.storage_class_name,) if o.spec.claim_ref is None else ()
+def _by_pod(o: Any) -> Iterable[str]:
+    """The pod that owns the claim of one of its ephemeral volumes."""
+    owners = o.metadata.owner_references
+    return [f"{o.namespace}/{r.name}" for r in owners if r.kind == Pod.KIND and r.controller]
+
+
+_bytes = lru_cache(maxsize=4096)(parse_quantity)
+
+
+def _free(o: Any) -> Ranked | None:
+    """Volumes that nobody has claimed, by size, among those of one class, volume mode and access modes."""
+    spec = o.spec
+    if spec.claim_ref is not None or o.metadata.deletion_timestamp:
+        return None
+    group = (spec.storage_class_name, spec.volume_mode, *sorted(set(spec.access_modes)))
+    return "\0".join(group), (_bytes(spec.capacity.get("storage", 0)), "", o.name)
+
+
+def _waiting(o: Any) -> Ranked | None:
+    """Claims without a volume, by size, among those of one class and volume mode."""
+    spec = o.spec
+    if spec.volume_name or o.metadata.deletion_timestamp:
+        return None
+    size = _bytes(spec.resources.requests.get("storage", 0))
+    return f"{spec.storage_class_name or ''}\0{spec.volume_mode}", (size, o.namespace, o.name)
 
 
 # (kind, index name) -> the values under which an object is found
 INDEXES: dict[str, dict[str, Callable[[Any], Iterable[str]]]] = {
     EndpointSlice.KIND: {"service": _by_service},
-    PersistentVolume.KIND: {"claim": _by_claim, "free": _by_class_if_free},
-    PersistentVolumeClaim.KIND: {"volume": lambda o: (o.spec.volume_name,)},  # "": not bound
+    PersistentVolume.KIND: {"claim": _by_claim},
+    PersistentVolumeClaim.KIND: {
+        "volume": lambda o: (o.spec.volume_name,),
+        "pod": _by_pod,
+    },
     Service.KIND: {"selector": _by_selector, "refused": _refused, "ejects": _ejects},
     Node.KIND: {"refused": _refused},
     Allocation.KIND: {"holder": _by_holder, "type": lambda o: (o.name.partition(".")[0],)},
@@ -92,7 +121,15 @@ INDEXES: dict[str, dict[str, Callable[[Any], Iterable[str]]]] = {
     },
 }
 
+# (kind, index name) -> the group and the place in it under which an object is found, or None. A place
+# is (rank, namespace, name).
+RANKS: dict[str, dict[str, Callable[[Any], Ranked | None]]] = {
+    PersistentVolume.KIND: {"free": _free},
+    PersistentVolumeClaim.KIND: {"waiting": _waiting},
+}
+
 _EMPTY: Map[Any, Any] = Map()
+_NONE = Ordered()
 
 
 class Snapshot:
@@ -163,6 +200,23 @@ class Snapshot:
         """How many `by` would give, at no cost."""
         return len(self._index.get((kind.KIND, index), _EMPTY).get(value, _EMPTY))
 
+    def at_least(self, kind: type[T], index: str, group: str, rank: int) -> Iterator[T]:
+        """The objects of a group (see RANKS) from ``rank`` upwards, then by name."""
+        return self._ranked(kind, self._group(kind, index, group).since((rank, "", "")))
+
+    def at_most(self, kind: type[T], index: str, group: str, rank: int) -> Iterator[T]:
+        """The objects of a group (see RANKS) from ``rank`` downwards."""
+        return self._ranked(kind, self._group(kind, index, group).until((rank + 1, "", "")))
+
+    def _group(self, kind: type[T], index: str, group: str) -> Ordered:
+        table: Any = self._index.get((kind.KIND, index), _EMPTY)
+        found: Ordered = table.get(group, _NONE)
+        return found
+
+    def _ranked(self, kind: type[T], places: Iterable[tuple[Any, ...]]) -> Iterator[T]:
+        objects: Map[Slot, Any] = self._kinds.get(kind.KIND, _EMPTY)
+        return (objects[place[1:]] for place in places)
+
     def with_put(self, obj: Object) -> Snapshot:
         key = obj.key
         slot = (key.namespace, key.name)
@@ -193,4 +247,17 @@ class Snapshot:
             for value in after:
                 table = table.set(value, table.get(value, _EMPTY).set(slot, new))
             index = index.set((kind, name), table)
+        for name, rank in RANKS.get(kind, {}).items():
+            was, now = rank(old) if old is not None else None, rank(new) if new is not None else None
+            if was != now:
+                index = index.set((kind, name), _moved(index.get((kind, name), _EMPTY), was, now))
         return index
+
+
+def _moved(table: Any, was: Ranked | None, now: Ranked | None) -> Any:
+    if was is not None:
+        rest = table[was[0]].minus(was[1])
+        table = table.set(was[0], rest) if rest else table.delete(was[0])
+    if now is not None:
+        table = table.set(now[0], table.get(now[0], _NONE).plus(now[1]))
+    return table

@@ -314,3 +314,17 @@ class Veiled(str):
 
     def __repr__(self) -> str:
         return "'***'"
+
+
+class Scrub(Fact, frozen=True):
+    """What lies in a released hostPath volume of policy Recycle is to go; then the volume is free again."""
+
+    TYPE: ClassVar[str] = "scrub"
+
+    path: str
+    volume: str
+    uid: str
+
+    @property
+    def key(self) -> FactKey:
+        return ("scrub", self.path)

@@ -3,6 +3,9 @@
 Rule 1: every node's agent decides every scope, the first in rank at once and each next one a little
         later; who comes late finds nothing left to write. Nobody is elected, nobody is waited for.
 Rule 2: every write is conditional; losing one (Conflict) means to decide again on what is newer.
+Rule 3: a controller that says so (`together`) has its scopes decided in batches, each on what those
+        before it are about to write, and the writes go in one transaction where the store has them.
+        Whatever goes wrong with a batch, its scopes are decided again one by one.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from ..model.base import Key, Object
+from ..model.changes import assumed, key_of
 from ..model.errors import Conflict, NetplaneError, NotFound
 from ..model.facts import Scope
 from ..model.snapshot import Snapshot
@@ -28,6 +32,10 @@ class Writer(Protocol):
     def snapshot(self) -> Snapshot: ...
     def put(self, obj: Object, expect: int | None = None) -> Object: ...
     def delete(self, key: Key, expect: int | None = None) -> Object: ...
+    def write(self, writes: Sequence[Write]) -> list[Object]: ...
+
+
+BATCH = 100  # scopes that are taken, and at most decided, together
 
 
 class ControlLoop:
@@ -65,10 +73,48 @@ class ControlLoop:
 
     def _run(self) -> None:
         while not self._stopping:
-            for scope in self.queue.take(100, timeout=60):
+            batch: list[Scope] = []
+            for scope in self.queue.take(BATCH, timeout=60):
                 if self._stopping:
                     return
-                self._decide(scope)
+                if getattr(self.controllers[scope.room], "together", False):
+                    batch.append(scope)
+                else:
+                    self._decide(scope)
+            if batch:
+                self._decide_all(batch)
+
+    def _decide_all(self, scopes: Sequence[Scope]) -> None:
+        """Decide scopes on a snapshot that grows by their decisions; write these at once."""
+        snapshot = self._writer.snapshot()
+        writes: list[Write] = []
+        touched: set[Key] = set()
+        done: list[Scope] = []
+        alone: list[Scope] = []
+        for scope in scopes:
+            try:
+                mine = list(self.controllers[scope.room].decide(scope, snapshot))
+            except Exception:  # told, and tried again, where it is decided alone
+                alone.append(scope)
+                continue
+            keys = {key_of(write) for write in mine}
+            if keys & touched:  # rests on a write whose revision nobody knows yet
+                self.queue.add(scope)
+                continue
+            touched |= keys
+            writes += mine
+            done.append(scope)
+            snapshot = assumed(snapshot, mine)
+        if writes:
+            try:
+                self._writer.write(writes)
+            except NetplaneError as exc:
+                log.debug("%d decisions are taken one by one: %s", len(done), exc)
+                alone, done = [*done, *alone], []
+        for scope in done:
+            self._settled(scope)
+        for scope in alone:
+            self._decide(scope)
 
     def _decide(self, scope: Scope) -> None:
         try:
@@ -85,8 +131,11 @@ class ControlLoop:
             self.failures[scope] = why
             self.queue.retry(scope)
         else:
-            self.queue.done(scope)
-            self.failures.pop(scope, None)
+            self._settled(scope)
+
+    def _settled(self, scope: Scope) -> None:
+        self.queue.done(scope)
+        self.failures.pop(scope, None)
 
     def _carry_out(self, write: Write) -> None:
         if isinstance(write, Put):

@@ -16,8 +16,9 @@ from netplane.model.storage import PersistentVolume, PersistentVolumeClaim, Stor
 from netplane.model.storage_facts import Grow, Provision, Withdraw
 
 from .. import match, names
-from ..bind import claim_scopes, owner, volume_scopes
 from ..reclaim import holds, released
+from ..scopes import claim_scopes, volume_scopes
+from ..steps import owner
 
 
 class CsiVolumes:

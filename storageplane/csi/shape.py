@@ -25,7 +25,7 @@ from netplane.model.storage import (
 )
 
 from .. import match, names
-from ..bind import reference
+from ..steps import reference
 from .client import Client
 from .intents import Intent
 

@@ -24,7 +24,8 @@ class Prepared(NamedTuple):
     """``source``: relative to the root, or absolute. ``follow``: links in it are the user's own.
 
     ``block``: the source is a device, for volumeDevices. ``fixed``: its files are exactly what an object
-    says, so a subPath that is missing is a mistake and not made.
+    says, so a subPath that is missing is a mistake and not made. ``home``: where its data lies, when that is
+    not the source; it too is in use.
     """
 
     facts: tuple[Fact, ...]
@@ -34,6 +35,7 @@ class Prepared(NamedTuple):
     follow: bool = False
     block: bool = False
     fixed: bool = False
+    home: str = ""
 
 
 Renderer = Callable[[Pod, Volume, Context], Prepared]

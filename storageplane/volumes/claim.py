@@ -9,11 +9,11 @@ from netplane.model.nodes import Event
 from netplane.model.pods import Pod
 from netplane.model.snapshot import Snapshot
 from netplane.model.storage import PersistentVolume, PersistentVolumeClaim
-from netplane.model.storage_facts import Data, HostPath, Ownership
+from netplane.model.storage_facts import HostPath, Ownership
 from netplane.model.volumes import HostPathSource, Volume
 
-from .. import match, names
-from ..provision import is_ours
+from .. import backends, match, names
+from ..provision import data_of, is_ours
 from . import cephfs, csi, glusterfs, host_path, nfs
 from .base import Context, Prepared, owned, volume_dir
 
@@ -45,8 +45,9 @@ def shown(place: tuple[Pod, Volume, Context], name: str, read_only: bool) -> Pre
 def _filesystem(pod: Pod, volume: PersistentVolume, read_only: bool, context: Context) -> Prepared:
     spec = volume.spec
     if is_ours(volume, context.root):
-        path = f"{names.FILESYSTEM_DIR}/{volume.name}"
-        return Prepared((Data(path=path), *_owned(pod, path, read_only)), path, read_only)
+        data = data_of(volume)
+        facts, path = backends.shown(data, volume_dir(pod, "local-volume", volume.name))
+        return Prepared((*facts, *_owned(pod, path, read_only)), path, read_only, home=data.path)
     if spec.host_path is not None:
         return host_path.prepared(_typed(spec.host_path), read_only)
     if spec.local is not None:

@@ -103,10 +103,13 @@ class World:
         return self.objects.get(Key("Event", "default", name))
 
     def state(self) -> dict[str, Any]:
-        """Everything but revisions: two worlds that agree in it are the same to users."""
-        return {
-            str(k): amend(o, metadata=amend(o.metadata, resource_version="")) for k, o in self.objects.items()
-        }
+        """Everything but revisions and times: two worlds that agree in it are the same to users."""
+        return {str(k): _timeless(o) for k, o in self.objects.items()}
+
+
+def _timeless(obj: Any) -> Any:
+    bare = amend(obj, metadata=amend(obj.metadata, resource_version=""))
+    return amend(bare, first_timestamp="", last_timestamp="", count=0) if obj.KIND == "Event" else bare
 
 
 def pv(name: str, size: str = "1Gi", **more: Any) -> dict[str, Any]:

@@ -93,10 +93,10 @@ def test_waits_for_the_pods_node(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("claim", "cls", "word"),
     [
-        ({"volumeMode": "Block"}, {}, "block device"),
+        ({"volumeMode": "Block"}, {}, "csi.storageplane.io"),
         ({"selector": {"matchLabels": {"a": "b"}}}, {}, "selector"),
         ({"dataSource": {"kind": "VolumeSnapshot", "name": "s"}}, {}, "dataSource"),
-        ({}, {"parameters": {"size": "1"}}, "unknown parameters size"),
+        ({}, {"parameters": {"size": "1"}}, "parameters[size]: not known"),
         ({}, {"mountOptions": ["noatime"]}, "mountOptions"),
         ({}, {"allowedTopologies": [{"matchLabelExpressions": []}]}, "allowedTopologies"),
     ],
@@ -166,25 +166,13 @@ def test_data_stays_when_the_claim_lives_after_all(tmp_path: Path) -> None:
     old = node.world.snapshot()
     gone = old.with_delete(node.world.pvc().key)
     volume = gone.get(type(node.world.pv("pvc-u1")), "", "pvc-u1")
-    from storageplane.bind import phased
+    from storageplane.steps import phased
 
     gone = gone.with_put(phased(volume, "Released"))
     (scope,) = node.room.scopes(None, gone)
     with pytest.raises(Conflict, match="its data stays"):
         node.driver.apply(Plan(add=tuple(node.room.render(scope, gone))))
     assert node.directories() == ["pvc-u1"]
-
-
-@pytest.mark.parametrize(
-    ("policy", "word"), [("Delete", "nobody here provisioned"), ("Recycle", "deprecated")]
-)
-def test_a_policy_that_cannot_be_carried_out_fails_the_volume(tmp_path: Path, policy: str, word: str) -> None:
-    world = World(pv("v", persistentVolumeReclaimPolicy=policy), pvc())
-    node = Node(world, tmp_path).run()
-    world.delete(world.pvc().key)
-    node.run()
-    assert world.pv("v").status.phase == "Failed"
-    assert word in world.pv("v").status.message
 
 
 def live_and_die(node: Node) -> None:
