@@ -1,4 +1,4 @@
-"""The wiring of storageplane: binder, provisioner and reclaimer of one node on one store."""
+"""The wiring of storageplane: controllers, volumes and the upkeep of what is published, on one node."""
 
 from __future__ import annotations
 
@@ -25,10 +25,12 @@ from .bind import Binder
 from .ephemeral import Ephemerals
 from .journal import Journal
 from .metrics import Operations, VolumeStats
+from .mounts import Mounts
 from .provision import Provisioner, data_of, is_ours
 from .pulse import Pulse
 from .reclaim import Reclaimer, Timed, VolumeData, Volumes
 from .resize import Resizer, file_system_lags
+from .upkeep import Keeper, Pods
 
 
 class Config(NamedTuple):
@@ -122,7 +124,11 @@ def _built(
 ) -> tuple[Core, VolumeData]:
     late = _Late()
     driver = VolumeData(config.root, late, Journal(config.root).user_of, timed)
-    rooms: list[tuple[Room, list[Driver]]] = [(Volumes(config.node, config.root), [driver])]
+    keeper = Keeper(config.node, Mounts(config.root), lambda: late.core.snapshot())
+    rooms: list[tuple[Room, list[Driver]]] = [
+        (Volumes(config.node, config.root), [driver]),
+        (Pods(config.node, str(config.root)), [keeper]),
+    ]
     if config.csi_drivers:
         from .csi.claims import CsiVolumes  # gRPC costs memory: for nodes that have drivers
         from .csi.provisioning import CsiProvisioning

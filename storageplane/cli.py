@@ -11,6 +11,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,10 @@ from netplane.store import DEFAULT, open_store
 from . import agent as wiring
 from . import doctor, lost, names, publish, session
 from .mounts import Mounts
+from .output import as_ctr, as_json, as_oci, as_podman, as_spec
+from .wants import all_containers
 
+FORMS: dict[str, Callable[..., Any]] = {"oci": as_oci, "spec": as_spec, "podman": as_podman, "ctr": as_ctr}
 ROOT = "/var/lib/storageplane"
 RUN = "/run/storageplane"
 
@@ -146,34 +150,54 @@ def status(run_dir: Path, wait: float, output: str) -> None:
 @click.argument("pod")
 @_namespace
 @click.option("--target", default="", metavar="DIR", help="Bind each volume at DIR/<volume>.")
-@click.option("-o", "output", type=click.Choice(["json", "oci"]), default="json", show_default=True)
-@click.option("--container", default="", metavar="NAME", help="With -o oci: whose mounts.")
+@click.option("-o", "output", type=click.Choice(["json", *FORMS]), default="json", show_default=True)
+@click.option("--container", default="", metavar="NAME", help="Whose mounts; not with -o json.")
 @click.option("--wait", type=float, default=30.0, show_default=True, metavar="SECONDS")
 @_node
 @_store
 @_root
 @_also
 def publish_command(pod: str, namespace: str, target: str, output: str, container: str, **rest: Any) -> None:
-    """Prepare every volume of POD and print the mounts of its containers."""
+    """Prepare every volume of POD and print the mounts of its containers.
+
+    \b
+    json    all containers, and where each volume is
+    oci     one container's mounts, as in an OCI runtime's config.json
+    spec    the same with its block devices: the parts of a config.json
+    podman  options of podman run and docker run, one to a line
+    ctr     options of ctr run, one to a line
+    """
     config = _config(rest["node"], rest["root"], rest["provisioners"])
     opened = open_store(rest["store"])
-    key = Key("Pod", namespace, pod)
-    found, snapshot = session.ready(
-        opened, key, config.node, str(config.root), wiring.controllers(config), rest["wait"]
+    found = session.ready(
+        opened,
+        Key("Pod", namespace, pod),
+        config.node,
+        str(config.root),
+        wiring.controllers(config),
+        rest["wait"],
     )
-    chosen = _container(found, container) if output == "oci" else None
-    done = publish.publish(found, snapshot, config.node, Mounts(config.root), target)
-    shown = publish.mounts_of(chosen, done) if chosen else publish.as_json(done)
-    click.echo(json.dumps(shown, indent=2))
+    chosen = _container(found[0], container) if output != "json" else None
+    driver = Mounts(config.root)
+    done = session.publish(
+        opened,
+        found,
+        (config.node, str(config.root)),
+        lambda pod, snapshot: publish.publish(pod, snapshot, config.node, driver, target),
+    )
+    shown = FORMS[output](chosen, done) if chosen else as_json(done)
+    lines = shown if output in ("podman", "ctr") else [json.dumps(shown, indent=2)]
+    for line in lines:
+        click.echo(line)
     opened.close()
 
 
 def _container(pod: Any, name: str) -> Any:
-    every = publish.all_containers(pod)
+    every = all_containers(pod)
     chosen = [c for c in every if c.name == name] if name else every
     if len(chosen) != 1:
         have = ", ".join(c.name for c in every)
-        raise click.UsageError(f"-o oci prints one container's mounts; name it with --container: {have}")
+        raise click.UsageError(f"this form prints one container's mounts; name it with --container: {have}")
     return chosen[0]
 
 
