@@ -1,30 +1,49 @@
 """Publishing: every volume of a pod prepared on this node, and taken away again.
 
-Rule 1: facts are a pure function of the pod and the snapshot (`facts_of`); the journal knows their
-        keys before the first is made.
-Rule 2: a publication is whole, or leaves nothing: a failure undoes what was begun.
-Rule 3: publishing again is a repair, unpublishing again is nothing; neither needs the other's success.
+Rule 1: facts are a pure function of the pod and the snapshot (`wants`); the journal knows their keys
+        before the first is made.
+Rule 2: the first publication is whole, or leaves nothing: a failure undoes what was begun.
+Rule 3: publishing again is a repair, volume by volume: what stands stays, what is gone comes back, what
+        follows an object follows it, and a volume that cannot be had does not stop the others.
+Rule 4: unpublishing again is nothing; neither verb needs the other's success.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+import msgspec
+
 from netplane.model.errors import Invalid, NetplaneError, Unavailable
 from netplane.model.facts import Fact, FactKey, Plan
-from netplane.model.pods import Container, Pod, VolumeMount
+from netplane.model.pods import Pod
 from netplane.model.snapshot import Snapshot
 from netplane.model.storage import PersistentVolume, PersistentVolumeClaim
-from netplane.model.storage_facts import Data, Directory, HostPath, Mount, Point
+from netplane.model.storage_facts import (
+    Data,
+    Directory,
+    HostPath,
+    Image,
+    Ownership,
+    Payload,
+    Point,
+    SubPath,
+)  # fmt: skip
+from netplane.model.volumes import Volume
 
-from . import volumes
+from . import alive, mountinfo, wants
 from .journal import Journal, Record
-from .volumes.base import Prepared, pod_dir
+from .volumes import ephemeral
+from .volumes.base import Context
+from .wants import Place, Wanted
 
-PROPAGATIONS = {"None": "private", "HostToContainer": "rslave", "Bidirectional": "rshared"}
-_KEPT = (Data, HostPath)
+_KEPT = (Data, HostPath, Ownership, SubPath)  # a user's, so it outlives the pod
+_WITHIN = (Payload, Image)  # goes with the pod's directory
+Found = dict[str, Wanted]
+Failures = dict[str, NetplaneError]
 
 
 class Applier(Protocol):
@@ -37,12 +56,13 @@ class Applier(Protocol):
 
 
 class Publication(NamedTuple):
-    """``paths``: volume name → absolute path on this node that shows it."""
+    """``paths``: volume name → absolute path on this node that shows it; ``views``: a container's own."""
 
     pod: Pod
     target: str
     paths: dict[str, str]
     read_only: frozenset[str]
+    views: dict[Place, str]
 
 
 def publish(pod: Pod, snapshot: Snapshot, node: str, driver: Applier, target: str = "") -> Publication:
@@ -52,27 +72,127 @@ def publish(pod: Pod, snapshot: Snapshot, node: str, driver: Applier, target: st
     """
     target = _real(target, driver.root)
     journal = Journal(driver.root)
-    check_pod(pod, node)
-    prepared = prepare(pod, snapshot, node, str(driver.root))
+    wants.check(pod, node)
     with journal.locked():
         old = journal.read(pod.metadata.uid)
         if old is not None and old.target != target:
             raise Invalid(f"{pod.key} is published at {old.target or 'no target'}; unpublish it there first")
-        record = _record(pod, snapshot, node, target)
-        facts = facts_of(pod, prepared, target)
-        _check_exclusive(record, journal)
-        sources = tuple(os.path.realpath(driver.where(p.source)) for p in prepared.values())
-        keys = _ours(facts, old)
-        merged = _merge(old.keys if old else (), keys)
-        journal.write(_with(record, merged, sources))
+        return _publish(pod, Context(node, str(driver.root), snapshot), driver, target, (journal, old))
+
+
+def again(pod: Pod, snapshot: Snapshot, node: str, driver: Applier) -> bool:
+    """Repair the publication of a pod; False when it has none here. Raises as `publish`."""
+    journal = Journal(driver.root)
+    if journal.read(pod.metadata.uid) is None:
+        return False
+    with journal.locked():
+        old = journal.read(pod.metadata.uid)
+        if old is None:
+            return False
+        wants.check(pod, node)
+        _publish(pod, Context(node, str(driver.root), snapshot), driver, old.target, (journal, old))
+        return True
+
+
+def _publish(
+    pod: Pod, context: Context, driver: Applier, target: str, records: tuple[Journal, Record | None]
+) -> Publication:
+    journal, old = records
+    found, failed = _found(pod, target, context, old)
+    base = wants.base(pod, target)
+    facts = [*base, *(f for w in found.values() for f in w.facts)]
+    record = _record(pod, context, target)
+    _check_exclusive(record, journal)
+    sources = tuple(s for w in found.values() for s in _sources(w, driver))
+    record = _with(record, _merge(old, _ours(facts, old)), (*(old.sources if old else ()), *sources))
+    if record != old:
+        journal.write(record)
+    shared = {s for r in journal.records() if r.uid != record.uid for s in r.sources}
+    if old is None:
+        _make_whole(found, base, driver, (journal, record, shared))
+    else:
+        failed |= _make_each(found, base, driver, shared)
+        _raise(failed)
+    return _publication(pod, target, found, driver)
+
+
+def _found(pod: Pod, target: str, context: Context, old: Record | None) -> tuple[Found, Failures]:
+    """What each volume takes. The first time every one must be had."""
+    found: Found = {}
+    failed: Failures = {}
+    for volume in pod.spec.volumes:
         try:
-            driver.apply(Plan(add=tuple(facts)))
-        except NetplaneError:
+            found[volume.name] = wants.volume(pod, volume, target, context)
+        except NetplaneError as exc:
             if old is None:
-                _undo(journal, driver, _with(record, merged, sources))
-            raise
-    shown = {n: f"{target}/{n}" if target else driver.where(p.source) for n, p in prepared.items()}
-    return Publication(pod, target, shown, frozenset(n for n, p in prepared.items() if p.read_only))
+                raise
+            if not _stands(volume, target):
+                failed[volume.name] = exc
+    return found, failed
+
+
+def _stands(volume: Volume, target: str) -> bool:
+    """Whether a claim's volume is there: what becomes of its objects later does not concern a pod."""
+    if not (volume.persistent_volume_claim or volume.ephemeral):
+        return False
+    place = f"{target}/{volume.name}"
+    there = [m for m in mountinfo.read() if m.point == place]
+    return not target or bool(there and not alive.broken(place, there[-1].fstype))
+
+
+def _make_whole(
+    found: Found, base: Iterable[Fact], driver: Applier, rest: tuple[Journal, Record, set[str]]
+) -> None:
+    journal, record, shared = rest
+    facts = [f for w in found.values() for f in _spared(w, driver, shared, True)]
+    try:
+        driver.apply(Plan(add=(*base, *facts)))
+    except NetplaneError:
+        _undo(journal, driver, record)
+        raise
+
+
+def _make_each(found: Found, base: Iterable[Fact], driver: Applier, shared: set[str]) -> Failures:
+    failed: Failures = {}
+    driver.apply(Plan(add=tuple(base)))
+    for name, wanted in found.items():
+        try:
+            driver.apply(Plan(add=tuple(_spared(wanted, driver, shared, False))))
+        except NetplaneError as exc:
+            failed[name] = exc
+    return failed
+
+
+def _spared(wanted: Wanted, driver: Applier, shared: set[str], first: bool) -> Iterable[Fact]:
+    """The facts, with fsGroup left out while another pod has the volume, and eased when it is a repair."""
+    for fact in wanted.facts:
+        if not isinstance(fact, Ownership):
+            yield fact
+        elif not shared.intersection(_sources(wanted, driver)):
+            yield fact if first else msgspec.structs.replace(fact, always=False)
+
+
+def _raise(failed: Mapping[str, NetplaneError]) -> None:
+    """The failures of a repair as one error: worth another try unless all of them are Invalid."""
+    errors = list(failed.values())
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        kind = Invalid if all(isinstance(e, Invalid) for e in errors) else Unavailable
+        raise kind("; ".join(f"volume {name}: {exc}" for name, exc in failed.items()))
+
+
+def _sources(wanted: Wanted, driver: Applier) -> list[str]:
+    """What is in use by it, as records have it: absolute, a user's own path without links."""
+    paths = (wanted.prepared.source, wanted.prepared.home)
+    return [os.path.realpath(p) if p.startswith("/") else driver.where(p) for p in paths if p]
+
+
+def _publication(pod: Pod, target: str, found: Found, driver: Applier) -> Publication:
+    paths = {n: f"{target}/{n}" if target else driver.where(w.prepared.source) for n, w in found.items()}
+    views = {place: driver.where(path) for w in found.values() for place, path in w.views.items()}
+    read_only = frozenset(n for n, w in found.items() if w.prepared.read_only)
+    return Publication(pod, target, paths, read_only, views)
 
 
 def _real(target: str, root: Path) -> str:
@@ -109,92 +229,32 @@ def _undo(journal: Journal, driver: Applier, record: Record) -> None:
     journal.remove(record.uid)
 
 
-# --- what a pod needs, pure ---------------------------------------------------------------------
-
-
-def check_pod(pod: Pod, node: str) -> None:
-    """Raises Invalid for what cannot be published here."""
-    if pod.spec.node_name not in ("", node):
-        raise Invalid(f"{pod.key} belongs to node {pod.spec.node_name} (spec.nodeName), this is {node}")
-    if not pod.metadata.uid:
-        raise Invalid(f"{pod.key} has no metadata.uid: take it from a store")
-    if pod.deleting:
-        raise Invalid(f"{pod.key} is being deleted")
-    for container in all_containers(pod):
-        if container.volume_devices:
-            raise Invalid(f"{pod.key}: container {container.name}: volumeDevices are not supported yet")
-        for mount in container.volume_mounts:
-            if mount.sub_path or mount.sub_path_expr:
-                where = f"{pod.key}: container {container.name}: {mount.mount_path}"
-                raise Invalid(f"{where}: subPath and subPathExpr are not supported yet")
-
-
-def all_containers(pod: Pod) -> tuple[Container, ...]:
-    return (*pod.spec.init_containers, *pod.spec.containers)
-
-
-def prepare(pod: Pod, snapshot: Snapshot, node: str, root: str) -> dict[str, Prepared]:
-    """Volume name → what prepares it. Raises Invalid, Unavailable."""
-    context = volumes.Context(node, root, snapshot)
-    return {v.name: volumes.render(pod, v, context) for v in pod.spec.volumes}
-
-
-def facts_of(pod: Pod, prepared: dict[str, Prepared], target: str) -> list[Fact]:
-    """All facts of a publication, in the order in which they can be made."""
-    facts: list[Fact] = [Directory(path=pod_dir(pod), mode=0o750)]
-    for source in prepared.values():
-        facts.extend(source.facts)
-    if target:
-        facts.extend(Directory(path=p) for p in _ancestors(target))
-        for name, source in prepared.items():
-            facts.extend(_shown(f"{target}/{name}", source, propagation(pod, name)))
-    return facts
-
-
-def _shown(place: str, source: Prepared, how: str) -> list[Fact]:
-    mount = Mount(
-        target=place,
-        source=source.source,
-        read_only=source.read_only,
-        propagation=how,
-        recursive=source.recursive,
-        follow=source.follow,
-    )
-    return [Point(path=place, source=source.source), mount]
-
-
-def propagation(pod: Pod, volume: str) -> str:
-    """The widest propagation that any container asks of a volume."""
-    order = tuple(PROPAGATIONS)
-    wanted = [m.mount_propagation for c in all_containers(pod) for m in c.volume_mounts if m.name == volume]
-    return PROPAGATIONS[max(wanted, key=order.index, default="None")]
-
-
-def _ancestors(path: str) -> list[str]:
-    parts = path.strip("/").split("/")
-    return ["/" + "/".join(parts[: i + 1]) for i in range(len(parts))]
-
-
 # --- the record ---------------------------------------------------------------------------------
 
 
-def _record(pod: Pod, snapshot: Snapshot, node: str, target: str) -> Record:
-    meta = pod.metadata
-    alone = tuple(sorted(_exclusive(pod, snapshot)))
+def _record(pod: Pod, context: Context, target: str) -> Record:
+    alone = tuple(sorted(_exclusive(pod, context.snapshot)))
     return Record(
-        uid=meta.uid, namespace=pod.namespace, name=pod.name, node=node, target=target, exclusive=alone
-    )
+        uid=pod.metadata.uid, namespace=pod.namespace, name=pod.name, node=context.node, target=target,
+        exclusive=alone,
+    )  # fmt: skip
 
 
 def _exclusive(pod: Pod, snapshot: Snapshot) -> set[str]:
     found = set()
     for volume in pod.spec.volumes:
-        source = volume.persistent_volume_claim
-        claim = snapshot.get(PersistentVolumeClaim, pod.namespace, source.claim_name) if source else None
+        name = _claim_name(pod, volume)
+        claim = snapshot.get(PersistentVolumeClaim, pod.namespace, name) if name else None
         held = snapshot.get(PersistentVolume, "", claim.spec.volume_name) if claim else None
         if held is not None and "ReadWriteOncePod" in held.spec.access_modes:
             found.add(held.name)
     return found
+
+
+def _claim_name(pod: Pod, volume: Volume) -> str:
+    if volume.ephemeral is not None:
+        return ephemeral.claim_name(pod, volume)
+    return volume.persistent_volume_claim.claim_name if volume.persistent_volume_claim else ""
 
 
 def _check_exclusive(record: Record, journal: Journal) -> None:
@@ -208,7 +268,7 @@ def _check_exclusive(record: Record, journal: Journal) -> None:
 def _with(record: Record, keys: tuple[tuple[str, str], ...], sources: tuple[str, ...]) -> Record:
     return Record(
         uid=record.uid, namespace=record.namespace, name=record.name, node=record.node,
-        target=record.target, keys=keys, sources=sources, exclusive=record.exclusive,
+        target=record.target, keys=keys, sources=tuple(dict.fromkeys(sources)), exclusive=record.exclusive,
     )  # fmt: skip
 
 
@@ -220,42 +280,12 @@ def _ours(facts: list[Fact], old: Record | None) -> list[FactKey]:
         absolute = str(fact.key[1]).startswith("/")
         placed = isinstance(fact, (Directory, Point)) and absolute
         stood = placed and fact.key not in before and os.path.lexists(str(fact.key[1]))
-        if not isinstance(fact, _KEPT) and not stood:
+        if not isinstance(fact, (*_KEPT, *_WITHIN)) and not stood:
             keys.append(fact.key)
     return keys
 
 
-def _merge(old: tuple[tuple[str, str], ...], new: list[FactKey]) -> tuple[tuple[str, str], ...]:
-    fresh = [(str(k[0]), str(k[1])) for k in new]
-    return (*old, *(k for k in fresh if k not in old))
-
-
-# --- what containers are told -------------------------------------------------------------------
-
-
-def mounts_of(container: Container, publication: Publication) -> list[dict[str, object]]:
-    """The container's mounts as the OCI runtime specification writes them."""
-    return [_oci(mount, publication) for mount in container.volume_mounts]
-
-
-def _oci(mount: VolumeMount, publication: Publication) -> dict[str, object]:
-    read_only = mount.read_only or mount.name in publication.read_only
-    share = {"None": "rprivate"}.get(mount.mount_propagation, PROPAGATIONS[mount.mount_propagation])
-    return {
-        "destination": mount.mount_path,
-        "type": "bind",
-        "source": publication.paths[mount.name],
-        "options": ["rbind", "ro" if read_only else "rw", share],
-    }
-
-
-def as_json(publication: Publication) -> dict[str, object]:
-    pod = publication.pod
-    return {
-        "pod": pod.name,
-        "namespace": pod.namespace,
-        "uid": pod.metadata.uid,
-        "target": publication.target,
-        "volumes": publication.paths,
-        "containers": {c.name: mounts_of(c, publication) for c in all_containers(pod)},
-    }
+def _merge(old: Record | None, new: list[FactKey]) -> tuple[tuple[str, str], ...]:
+    have = old.keys if old else ()
+    fresh = dict.fromkeys((str(k[0]), str(k[1])) for k in new)
+    return (*have, *(k for k in fresh if k not in set(have)))

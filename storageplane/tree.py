@@ -108,14 +108,14 @@ def remove(root: Path, path: str) -> None:
         raise KernelError(errno.EBUSY, f"remove {whole}", f"{within[-1].point} is mounted in it")
     try:
         with parent(root, path) as (fd, name), translated(f"remove {whole}"):
-            _remove_entry(fd, name)
-            _remove_entry(fd, staging(name))
+            remove_entry(fd, name)
+            remove_entry(fd, staging(name))
     except KernelError as exc:
         if exc.errno != errno.ENOENT:
             raise
 
 
-def _remove_entry(at: int, name: str) -> None:
+def remove_entry(at: int, name: str) -> None:
     try:
         os.unlink(name, dir_fd=at)
         return
