@@ -10,6 +10,7 @@ Rule 4: unpublishing again is nothing; neither verb needs the other's success.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import NamedTuple, Protocol
 
 import msgspec
 
-from netplane.model.errors import Invalid, NetplaneError, Unavailable
+from netplane.model.errors import Invalid, KernelError, NetplaneError, Unavailable
 from netplane.model.facts import Fact, FactKey, Plan
 from netplane.model.pods import Pod
 from netplane.model.snapshot import Snapshot
@@ -34,6 +35,7 @@ from netplane.model.storage_facts import (
     Point,
     SubPath,
 )  # fmt: skip
+from netplane.model.volume_checks import NAME_MAX, PATH_MAX
 from netplane.model.volumes import Volume
 
 from . import alive, mountinfo, podlock, wants
@@ -229,6 +231,9 @@ def _publication(pod: Pod, target: str, found: Found, driver: Applier) -> Public
 
 def _real(target: str, root: Path) -> str:
     """The target without links, once and for all. Raises Invalid for one inside our own root."""
+    names = os.fsencode(target).split(b"/")
+    if max(map(len, names)) > NAME_MAX or len(os.fsencode(target)) > PATH_MAX - NAME_MAX:
+        raise KernelError(errno.ENAMETOOLONG, f"--target {target[:60]}…")
     real = os.path.realpath(target) if target else ""
     if real and (Path(real) == root or root in Path(real).parents):
         raise Invalid(f"--target {target} lies in the root {root}; choose a place outside")
