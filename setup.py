@@ -35,6 +35,7 @@ def build_bpf(out: Path) -> None:
     if clang is None or not Path("/usr/include/bpf/bpf_helpers.h").exists():
         print("netplane: clang or libbpf's headers are missing: no fast path", file=sys.stderr)
         return
+    shutil.copy(HERE / "csrc/include/netplane.h", out)  # from which Python has the maps' layouts
     multiarch = subprocess.run(["cc", "-print-multiarch"], capture_output=True, text=True, check=False)
     include = ["-I", str(HERE / "csrc/include"), "-I", f"/usr/include/{multiarch.stdout.strip()}"]
     for source in BPF_SOURCES:

@@ -129,7 +129,7 @@ class Clocked:
     def __init__(self, driver: NftDriver) -> None:
         self._driver = driver
         self.name, self.accepts, self.parallel = driver.name, driver.accepts, driver.parallel
-        self.observe = driver.observe
+        self.observe, self.observe_beside = driver.observe, driver.observe_beside
         self.committed = threading.Event()
         self.at = 0.0
 

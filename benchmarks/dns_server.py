@@ -38,7 +38,7 @@ def snapshot_of(count: int) -> Snapshot:
             *(
                 Service(
                     metadata=ObjectMeta(name=f"svc-{n:06}", namespace="default"),
-                    spec=ServiceSpec(cluster_ip=address(n), ports=ports),
+                    spec=ServiceSpec(cluster_ip=address(n + 1), ports=ports),
                 )
                 for n in range(count)
             ),

@@ -46,6 +46,7 @@ from .model.facts import Driver
 from .model.nodes import Node
 from .model.snapshot import Snapshot
 from .overlay.room import OverlayRoom, pod_mtu
+from .pathedge import PathEdge
 from .policy.birth import Birth
 from .policy.counters import DropCounters
 from .policy.explain import lines, straight
@@ -83,6 +84,7 @@ class Agent:
         self._edge_failures: dict[str, str] = {}
         self._controls: Controls = {"/explain": self._explain}  # what operators ask, on the agent's socket
         self.dns = DnsEdge(config, self._registry, self._controls)
+        self._path = PathEdge(config, self._registry, self._controls)
         self._core: Core | None = None
         self._cni: CniServer | None = None
         self._nft: NftDriver | None = None
@@ -94,6 +96,7 @@ class Agent:
         """Raises Invalid for what is refused at start; after that, only `stopping` ends it."""
         _raise_limits()
         _share_heap()
+        self._path.open()
         with ExitStack() as stack:
             self.config.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
             instance = cluster.Instance(self.config.state_dir)
@@ -199,6 +202,7 @@ class Agent:
             "notes": found.notes,
             "elements": [f"{f.of}: {joined(f.item)} → {joined(f.value or ())}" for f in found.facts],
             "differs": self._nft.differing(found.facts),
+            "fast": self._path.explain(found.source, found.destination, found.verdict, snapshot),
         }
 
     def _machine(self, instance: str) -> cluster.Machine:
@@ -224,8 +228,9 @@ class Agent:
             "dns": (self.dns.names, self._links, nft),
         }
         if "policy" in self.config.rooms:
-            self._flows = PolicyFlows(FlowTable())
+            self._flows = PolicyFlows(self._path.cutting(FlowTable()))
             drivers["policy"] = (nft, self._flows)
+        drivers = self._path.forgetting(drivers, self._links)
         rooms = [(room, drivers[room.name]) for room in self._rooms(machine)]
         controllers = [] if store.allocates else cluster.controllers(self.config.cluster)
         observer = self._metrics if "services" in self.config.rooms else None
@@ -266,7 +271,8 @@ class Agent:
         }
         if "policy" in config.rooms:
             rooms["policy"] = self._policy = PolicyRoom(config.node)
-        return [room for name, room in rooms.items() if name in config.rooms]
+        chosen = [room for name, room in rooms.items() if name in config.rooms]
+        return [*chosen, self._path.room(machine.node_ips, self.boot_id)]
 
     def _pod_mtu(self, machine: cluster.Machine) -> int:
         if "overlay" not in self.config.rooms:

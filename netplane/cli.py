@@ -9,10 +9,10 @@ import sys
 
 import click
 
-from .commands import agent, clean, dns, doctor, explain, install, lab, objects, policy, status
+from .commands import agent, clean, dns, doctor, explain, flows, install, lab, objects, policy, status
 from .model.errors import NetplaneError
 
-GROUPS = (agent, status, objects, install, dns, doctor, explain, policy, clean, lab)
+GROUPS = (agent, status, objects, install, dns, doctor, explain, flows, policy, clean, lab)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

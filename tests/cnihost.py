@@ -115,6 +115,9 @@ class MemoryHost:
     def peer(self, netns: str, ifname: str) -> str:
         return self.peers.get((netns, ifname), "")
 
+    def redirects(self, link: str) -> bool:  # noqa: ARG002
+        return False
+
     def default_link(self) -> str:
         return "w0"
 

@@ -1,33 +1,131 @@
 // SPDX-License-Identifier: GPL-2.0
-/* The packet path. For now it counts what it leaves to the kernel: the frame that the fast path
- * grows into (one body per direction, verdicts counted, ABI in csrc/include). */
+/* The packet path: it repeats what the kernel path has decided for a flow, and decides nothing.
+ *
+ *   np_from_pod     ingress of a pod's veth      np_to_pod      egress of a pod's veth
+ *   np_from_tunnel  ingress of the VXLAN device  np_to_tunnel   egress of the VXLAN device
+ *   np_from_wire    ingress of the uplink        np_to_wire     egress of the uplink
+ *
+ * "from" programs look the flow up: a hit is rewritten and redirected, anything else is tagged and
+ * left to the kernel. "to" programs see what the kernel made of tagged packets, and remember it. */
+#include <stdbool.h>
+#include <stddef.h>
+
 #include <linux/bpf.h>
+#include <linux/if_ether.h>
+#include <linux/in.h>
+#include <linux/ip.h>
+#include <linux/ipv6.h>
 #include <linux/pkt_cls.h>
+#include <linux/tcp.h>
+#include <linux/udp.h>
+#include <bpf/bpf_core_read.h>
+#include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
 #include "netplane.h"
 
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, NP_VERDICT_MAX);
-	__type(key, __u32);
-	__type(value, struct np_counter);
-} np_counters SEC(".maps");
+#include "maps.h"
+#include "parse.h"
 
-static __always_inline void np_counter_add(__u32 verdict, __u64 bytes)
+#include "learn.h"
+#include "tunnel.h"
+
+#include "forward.h"
+
+SEC("tc")
+int np_from_pod(struct __sk_buff *skb)
 {
-	struct np_counter *counter = bpf_map_lookup_elem(&np_counters, &verdict);
+	struct np_config *config = np_config_get();
 
-	if (!counter)
-		return;
-	counter->packets++;
-	counter->bytes += bytes;
+	skb->tc_index = 0; /* whatever the pod may have written there */
+	if (!config)
+		return TC_ACT_UNSPEC;
+	np_pull(skb, NP_ETH_LEN + NP_IP6_LEN + NP_TCP_LEN);
+	if (!np_mac_is(skb, 0, config->gateway_mac)) /* bridged, not routed */
+		return TC_ACT_UNSPEC;
+	return np_forward(skb, config, NP_POD, 0);
 }
 
 SEC("tc")
-int np_ingress(struct __sk_buff *skb)
+int np_from_tunnel(struct __sk_buff *skb)
 {
-	np_counter_add(NP_VERDICT_PASS, skb->len);
+	struct np_config *config = np_config_get();
+
+	if (!config)
+		return TC_ACT_UNSPEC;
+	if (np_tag_kind(skb) == NP_TAG_OUTER)
+		np_peer_prove(skb->tc_index & NP_TAG_MASK);
+	skb->tc_index = 0;
+	if (skb->pkt_type != NP_PACKET_HOST)
+		return TC_ACT_UNSPEC;
+	np_pull(skb, NP_ETH_LEN + NP_IP6_LEN + NP_TCP_LEN);
+	return np_forward(skb, config, NP_TUNNEL, 0);
+}
+
+SEC("tc")
+int np_from_wire(struct __sk_buff *skb)
+{
+	struct np_config *config = np_config_get();
+	struct np_outer *outer;
+
+	skb->tc_index = 0;
+	if (!config || skb->pkt_type != NP_PACKET_HOST)
+		return TC_ACT_UNSPEC;
+	np_pull(skb, NP_TEMPLATE_LEN + NP_IP6_LEN + NP_TCP_LEN);
+	outer = np_parse_outer(skb, config);
+	if (!outer)
+		return np_forward(skb, config, NP_WIRE, 0);
+	if ((outer->ip.tos & 3) == NP_ECN_CE || !np_mac_is(skb, NP_OUTER_LEN, config->tunnel_mac))
+		return TC_ACT_UNSPEC;
+	if (!np_peer_proven(skb, outer->ip.saddr, outer->ip.daddr))
+		return TC_ACT_UNSPEC;
+	return np_forward(skb, config, NP_TUNNEL, NP_OUTER_LEN);
+}
+
+SEC("tc")
+int np_to_pod(struct __sk_buff *skb)
+{
+	struct np_config *config = np_config_get();
+	__u32 kind = np_tag_kind(skb);
+	struct np_port *port;
+
+	if (!config || kind < NP_POD || kind > NP_WIRE)
+		return TC_ACT_UNSPEC;
+	port = np_port_get(skb->ifindex);
+	if (!port)
+		return TC_ACT_UNSPEC;
+	np_pull(skb, NP_ETH_LEN + NP_IP6_LEN + NP_TCP_LEN);
+	np_learn(skb, config, NP_POD, port->flags & NP_PORT_SHAPED ? 0 : NP_FLOW_PEER);
+	return TC_ACT_UNSPEC;
+}
+
+SEC("tc")
+int np_to_tunnel(struct __sk_buff *skb)
+{
+	struct np_config *config = np_config_get();
+	__u32 kind = np_tag_kind(skb);
+
+	if (!config)
+		return TC_ACT_UNSPEC;
+	np_pull(skb, NP_ETH_LEN + NP_IP6_LEN + NP_TCP_LEN);
+	if (kind >= NP_POD && kind <= NP_WIRE)
+		np_learn(skb, config, NP_TUNNEL, 0);
+	return np_encapsulate(skb, config);
+}
+
+SEC("tc")
+int np_to_wire(struct __sk_buff *skb)
+{
+	struct np_config *config = np_config_get();
+	__u32 kind = np_tag_kind(skb);
+
+	if (!kind || !config)
+		return TC_ACT_UNSPEC;
+	np_pull(skb, NP_TEMPLATE_LEN + NP_IP6_LEN + NP_TCP_LEN);
+	if (kind == NP_TAG_ENCAPSULATED)
+		np_tunnel_learn(skb, config);
+	else if (kind <= NP_WIRE)
+		np_learn(skb, config, NP_WIRE, 0);
 	return TC_ACT_UNSPEC;
 }
 

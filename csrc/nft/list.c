@@ -182,11 +182,12 @@ static int message_text(struct np_nft_batch *b, const struct nlmsghdr *h, const 
 	return 0;
 }
 
-/* Read answers to the end of the dump, whatever was wrong with one: the socket must stay in step. */
+/* Read answers to the end of the dump, whatever was wrong with one: the socket must stay in step. What
+ * another commit spoils (-EAGAIN) is there all the same, with gaps or twice. */
 static int answers_text(struct np_nft_batch *b, int fd, const char *layout)
 {
 	static __thread char buf[ANSWER] __attribute__((aligned(NLMSG_ALIGNTO)));
-	int result = 0;
+	int result = 0, spoilt = 0;
 
 	for (;;) {
 		ssize_t len = recv(fd, buf, sizeof(buf), 0);
@@ -197,9 +198,9 @@ static int answers_text(struct np_nft_batch *b, int fd, const char *layout)
 			return -errno;
 		for (struct nlmsghdr *h = (void *)buf; NLMSG_OK(h, (size_t)len); h = NLMSG_NEXT(h, len)) {
 			if (h->nlmsg_flags & NLM_F_DUMP_INTR)
-				result = -EAGAIN; /* somebody committed meanwhile */
+				spoilt = -EAGAIN; /* somebody committed meanwhile */
 			if (h->nlmsg_type == NLMSG_DONE)
-				return result;
+				return result ? result : spoilt;
 			if (h->nlmsg_type == NLMSG_ERROR)
 				return ((struct nlmsgerr *)NLMSG_DATA(h))->error;
 			if (!result)
@@ -209,7 +210,7 @@ static int answers_text(struct np_nft_batch *b, int fd, const char *layout)
 }
 
 /* The elements of a set, a line each, into the batch's buffer. Returns 0 or -errno: -EAGAIN when another
- * commit came between, -EINVAL for an element that is not of the layout's types. */
+ * commit came between (some may lack), -EINVAL for an element that is not of the layout's types. */
 int np_nft_list(struct np_nft_batch *b, int fd, const char *table, const char *set, const char *layout)
 {
 	struct sockaddr_nl kernel = { .nl_family = AF_NETLINK };

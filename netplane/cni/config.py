@@ -210,11 +210,9 @@ def _is_ipam(doc: dict[str, Any]) -> bool:
 
 def _identity(doc: dict[str, Any]) -> NetConf:
     """Lenient, but for what names the record: version and name."""
-    found = {key: doc[key] for key in _IDENTITY if isinstance(doc.get(key), str | dict)}
+    found = {key: doc[key] for key in _IDENTITY if isinstance(doc.get(key), dict if key == "ipam" else str)}
     if not _is_ipam(doc):
         found.pop("type", None)
-    if not isinstance(found.get("ipam", {}), dict):
-        del found["ipam"]
     if found.get("kind") != "loopback":
         found.pop("kind", None)
     config = msgspec.convert(found, NetConf)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
-from ..model.base import Key, Object
+from ..model.base import Object
 from ..model.changes import Write
 from ..model.facts import Scope
 from ..model.flows import Flows
@@ -20,7 +20,6 @@ class Host(Protocol):
 
     def snapshot(self) -> Snapshot: ...
     def put(self, obj: Object, expect: int | None = None) -> Object: ...
-    def delete(self, key: Key, expect: int | None = None) -> object: ...
 
     def write(self, writes: Sequence[Write]) -> list[Object]:
         """All of these in order, in one transaction where the store has them; what was stored."""
@@ -40,6 +39,9 @@ class Host(Protocol):
 
     def peer(self, netns: str, ifname: str) -> str:
         """The node's end of a veth that another plugin made; "" when it is none, or elsewhere."""
+
+    def redirects(self, link: str) -> bool:
+        """Whether traffic control may take what comes in by the node's link past our guard of it."""
 
     def default_link(self) -> str:
         """The link of the node's default route; "" without one."""

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from ..cluster import Instance
+from ..kernel.datapath import PathDriver
 from ..kernel.nft_guard import GuardDriver
 from ..kernel.nft_limit import LimitDriver
 from ..kernel.nftables import NftDriver
@@ -25,8 +26,9 @@ def register(group: click.Group) -> None:
     "--state-dir", type=click.Path(path_type=Path), default=Path("/var/lib/netplane"), show_default=True
 )
 def clean(run_dir: Path, state_dir: Path) -> None:
-    """Remove all links, routes, rules and files of ours; refused while an agent uses --state-dir."""
+    """Remove programs, links, routes, rules and files of ours; refused while an agent uses --state-dir."""
     held = Instance(state_dir)
+    PathDriver(on=False).clean()
     links = LinkDriver()
     have = links.observe()
     links.apply(Plan(remove=tuple(have)))

@@ -41,6 +41,7 @@ def describe(found: dict[str, Any]) -> list[str]:
     lines += [f"endpoint   {address} port {port}" for address, port in found["endpoints"]]
     lines += [f"policy     {line}" for line in found["policy"]]
     lines += [f"note       {note}" for note in found["notes"]]
+    lines += [f"fast path  {found['fast']}"]
     lines += [f"element    {element}" for element in found["elements"]]
     if found["elements"]:
         held = f"holds all {len(found['elements'])} elements"

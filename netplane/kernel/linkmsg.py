@@ -40,6 +40,9 @@ _VETH_WORDS = {"peer", "peer_netns", "peer_mac", "peer_mtu"}
 _VXLAN_WORDS = {"local", "link"}
 _PROMISC = "promisc"
 _FORMATS = {f: struct.Struct(f) for f in ("=B", "=I", ">H")}
+# A veth uses one queue; the kernel would make one more for each processor that could ever be (5.17), with
+# its directories below /sys, and hide all but the first.
+_ONE_QUEUE = nl.attr32(31, 1) + nl.attr32(32, 1)  # IFLA_NUM_TX_QUEUES, IFLA_NUM_RX_QUEUES
 _NO_LINK_LOCAL = nl.nest(
     nl.IFLA_AF_SPEC, nl.nest(10, nl.attr(nl.IFLA_INET6_ADDR_GEN_MODE, bytes([nl.IN6_ADDR_GEN_MODE_NONE])))
 )
@@ -218,6 +221,8 @@ def create(fact: Link, master: int, link: int, peer_fd: int) -> Request:
         if peer_fd >= 0:
             parts.append(nl.attr32(nl.IFLA_NET_NS_FD, peer_fd))
         link = 0
+    if fact.kind == "veth":
+        parts.append(_ONE_QUEUE)
     kind = nl.attr(nl.IFLA_INFO_KIND, fact.kind.encode())
     data = _peer(fact, peer_fd) if fact.kind == "veth" else _data(fact, link)
     parts.append(nl.nest(nl.IFLA_LINKINFO, kind, nl.nest(nl.IFLA_INFO_DATA, *data)))
@@ -246,7 +251,7 @@ def _data(fact: Link, link: int, only: set[str] | None = None) -> list[bytes]:
 
 def _peer(fact: Link, peer_fd: int) -> list[bytes]:
     options = dict(fact.options)
-    parts = [_DOWN, nl.text(nl.IFLA_IFNAME, str(options["peer"]))]
+    parts = [_DOWN, nl.text(nl.IFLA_IFNAME, str(options["peer"])), _ONE_QUEUE]
     mtu = int(options.get("peer_mtu") or fact.mtu)
     if mtu:
         parts.append(nl.attr32(nl.IFLA_MTU, mtu))

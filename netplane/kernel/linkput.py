@@ -86,14 +86,14 @@ def _creation(session: Session, fact: Link) -> Any:
     below = str(options.get("link", ""))
     if fact.kind == "macvlan":
         peer_fd = session.netns_fd(session.path(fact.netns))
-        return linkmsg.create(fact, 0, session.indexes("", (below,))[below], peer_fd)
-    index = session.indexes(fact.netns, (fact.master, below))
+        return linkmsg.create(fact, 0, session.master("", below), peer_fd)
+    master, link = session.master(fact.netns, fact.master), session.master(fact.netns, below)
     target = str(options.get("peer_netns", ""))
     peer_fd = -1
     if fact.kind == "veth" and target != fact.netns:
         session.socket(target)  # says clearly what is wrong with a path that holds no namespace
         peer_fd = session.netns_fd(session.path(target))
-    return linkmsg.create(fact, index.get(fact.master, 0), index.get(below, 0), peer_fd)
+    return linkmsg.create(fact, master, link, peer_fd)
 
 
 def _quiet(session: Session, netns: str, names: list[str]) -> None:

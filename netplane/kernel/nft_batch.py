@@ -16,7 +16,10 @@ import ipaddress
 import os
 import socket
 import struct
+import time
 from collections.abc import Iterable, Iterator
+from itertools import repeat
+from typing import NamedTuple
 
 from ..model.errors import KernelError
 from ..model.facts import Element, Plan
@@ -32,6 +35,7 @@ NFT_MSG_NEWGEN, NFT_MSG_GETGEN = 10 << 8 | 15, 10 << 8 | 16
 NFTA_GEN_ID = 1
 NFTA_SET_TABLE, NFTA_SET_NAME, NFTA_SET_FLAGS = 1, 2, 3
 NFTA_SET_KEY_TYPE, NFTA_SET_KEY_LEN, NFTA_SET_DATA_TYPE, NFTA_SET_DATA_LEN = 4, 5, 6, 7
+NFTA_SET_COUNT = 20
 # interval, timeout, eval (dynamic), object, concatenated intervals: their elements have more to them
 UNUSUAL = 0x4 | 0x10 | 0x20 | 0x40 | 0x80
 MAP = 0x8
@@ -47,23 +51,34 @@ TYPES = {
     23: ("c", 4),
     41: ("n", 16),
 }
+PIECE = 1 << 18  # characters of a listing that are taken apart at once
 TRIES = 20  # listings that another program's commit may spoil in turn
+REHASH = 0.01  # seconds: the kernel moves 300,000 elements in some ten of these
 Parts = tuple[str | int, ...]
+Row = tuple[int, Parts, Parts | None]
 _BE32 = struct.Struct(">I")
 _NFGENMSG = struct.Struct(">BBH")
+
+
+class Glance(NamedTuple):
+    """One listing. What makes gaps in it: a commit came between, or the set's hash grows."""
+
+    rows: list[Row]
+    spoilt: bool
+    growing: bool
 
 
 class Batches:
     """The encoder's socket, and the layouts of the sets of our table. One thread at a time."""
 
     def __init__(self, netns: str = "") -> None:
-        self._sock = socket.socket(fileno=open_socket(netns, NETLINK_NETFILTER))
+        self.sock = socket.socket(fileno=open_socket(netns, NETLINK_NETFILTER))
         self._layouts: dict[str, str] = {}
-        self._sock.bind((0, 0))
-        self.portid = int(self._sock.getsockname()[0])
+        self.sock.bind((0, 0))
+        self.portid = int(self.sock.getsockname()[0])
 
     def close(self) -> None:
-        self._sock.close()
+        self.sock.close()
 
     def forget(self) -> None:
         """Sets may have come, gone or changed."""
@@ -77,34 +92,59 @@ class Batches:
                 return _u32(nlmsg.attrs(body, 4), NFTA_GEN_ID)
         return -1
 
-    def elements(self, name: str) -> list[tuple[int, Parts, Parts | None]] | None:
+    def knows(self, name: str) -> bool:
+        """Whether the elements of a set can be said by this."""
+        return bool(self._layout(name))
+
+    def elements(self, name: str) -> list[Row] | None:
         """(packets, item, value) of a set's elements; None for a set that this cannot say.
 
         Raises KernelError: ENOENT without the set, EAGAIN when others commit all the time.
         """
+        found = self.glance(name)
+        for _ in range(TRIES):
+            if found is None or not (found.spoilt or found.growing):
+                break
+            time.sleep(REHASH)
+            found = self.glance(name)
+        if found is None:
+            return None
+        if found.spoilt:
+            raise KernelError(errno.EAGAIN, f"list elements of {name}", "others commit all the time")
+        return found.rows
+
+    def glance(self, name: str) -> Glance | None:
+        """The same listed once, as it comes."""
         layout = self._layout(name)
         if not layout:
             return None
         batch = ffi.new("struct np_nft_batch *")
         try:
-            for _ in range(TRIES):
-                fd = self._sock.fileno()
-                done = lib.np_nft_list(batch, fd, TABLE.encode(), name.encode(), layout.encode())
-                if done != -errno.EAGAIN:
-                    break
+            words = TABLE.encode(), name.encode(), layout.encode()
+            done = lib.np_nft_list(batch, self.sock.fileno(), *words)
             if done == -errno.EINVAL:
                 return None
-            _must(done, f"list elements of {name}")
-            return read(ffi.buffer(batch.data, batch.used)[:].decode(), layout) if batch.used else []
+            if done != -errno.EAGAIN:
+                _must(done, f"list elements of {name}")
+            found = read(ffi.buffer(batch.data, batch.used)[:].decode(), layout) if batch.used else []
         finally:
             lib.np_nft_free(batch)
+        return Glance(found, done != 0, not self._complete(name, found))
+
+    def _complete(self, name: str, found: list[Row]) -> bool:
+        """Whether a listing has all elements, as far as the kernel tells their number (NFTA_SET_COUNT).
+
+        A hash that grows, as it does for a while after a load, is walked with gaps and twice.
+        """
+        attrs = self._ask(name)
+        return NFTA_SET_COUNT not in attrs or len({row[1] for row in found}) == _u32(attrs, NFTA_SET_COUNT)
 
     def held(self, name: str, item: Parts) -> tuple[Parts | None] | None:
         """(value,) of one element; None when the set does not hold it. Raises KernelError."""
         layout, text = self._layout(name), " ".join(map(str, item)).encode()
         batch = ffi.new("struct np_nft_batch *")
         try:
-            fd, words = self._sock.fileno(), (TABLE.encode(), name.encode(), layout.encode())
+            fd, words = self.sock.fileno(), (TABLE.encode(), name.encode(), layout.encode())
             done = (
                 lib.np_nft_get(batch, fd, *words, ffi.from_buffer(text), len(text))
                 if layout
@@ -136,7 +176,7 @@ class Batches:
                 self._put(batch, True, name, lines)
             for name, lines in _fresh(plan).items():
                 self._put(batch, False, name, lines)
-            _must(lib.np_nft_commit(batch, self._sock.fileno()), "commit")
+            _must(lib.np_nft_commit(batch, self.sock.fileno()), "commit")
         finally:
             lib.np_nft_free(batch)
 
@@ -169,8 +209,8 @@ class Batches:
     def _request(self, kind: int, body: bytes) -> list[tuple[int, bytes]]:
         """(type, body) of what one question is answered with."""
         head = nlmsg.NLMSGHDR.pack(16 + len(body), kind, nlmsg.NLM_F_REQUEST, 1, 0)
-        self._sock.sendto(head + body, (0, 0))
-        return [(got, answer) for got, _, _, _, answer in nlmsg.messages(self._sock.recv(1 << 16))]
+        self.sock.sendto(head + body, (0, 0))
+        return [(got, answer) for got, _, _, _, answer in nlmsg.messages(self.sock.recv(1 << 16))]
 
 
 def layout_of(attrs: dict[int, bytes]) -> str:
@@ -197,42 +237,39 @@ def _letters(kind: int, length: int) -> str:
     return "".join(letter for letter, _ in reversed(parts)) if known else ""
 
 
-def read(text: str, layout: str) -> list[tuple[int, Parts, Parts | None]]:
+def read(text: str, layout: str) -> list[Row]:
     """The lines of np_nft_list as a fact's parts; equal addresses and ports are one object."""
+    texts, numbers = _Texts(), _Numbers()
     key, _, value = layout.partition(":")
-    words = _Words()
-    found: list[tuple[int, Parts, Parts | None]] = []
-    ends, kinds = 1 + len(key), key + value
-    for line in text.splitlines():
-        parts = line.split("\t")
-        made = [
-            words.number(p) if kind in "ips" else words.text(p)
-            for p, kind in zip(parts[1:], kinds, strict=True)
-        ]
-        item, rest = tuple(made[: ends - 1]), tuple(made[ends - 1 :])
-        found.append((int(parts[0]), item, rest if value else None))
+    words = [numbers if letter in "ips" else texts for letter in key + value]
+    found: list[Row] = []
+    at = 0
+    while at < len(text):  # by columns, which is quick, of a piece at a time, which is small
+        end = text.find("\n", at + PIECE) + 1 or len(text)
+        flat = text[at:end].replace("\n", "\t").split("\t")[:-1]
+        step = 1 + len(words)
+        columns = [map(kind.__getitem__, flat[i::step]) for i, kind in enumerate(words, 1)]
+        items = zip(*columns[: len(key)], strict=True)
+        values = zip(*columns[len(key) :], strict=True) if value else repeat(None)
+        found += zip(map(int, flat[::step]), items, values)  # noqa: B905 (repeat has no end)
+        at = end
     return found
 
 
-class _Words:
+class _Texts(dict[str, str]):
     """One object for each word: 300,000 endpoints name few addresses and fewer ports."""
 
-    def __init__(self) -> None:
-        self._texts: dict[str, str] = {}
-        self._numbers: dict[str, str | int] = {}
-
-    def text(self, word: str) -> str:
-        found = self._texts.get(word)
-        if found is None:
-            odd = ":" in word and "." in word  # inet_ntop's mapped addresses are not RFC 5952's
-            found = self._texts[word] = str(ipaddress.ip_address(word)) if odd else word
+    def __missing__(self, word: str) -> str:
+        odd = ":" in word and "." in word  # inet_ntop's mapped addresses are not RFC 5952's
+        found = self[word] = str(ipaddress.ip_address(word)) if odd else word
         return found
 
-    def number(self, word: str) -> str | int:
-        """A protocol has a name where it is known."""
-        found = self._numbers.get(word)
-        if found is None:
-            found = self._numbers[word] = int(word) if word.isdigit() else word
+
+class _Numbers(dict[str, str | int]):
+    """A protocol has a name where it is known."""
+
+    def __missing__(self, word: str) -> str | int:
+        found = self[word] = int(word) if word.isdigit() else word
         return found
 
 

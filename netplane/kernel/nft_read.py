@@ -37,14 +37,6 @@ def marks(listing: bytes) -> dict[FactKey, Mark]:
     return found
 
 
-def structure(listing: bytes) -> tuple[dict[FactKey, Mark], dict[str, str]]:
-    """Chains and sets of a listing without elements; {name: "set" or "map"} where elements are facts."""
-    found = marks(listing)
-    items = (pair for item in msgspec.json.decode(listing)["nftables"] for pair in item.items())
-    sets = [(kind, body) for kind, body in items if kind in ("set", "map")]
-    return found, {body["name"]: kind for kind, body in sets if " " not in body.get("comment", "")}
-
-
 def elements(listing: bytes) -> dict[FactKey, Mark]:
     """The elements alone of `nft -j list set`."""
     return {key: mark for key, mark in marks(listing).items() if key[0] == "element"}

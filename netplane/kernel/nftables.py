@@ -23,7 +23,7 @@ from typing import Any
 
 from ..model.errors import Invalid, KernelError, Unavailable
 from ..model.facts import Chain, Element, Fact, FactKey, Mark, Plan, Set
-from . import nft_batch, nft_read, nft_text, nft_verify
+from . import nft_batch, nft_look, nft_read, nft_text, nft_verify
 
 _ERRNO = {os.strerror(number): number for number in errno.errorcode}
 _REASON = re.compile(rb"Error: (.*)$", re.MULTILINE)
@@ -33,9 +33,13 @@ _NEXT = b" ; "  # between statements: nft quotes only a buffer's first line, so 
 
 
 class Nft:
-    """libnftables' command line, one statement at a time. Raises Unavailable when it is not there."""
+    """libnftables' command line, one transaction at a time. Raises Unavailable when it is not there.
+
+    Thread-safe: a context of libnftables is not, two threads in one end the process (SIGABRT).
+    """
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
         try:
             from nftables import Nftables
 
@@ -46,13 +50,12 @@ class Nft:
         self.portid = _portid_of(known)
         self._nft.set_numeric_proto_output(True)  # names need /etc/protocols, which may be missing
 
-    def run(self, text: str, json: bool = False, terse: bool = False) -> bytes:
-        """All statements, a line each, in one transaction; what they print (``terse``: without
-        elements). Raises KernelError."""
+    def run(self, text: str, json: bool = False) -> bytes:
+        """All statements, a line each, in one transaction; what they print. Raises KernelError."""
         script = text.strip().encode().replace(b"\n", _NEXT)
-        self._nft.set_json_output(json)
-        self._nft.set_terse_output(terse)
-        status, output, error = self._nft.cmd(script)
+        with self._lock:
+            self._nft.set_json_output(json)
+            status, output, error = self._nft.cmd(script)
         if status:
             raise failure(script, error)
         return bytes(output)
@@ -90,7 +93,11 @@ class NftDriver:
         self._nft = Nft()
         self._lock = threading.RLock()
         self._batches = nft_batch.Batches()
+        self._within = nft_look.Look(self._batches, self._nft)  # under _lock
+        self._looking = threading.Lock()  # taken before _lock, never after it
+        self._aside = nft_look.Look(nft_batch.Batches(), Nft())  # under _looking: commits go on
         self._view = _View(self._batches.generation)
+        self.plans = 0  # that were carried out, until now
 
     @property
     def portids(self) -> frozenset[int]:
@@ -99,42 +106,26 @@ class NftDriver:
 
     def observe(self) -> Mapping[FactKey, Mark]:
         """{key: mark} of all that our table holds; {} without a table. Raises KernelError."""
-        with self._lock:
-            self._batches.forget()
-            try:
-                listing = self._run(f"list table {nft_text.TABLE}", json=True, terse=True)
-            except KernelError as exc:
-                if exc.errno == errno.ENOENT:
-                    return {}
-                raise
-            found, sets = nft_read.structure(listing)
-            for name, kind in sets.items():
-                found.update(self._elements(name, kind))
-        return found
+        with self._looking, self._lock:
+            return self._aside.everything()
 
-    def _elements(self, name: str, kind: str) -> dict[FactKey, Mark]:
-        """The elements of one set; libnftables reads what the encoder does not know."""
-        found = self._batches.elements(name)
-        if found is None:
-            return nft_read.elements(self._run(f"list {kind} {nft_text.TABLE} {name}", json=True))
-        return {("element", name, item): value for _, item, value in found}
+    def observe_beside(self, expected: Iterable[FactKey]) -> Mapping[FactKey, Mark]:
+        """The same while plans are applied, by others who know what these change; ``expected``: before.
+
+        Raises KernelError: EAGAIN when we commit too often.
+        """
+        with self._looking:
+            return self._aside.beside(expected)
 
     def differing(self, facts: Iterable[Element]) -> list[str]:
         """In words, each of these elements that the kernel does not hold as wanted. Raises KernelError."""
-        found = []
-        with self._lock:
-            self._batches.forget()
-            for fact in facts:
-                held = self._batches.held(fact.of, fact.item)
-                if held != (fact.mark,):
-                    shown = nft_text.joined(held[0]) if held and held[0] else "nothing"
-                    found.append(f"{fact.of} holds {shown} for {nft_text.joined(fact.item)}")
-        return found
+        with self._looking:
+            return self._aside.differing(facts)
 
     def counted(self, name: str) -> dict[tuple[str | int, ...], tuple[int, Any]]:
-        """{item: (packets, value)} of a map whose elements count. Raises KernelError."""
-        with self._lock:
-            return {item: (packets, value) for packets, item, value in self._batches.elements(name) or ()}
+        """{item: (packets, value)} of a set or map whose elements count. Raises KernelError."""
+        with self._looking:
+            return self._aside.counted(name)
 
     def apply(self, plan: Plan) -> None:
         """All of the plan in one transaction, or nothing of it. Raises KernelError, Invalid."""
@@ -144,10 +135,17 @@ class NftDriver:
             try:
                 self._commit(plan)
             except KernelError:
-                fitted = fit(plan, self._view.held(self.observe))
+                fitted = fit(plan, self._held(plan))
                 if fitted:
                     self._run(nft_text.transaction(fitted))  # refused again: now with nft's words
             self._view.moved(plan)
+            self.plans += 1
+
+    def _held(self, plan: Plan) -> Mapping[FactKey, Mark]:
+        """What there is of a plan: of a small one alone, for a large one of all."""
+        if sum(map(len, (plan.add, plan.change, plan.remove))) <= WORTHWHILE:
+            return self._within.part((*(f.key for f in (*plan.add, *plan.change)), *plan.remove))
+        return self._view.held(self._within.everything)
 
     def _commit(self, plan: Plan) -> None:
         """Elements alone go as a batch of our own; anything else through libnftables."""
@@ -200,9 +198,9 @@ class NftDriver:
                 return ""
             raise
 
-    def _run(self, text: str, json: bool = False, terse: bool = False) -> bytes:
+    def _run(self, text: str, json: bool = False) -> bytes:
         with self._lock:
-            return self._nft.run(text, json, terse)
+            return self._nft.run(text, json)
 
 
 class _View:

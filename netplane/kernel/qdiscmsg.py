@@ -15,6 +15,7 @@ from .nlmsg import Request
 
 RTM_NEWQDISC, RTM_DELQDISC, RTM_GETQDISC = 36, 37, 38
 ROOT = 0xFFFFFFFF  # TC_H_ROOT
+INGRESS = 0xFFFFFFF1  # TC_H_INGRESS
 LATENCY = 25  # ms that a packet may wait, as in the reference plugin
 TCMSG = struct.Struct("=B3xiIII")  # family, ifindex, handle, parent, info
 _TBF = struct.Struct("=BBHhHI12xIII")  # rate (cell_log … rate), peakrate, limit, buffer, mtu
@@ -42,6 +43,14 @@ def shape(fact: Shaper, index: int) -> Request:
 
 def unshape(link: str, index: int) -> Request:
     return Request(RTM_DELQDISC, 0, TCMSG.pack(0, index, 0, ROOT, 0), f"take the shaper of {link} away")
+
+
+def at_ingress(body: bytes, index: int) -> bool:
+    """Whether this is the ingress queue of the link: its filters may send frames elsewhere. A clsact, which
+    has the same place, is somebody's programs."""
+    _, link, _, parent, _ = TCMSG.unpack_from(body)
+    found = nl.string(nl.attrs(body, TCMSG.size).get(_KIND))
+    return (link, parent, found) == (index, INGRESS, "ingress")
 
 
 def read(body: bytes, name_of: Callable[[int], str]) -> Shaper | None:

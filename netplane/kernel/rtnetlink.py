@@ -22,7 +22,7 @@ import msgspec
 
 from ..model.errors import Invalid, KernelError
 from ..model.facts import Address, Fact, FactKey, Fdb, Link, Mark, Neighbour, Plan, Route, Shaper, Sysctl
-from . import linkmsg, sysctl
+from . import linkmsg, qdiscmsg, sysctl
 from .factput import put_facts
 from .linkdrop import delete, drop, drop_rest
 from .linkput import put
@@ -46,6 +46,7 @@ class LinkDriver:
         self.netns = f"/proc/self/fd/{self._fd}"
         self._pool = Pool(lambda: Socket(self.netns, name=""))
         self._reaper = Reaper(self._delete)
+        self._masters: dict[str, int] = {}  # looked up by plans before; doubted when one fails
         self._burials = ThreadPoolExecutor(_OVERLAP, thread_name_prefix="reaper")
 
     def close(self) -> None:
@@ -61,10 +62,25 @@ class LinkDriver:
                 raise Invalid(f"{type(fact).__name__} is not for the driver {self.name}")
             if isinstance(fact, Link):
                 linkmsg.check(fact)
+        if plan.remove:
+            with self._session() as session:
+                drop(session, plan.remove, self._reaper)
+        known = frozenset(fact.key for fact in plan.change)
+        trusted = bool(self._masters)
+        try:
+            self._put_or_undo(wanted, known)
+        except KernelError:
+            if not trusted:
+                raise
+            self._masters.clear()  # one of them may have been made again
+            self._put_or_undo(wanted, known)
+
+    def _put_or_undo(self, wanted: tuple[Any, ...], known: frozenset[FactKey]) -> None:
+        if not wanted:
+            return
         with self._session() as session:
-            drop(session, plan.remove, self._reaper)
             try:
-                self._put(session, wanted, frozenset(fact.key for fact in plan.change))
+                self._put(session, wanted, known)
             except (ValueError, struct.error) as exc:
                 session.undo()
                 raise Invalid(f"a fact cannot be put into a request: {exc}") from exc
@@ -89,7 +105,7 @@ class LinkDriver:
     @contextmanager
     def _session(self) -> Iterator[Session]:
         with self._pool.take() as own:
-            session = Session(own, self.netns)
+            session = Session(own, self.netns, self._masters)
             try:
                 yield session
             finally:
@@ -144,6 +160,17 @@ class LinkDriver:
             outside = linkmsg.parse(answer.body) if answer.body else None
             # an index says little of another namespace: both ends must name each other
             return outside.name if outside and outside.iflink == inside.ifindex else ""
+
+    def redirects(self, name: str) -> bool:
+        """Whether the link of our namespace has an ingress qdisc, whose filters (the bandwidth plugin's) see
+        its frames before nftables does, and may take them past it."""
+        with self._session() as session:
+            state = session.states("", [name]).get(name)
+            if state is None:
+                return False
+            everything = session.socket("").dump(qdiscmsg.RTM_GETQDISC, qdiscmsg.TCMSG.pack(0, 0, 0, 0, 0))
+            found = [qdiscmsg.at_ingress(body, state.ifindex) for _, body in everything]
+            return True in found  # a dump is read to its end
 
     def portids(self) -> frozenset[int]:
         """Whose notifications are echoes of our own requests (for LinkMonitor)."""

@@ -371,6 +371,44 @@ class HealthCheck(Fact, frozen=True):
         return ("healthcheck", self.port)
 
 
+# --- the packet path (driver: kernel.datapath) --------------------------------------------------
+
+
+class Hook(Fact, frozen=True):
+    """The packet path's programs at both sides of a link. ``place``: pod, tunnel or wire.
+
+    ``barred``: what enters there never takes the fast path (a guard stands behind it); ``shaped``: what
+    leaves there goes through the link's queue, not around it.
+    """
+
+    TYPE: ClassVar[str] = "hook"
+
+    link: str
+    place: str
+    barred: bool = False
+    shaped: bool = False
+
+    @property
+    def key(self) -> FactKey:
+        return ("hook", self.link)
+
+
+class FastPath(Fact, frozen=True):
+    """What the packet path must know of the node; there is at most one."""
+
+    TYPE: ClassVar[str] = "fastpath"
+
+    gateway_mac: str  # frames of pods to this MAC are routed
+    tunnel: str = ""  # the VXLAN device, "" without
+    tunnel_mac: str = ""
+    vni: int = 0
+    port: int = 0
+
+    @property
+    def key(self) -> FactKey:
+        return ("fastpath",)
+
+
 # --- names (driver: the DNS server's table) -----------------------------------------------------
 
 

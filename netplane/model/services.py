@@ -21,6 +21,7 @@ MAGLEV_SLOTS = "netplane.io/maglev-slots"  # annotation: a prime number
 PASSIVE_EJECTION = "netplane.io/passive-ejection"  # annotation: off (default) or on
 EJECTION_FAILURES = "netplane.io/ejection-failures"  # annotation: connections in a row, default 5
 EJECTION_SECONDS = "netplane.io/ejection-seconds"  # annotation: the first time out, default 30
+COUNT_PACKETS = "netplane.io/count-packets"  # annotation: off (default) or on
 
 
 class ServicePort(Struct, frozen=True, kw_only=True):
@@ -187,6 +188,7 @@ class Service(Object, frozen=True, kw_only=True):
 EJECTION_LIMITS = {EJECTION_FAILURES: 1000, EJECTION_SECONDS: 3600}
 _MODES = {
     PASSIVE_EJECTION: ("off", "on"),
+    COUNT_PACKETS: ("off", "on"),
     ENDPOINT_MODE: ("vip", "dnsrr"),
     PUBLISH_MODE: ("ingress", "host"),
     LOAD_BALANCING: ("random", "maglev"),

@@ -141,7 +141,7 @@ class Core:
         heard = self._mirror.heard  # first: what is heard is queued, what is queued fails or goes well
         queues = (self._rooms.queue, self._controls.queue)
         pending = max(len(self._rooms.held), queues[0].taken) + queues[1].taken
-        pending += sum(queue.pending() for queue in queues)
+        pending += sum(queue.pending() for queue in queues) + self._rooms.behind()
         failures = {**self._rooms.failures, **self._controls.failures}
         snapshot, problem = self._mirror.snapshot, self._mirror.problem
         claimed = [s for settler in self._rooms.settlers for s in settler.ledger.scopes()]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -24,6 +25,7 @@ from .settle import Failures, Settler
 log = logging.getLogger(__name__)
 
 CHUNK = 2000  # scopes in one transaction: a cold start of 30,000 services goes in steps
+LEISURE = 100  # scopes that are compared between two looks at what is due
 GATHER = 0.001  # seconds: events that come together are worked on together
 RESYNC = 3600.0  # seconds between full comparisons with the kernel
 DOUBT = 5.0  # seconds at least between full comparisons after refusals
@@ -52,18 +54,25 @@ class RoomLoop:
         self._resynced = float("-inf")
         self._observe = True
         self._passing = False  # in a full pass
+        self._compare = threading.Event()  # asks for a look at what the drivers hold
+        self._looking = False
+        self._later: deque[Scope] = deque()  # of a full pass, to be compared when nothing is due
         self._observer = observer
         self._stopping = False
         self._began = 0.0  # when the loop took up what it works on; 0 while it waits
         self._thread = threading.Thread(target=self._run, name="rooms", daemon=True)
+        self._looker = threading.Thread(target=self._look, name="rooms look", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
+        self._looker.start()
 
     def stop(self) -> None:
         self._stopping = True
+        self._compare.set()
         self.queue.close()
         self._thread.join(timeout=10)
+        self._looker.join(timeout=10)
 
     def notice(self, events: Sequence[Event], snapshot: Snapshot) -> None:
         """What came together goes to the kernel together: a rule and the sets that it names."""
@@ -73,20 +82,47 @@ class RoomLoop:
         self.queue.add_all([s for s in touched if s not in self._promised], GATHER)
 
     def full_pass(self) -> None:
-        """Everything again: observe the drivers, render every scope, sweep."""
+        """Everything again: observe the drivers, render every scope, sweep.
+
+        The first one comes before anything else. Later ones are at leisure: what changes goes before.
+        """
         self._resynced = time.monotonic()
-        self._observe = self._passing = True
-        snapshot = self._snapshot()
-        for room in self.rooms.values():
-            for scope in room.scopes(None, snapshot):
-                self.queue.add(scope)
+        self._passing = True
+        if self.passed.is_set():
+            self._compare.set()
+            return
+        self._observe = True
+        for scope in self._all_scopes():
+            self.queue.add(scope)
         self.queue.add(FINISH, GATHER)
+
+    def _all_scopes(self) -> list[Scope]:
+        snapshot = self._snapshot()
+        return [scope for room in self.rooms.values() for scope in room.scopes(None, snapshot)]
+
+    def _look(self) -> None:
+        """Every full pass but the first begins here, in a thread of its own: listing takes seconds."""
+        while True:
+            self._compare.wait()
+            if self._stopping:
+                return
+            self._looking = True
+            self._compare.clear()
+            if self._observed(Settler.compare):
+                self._later = deque(self._all_scopes())
+                self.queue.add(FINISH, GATHER)
+            else:
+                time.sleep(1.0)
+                self._compare.set()
+            self._looking = False
+
+    def behind(self) -> int:
+        """How much of a full pass is still to be done: scopes, and looks at the drivers."""
+        return len(self._later) + (self._looking or self._compare.is_set())
 
     def adopt(self) -> None:
         """Without the loop: believe what the drivers hold, and let every scope claim what it wants of it."""
-        snapshot = self._snapshot()
-        scopes = [scope for room in self.rooms.values() for scope in room.scopes(None, snapshot)]
-        rendered, _ = self._render(scopes, snapshot)
+        rendered, _ = self._render(self._all_scopes(), self._snapshot())
         for settler in self.settlers:
             settler.resync()
             settler.adopt({scope: tuple(filter(settler.accepts, facts)) for scope, facts in rendered.items()})
@@ -161,16 +197,17 @@ class RoomLoop:
 
     def _run(self) -> None:
         while not self._stopping:
-            scopes = self.queue.take(CHUNK, timeout=1.0 if self._doubtful() else 60.0)
+            scopes = self._take()
             if self._stopping:
                 return
             age = time.monotonic() - self._resynced
             if self.passed.is_set() and age > (DOUBT if self._doubtful() else RESYNC):
                 self.full_pass()
-            if not self._observed():
+            if self._observe and not self._observed():
                 for scope in scopes:
                     self.queue.retry(scope)
                 continue
+            self._observe = False
             if scopes:
                 self._began = time.monotonic()
                 self.settle([s for s in scopes if s != FINISH])
@@ -178,28 +215,37 @@ class RoomLoop:
             if FINISH in scopes:
                 self._finish_pass()
 
+    def _take(self) -> list[Scope]:
+        """What is due, and a little of what is to be compared at leisure."""
+        later = self._later
+        wait = 0.0 if later else 1.0 if self._doubtful() else 60.0
+        scopes = self.queue.take(CHUNK, wait)
+        known = set(scopes)
+        while later and len(scopes) < LEISURE:
+            scope = later.popleft()
+            if scope not in known:
+                scopes.append(scope)
+        return scopes
+
     def _doubtful(self) -> bool:
         return any(s.stale for s in self.settlers)
 
-    def _observed(self) -> bool:
+    def _observed(self, look: Callable[[Settler], None] = Settler.resync) -> bool:
         """At the start of a full pass: ask the drivers what there is."""
-        if not self._observe:
-            return True
         for settler in self.settlers:
             where = Scope("kernel", settler.driver.name)
             try:
-                settler.resync()
+                look(settler)
                 self.failures.pop(where, None)
             except NetplaneError as exc:
                 log.error("%s: cannot observe: %s", where, exc)
                 self.failures[where] = str(exc)
                 return False
-        self._observe = False
         return True
 
     def _finish_pass(self) -> None:
         """Everything that was due is rendered: what is left in the kernel is nobody's."""
-        if self.queue.due():
+        if self._later or self.queue.due():
             self.queue.add(FINISH, GATHER)
             return
         for settler in self.settlers:

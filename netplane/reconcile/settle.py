@@ -9,15 +9,16 @@ Rule 3: a driver that is `parallel` applies plans of different scopes at once. F
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from ..model.errors import KernelError, NetplaneError, Unavailable
-from ..model.facts import Driver, Fact, FactKey, Plan, Scope
+from ..model.facts import Driver, Fact, FactKey, Mark, Plan, Scope
 from ..model.gather import Gathering
 from .ledger import Ledger, Updates
 
 Failures = dict[Scope, NetplaneError]
+_GONE = object()
 
 
 class _Asked:
@@ -33,6 +34,8 @@ class Settler:
         self.driver = driver
         self.ledger = Ledger()
         self.stale = False
+        self._refused: dict[Scope, str] = {}  # whose refusal has been doubted already
+        self._meanwhile: dict[FactKey, Mark] | None = None  # what was committed while the driver looks
         self._idle = threading.Condition()
         self._busy = 0
         self.together = Gathering[_Asked](self._settle_all)
@@ -59,17 +62,25 @@ class Settler:
     def _settle(self, updates: Updates) -> Failures:
         try:
             self._transact(updates)
+            for scope in updates.keys() & self._refused.keys():
+                self._refused.pop(scope, None)
             return {}
         except Unavailable as exc:
             return dict.fromkeys(updates, exc)
         except NetplaneError as exc:
             if len(updates) == 1:
-                self.stale = self.stale or isinstance(exc, KernelError)
+                self._doubt(next(iter(updates)), exc)
                 return dict.fromkeys(updates, exc)
         scopes = list(updates)
         middle = len(scopes) // 2
         failures = self._settle({s: updates[s] for s in scopes[:middle]})
         return failures | self._settle({s: updates[s] for s in scopes[middle:]})
+
+    def _doubt(self, scope: Scope, exc: NetplaneError) -> None:
+        """A refusal says that the kernel may hold something else than we think: once, not at every try."""
+        if isinstance(exc, KernelError) and self._refused.get(scope) != str(exc):
+            self._refused[scope] = str(exc)
+            self.stale = True
 
     def _transact(self, updates: Updates) -> None:
         with self._working():
@@ -79,6 +90,12 @@ class Settler:
                 self.driver.apply(difference.plan)
             with self._idle:
                 self.ledger.commit(difference)
+                self._note(difference.plan)
+
+    def _note(self, plan: Plan) -> None:
+        if self._meanwhile is not None:
+            self._meanwhile.update((f.key, f.mark) for f in (*plan.add, *plan.change))
+            self._meanwhile.update(dict.fromkeys(plan.remove, _GONE))
 
     @contextmanager
     def _working(self) -> Iterator[None]:
@@ -107,8 +124,34 @@ class Settler:
     def resync(self) -> None:
         """Observe the driver and believe it. Raises KernelError, Unavailable."""
         with self._alone():
-            self.ledger.reset(self.driver.observe())
-            self.stale = False
+            self._believe(self.driver.observe())
+
+    def compare(self) -> None:
+        """The same beside the work, where the driver can: what it commits meanwhile counts."""
+        look = getattr(self.driver, "observe_beside", None)
+        if look is None:
+            self.resync()
+            return
+        doubted, self.stale = self.stale, False  # a refusal from now on is a new doubt
+        with self._idle:
+            self._meanwhile = {}
+            expected = tuple(self.ledger.have)
+        try:
+            observed = dict(look(expected))
+        except NetplaneError:
+            self.stale = self.stale or doubted
+            raise
+        with self._alone():
+            refused, meanwhile, self._meanwhile = self.stale, self._meanwhile, None
+            observed.update(meanwhile)
+            for key in [key for key, mark in meanwhile.items() if mark is _GONE]:
+                del observed[key]
+            self._believe(observed)
+            self.stale = refused
+
+    def _believe(self, observed: Mapping[FactKey, Mark]) -> None:
+        self.ledger.reset(observed)
+        self.stale = False
 
     def adopt(self, updates: Updates) -> None:
         """These scopes want these facts; nothing is done about it."""
@@ -122,6 +165,7 @@ class Settler:
             plan = Plan(remove=tuple(key for key in found.remove if ours(key)))
             if plan:
                 self.driver.apply(plan)
+                self._note(plan)
                 for key in plan.remove:
                     self.ledger.have.pop(key, None)
             return len(plan.remove)

@@ -17,8 +17,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from ..model.changes import Event
 from ..model.facts import Scope
-from ..model.services import EndpointSlice, Service
+from ..model.services import COUNT_PACKETS, EndpointSlice, Service
 from ..model.snapshot import Snapshot
+from . import packets
 from .chains import DROPPED, REFUSED
 from .frontends import frontends, served
 from .room import ROOM
@@ -126,51 +127,64 @@ class ServiceCounts:
         self._snapshot, self._counts, self._ips = snapshot, counts, ips
 
     def collect(self) -> Iterator[Metric]:
-        made = CounterMetricFamily(
-            "netplane_service_connections", "New flows sent on", labels=["namespace", "service"]
-        )
-        lost = CounterMetricFamily(
-            "netplane_service_drops",
-            "New flows refused or dropped for want of an endpoint",
-            labels=["namespace", "service", "verdict"],
-        )
-        local = GaugeMetricFamily(
-            f"{PREFIX}_sync_proxy_rules_no_local_endpoints_total",
-            "Services of traffic policy Local without an endpoint on this node",
-            labels=["traffic_policy"],
-        )
+        found = _Families()
         held = {**self._counts("svc-services4"), **self._counts("svc-services6")}
-        nobody = {"internal": 0, "external": 0}
+        later = {key: number for name in packets.SETS for key, (number, _) in self._counts(name).items()}
         for service in self._snapshot().list(Service):
             if served(service):
-                self._count(service, held, made, lost, nobody)
-        for policy, number in nobody.items():
-            local.add_metric([policy], number)
-        yield from (made, lost, local)
+                self._count(service, held, later, found)
+        for policy, number in found.nobody.items():
+            found.local.add_metric([policy], number)
+        yield from (found.made, found.lost, found.sent, found.local)
 
     def _count(
         self,
         service: Service,
         held: Mapping[tuple[Any, ...], tuple[int, Any]],
-        made: CounterMetricFamily,
-        lost: CounterMetricFamily,
-        nobody: dict[str, int],
+        later: Mapping[tuple[Any, ...], int],
+        found: _Families,
     ) -> None:
         labels, sums = [service.namespace, service.name], {"": 0, "refused": 0, "dropped": 0}
         without: set[str] = set()
+        more = 0
         for port in service.spec.ports:
             for frontend in frontends(service, port, self._ips):
-                packets, found = held.get(frontend.key, (0, ("",)))
-                verdict = {REFUSED: "refused", DROPPED: "dropped"}.get(found[0], "")
-                sums[verdict] += packets
+                number, way = held.get(frontend.key, (0, ("",)))
+                verdict = {REFUSED: "refused", DROPPED: "dropped"}.get(way[0], "")
+                sums[verdict] += number
+                more += later.get(frontend.key, 0)
                 if verdict == "dropped":
                     without.add("external" if frontend.external else "internal")
         for policy in without:
-            nobody[policy] += 1
-        made.add_metric(labels, sums.pop(""))
-        for verdict, packets in sums.items():
-            if packets:
-                lost.add_metric([*labels, verdict], packets)
+            found.nobody[policy] += 1
+        if service.metadata.annotations.get(COUNT_PACKETS) == "on":
+            found.sent.add_metric(labels, sums[""] + more)
+        found.made.add_metric(labels, sums.pop(""))
+        for verdict, number in sums.items():
+            if number:
+                found.lost.add_metric([*labels, verdict], number)
+
+
+class _Families:
+    """One scrape."""
+
+    def __init__(self) -> None:
+        service = ["namespace", "service"]
+        self.made = CounterMetricFamily("netplane_service_connections", "New flows sent on", labels=service)
+        self.lost = CounterMetricFamily(
+            "netplane_service_drops",
+            "New flows refused or dropped for want of an endpoint",
+            labels=[*service, "verdict"],
+        )
+        self.sent = CounterMetricFamily(
+            "netplane_service_packets", "Packets from clients, where a service asks for it", labels=service
+        )
+        self.local = GaugeMetricFamily(
+            f"{PREFIX}_sync_proxy_rules_no_local_endpoints_total",
+            "Services of traffic policy Local without an endpoint on this node",
+            labels=["traffic_policy"],
+        )
+        self.nobody = {"internal": 0, "external": 0}
 
 
 def _triggered(annotations: Mapping[str, str]) -> float:

@@ -12,9 +12,9 @@ from ..model import checks
 from ..model.errors import Invalid
 from ..model.facts import Element, Fact, Facts, Scope, Sysctl
 from ..model.nodes import Node
-from ..model.services import EndpointSlice, Service, ServicePort
+from ..model.services import COUNT_PACKETS, EndpointSlice, Service, ServicePort
 from ..model.snapshot import Snapshot
-from . import chains, ejection, watch
+from . import chains, ejection, packets, watch
 from .address import canonical
 from .endpoints import Backend, Choice, choose
 from .frontends import Frontend, cluster_ips, family, frontends, served
@@ -99,6 +99,8 @@ class ServicesRoom:
                     yield from watch.facts(which, {*choice.cluster, *choice.local})
                 yield from Port(service, self._left(service, port, choice), mine, self.node_ips).facts()
         yield from upkeep(service, _slices(service, snapshot), seen.values(), self.node)
+        if service.metadata.annotations.get(COUNT_PACKETS) == "on":
+            yield from packets.facts(frontend for _, frontend in seen.values())
 
     def _reached(
         self, service: Service, port: ServicePort, seen: dict[tuple[str, str, int], tuple[str, Frontend]]

@@ -1,7 +1,4 @@
-"""The BPF object on this kernel: it loads, it runs on a packet and counts it, its ABI is the header's.
-
-packet ──> BPF_PROG_TEST_RUN(np_ingress) ──> TC_ACT_UNSPEC, np_counters[PASS] += 1 packet, 64 bytes
-"""
+"""The BPF object on this kernel: it loads, and C, BPF and Python agree on every byte of the ABI header."""
 
 from __future__ import annotations
 
@@ -9,92 +6,86 @@ import json
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from pathlib import Path as File
 
 import pytest
 
+from netplane.kernel import bpf
+from netplane.model.errors import KernelError
+
+from .kit import UNSPEC, Path
+
 pytestmark = pytest.mark.root
 
-ROOT = Path(__file__).parents[2]
-OBJECT = ROOT / "netplane/_bpf/netplane.bpf.o"
-HEADER = ROOT / "csrc/include/netplane.h"
+HEADER = File(__file__).parents[2] / "csrc/include/netplane.h"
 BPFTOOL = shutil.which("bpftool", path="/usr/sbin:/usr/bin:/sbin:/bin")
-TC_ACT_UNSPEC = 0xFFFFFFFF
-SIZES = {"int": 4, "unsigned int": 4, "unsigned long long": 8, "unsigned short": 2, "unsigned char": 1}
-SIZES |= {f"__{sign}{bits}": bits // 8 for sign in "us" for bits in (8, 16, 32, 64)}
-SIZES |= {f"__be{bits}": bits // 8 for bits in (16, 32, 64)}
+STRUCTS = re.findall(r"^struct (\w+) \{", HEADER.read_text(), flags=re.M)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def needed() -> None:
-    if BPFTOOL is None:
-        pytest.skip("needs bpftool: apt install bpftool")
-    if not OBJECT.exists():
-        pytest.skip("needs the BPF object: apt install clang libbpf-dev, then make build")
-
-
-def bpftool(*args: object) -> Any:
-    done = subprocess.run([str(BPFTOOL), "-j", *map(str, args)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return json.loads(done.stdout or "null")
-
-
-@pytest.fixture
-def loaded(tmp_path: Path) -> Iterator[Path]:
-    """The object loaded and pinned in a bpffs that only this run's mount namespace sees."""
-    subprocess.run(["mount", "-t", "bpf", "bpf", str(tmp_path)], check=True)
-    try:
-        bpftool("prog", "loadall", OBJECT, tmp_path / "progs", "pinmaps", tmp_path / "maps")
-        yield tmp_path
-    finally:
-        subprocess.run(["umount", str(tmp_path)], check=True)
-
-
-def counters(pins: Path, verdict: int) -> tuple[int, int]:
-    """Packets and bytes of a verdict, summed over the CPUs."""
-    entry = bpftool("map", "lookup", "pinned", pins / "maps/np_counters", "key", verdict, 0, 0, 0)
-    values = [v["value"] for v in entry["formatted"]["values"]]
-    return sum(v["packets"] for v in values), sum(v["bytes"] for v in values)
-
-
-def test_a_packet_in_is_left_to_the_kernel_and_counted(loaded: Path) -> None:
-    packet = loaded.parent / f"{loaded.name}.packet"
-    packet.write_bytes(bytes.fromhex("02000000000102000000000208004500") + bytes(48))
-    assert counters(loaded, 0) == (0, 0)
-    ran = bpftool("prog", "run", "pinned", loaded / "progs/np_ingress", "data_in", packet, "repeat", 3)
-    assert ran["retval"] == TC_ACT_UNSPEC
-    assert counters(loaded, 0) == (3, 3 * 64)
-    assert counters(loaded, 1) == counters(loaded, 2) == (0, 0)
-
-
-def header_sizes() -> dict[str, int]:
-    """Every struct of the ABI header with the size that its fields add up to: padding is a fault."""
-    text = re.sub(r"/\*.*?\*/", "", HEADER.read_text(), flags=re.S)
+def layout() -> dict[str, dict[str, int]]:
+    """By Python: {struct: {field: offset, "": size}}."""
+    ffi = bpf.abi()
     found = {}
-    for name, body in re.findall(r"struct (\w+) \{(.*?)\};", text, flags=re.S):
-        found[name] = sum(field_size(field) for field in body.split(";") if field.strip())
+    for name in STRUCTS:
+        kind = ffi.typeof(f"struct {name}")
+        found[name] = {field: inner.offset for field, inner in kind.fields} | {"": ffi.sizeof(kind)}
     return found
 
 
-def field_size(field: str) -> int:
-    match = re.fullmatch(r"(.+?)\s*(\w+(?:\s*,\s*\w+)*)(?:\[(\d+)\])?", field.strip())
-    assert match, field
-    return SIZES[match[1]] * len(match[2].split(",")) * int(match[3] or 1)
+def test_a_packet_of_no_known_kind_is_left_to_the_kernel_and_counted(path: Path) -> None:
+    packet = bytes(12) + bytes.fromhex("0800") + bytes(50)
+    for _ in range(3):
+        assert path.run("np_from_wire", packet) == (UNSPEC, packet)
+    assert path.counted("UNUSUAL") == 3
+    assert path.counted("FAST") == 0
 
 
-def test_the_header_s_structs_are_the_object_s() -> None:
-    types = bpftool("btf", "dump", "file", OBJECT)["types"]
-    built = {t["name"]: t["size"] for t in types if t["kind"] == "STRUCT"}
-    expected = header_sizes()
-    assert expected == {"np_counter": 16} | expected
-    assert {name: size for name, size in built.items() if name in expected}, "no struct of the ABI in BTF"
-    for name, size in expected.items():
-        assert built.get(name, size) == size, f"struct {name}: {built[name]} bytes in BTF, {size} of fields"
+def test_python_s_layout_is_c_s(tmp_path: File) -> None:
+    fields = [(s, f) for s, inner in layout().items() for f in inner if f]
+    lines = [f'printf("%zu\\n", offsetof(struct {s}, {f}));' for s, f in fields]
+    lines += [f'printf("%zu\\n", sizeof(struct {s}));' for s in STRUCTS]
+    source = tmp_path / "layout.c"
+    source.write_text(
+        '#include <stddef.h>\n#include <stdio.h>\n#include "netplane.h"\nint main(void){'
+        + "".join(lines)
+        + "}"
+    )
+    subprocess.run(["cc", "-I", HEADER.parent, "-o", tmp_path / "layout", source], check=True)
+    said = subprocess.run([tmp_path / "layout"], capture_output=True, text=True, check=True).stdout.split()
+    offsets = [layout()[s][f] for s, f in fields] + [layout()[s][""] for s in STRUCTS]
+    assert [int(word) for word in said] == offsets
 
 
-def test_the_verdicts_of_the_header_size_the_counters(loaded: Path) -> None:
-    shown = bpftool("map", "show", "pinned", loaded / "maps/np_counters")
-    (count,) = re.findall(r"NP_VERDICT_MAX = (\d+)", HEADER.read_text())
-    assert (shown["max_entries"], shown["bytes_value"]) == (int(count), header_sizes()["np_counter"])
+def test_python_s_layout_is_the_object_s() -> None:
+    if BPFTOOL is None:
+        pytest.skip("needs bpftool: apt install bpftool")
+    dumped = subprocess.run(
+        [BPFTOOL, "-j", "btf", "dump", "file", bpf.OBJECT], capture_output=True, text=True, check=True
+    )
+    built = {
+        t["name"]: {m["name"]: m["bits_offset"] // 8 for m in t["members"]} | {"": t["size"]}
+        for t in json.loads(dumped.stdout)["types"]
+        if t["kind"] == "STRUCT" and t["name"] in STRUCTS
+    }
+    assert built == layout()
+
+
+@pytest.mark.parametrize("name", STRUCTS)
+def test_no_struct_has_padding(name: str) -> None:
+    kind = bpf.abi().typeof(f"struct {name}")
+    assert sum(bpf.abi().sizeof(field.type) for _, field in kind.fields) == bpf.abi().sizeof(kind)
+
+
+def test_the_packaged_header_is_the_source_s() -> None:
+    assert bpf.HEADER.read_text() == HEADER.read_text()
+
+
+def test_what_is_no_object_is_refused_in_libbpf_s_words() -> None:
+    with pytest.raises(KernelError, match=r"open netplane.h.*not a proper ELF"):
+        bpf.load(bpf.HEADER)
+
+
+def test_a_later_load_shares_the_maps_of_an_earlier_one(path: Path) -> None:
+    other = bpf.load(reuse=path.loaded.maps.values())
+    assert {n: m.id for n, m in other.maps.items()} == {n: m.id for n, m in path.loaded.maps.items()}
+    other.close()

@@ -59,13 +59,16 @@ def _read(data: bytes, at: int) -> tuple[int, int]:
             return value, at
 
 
-def sandbox(name: str, namespace: str, uid: str, port: tuple[int, int] | None = None) -> Message:
+def sandbox(
+    name: str, namespace: str, uid: str, port: tuple[int, int] | None = None, **annotations: str
+) -> Message:
     """A PodSandboxConfig; ``port`` is (host port, container port), TCP."""
     config: Message = {
         1: {1: name, 2: uid, 3: namespace},  # metadata
         2: f"host-{name}",  # hostname
         4: {1: ["192.0.2.53"], 2: ["example.org"]},  # dns: servers, searches
         6: [{1: "app", 2: name}],  # labels
+        7: [{1: key, 2: value} for key, value in annotations.items()],
     }
     if port:
         config[5] = [{2: port[1], 3: port[0]}]  # port mappings: container port, host port

@@ -18,6 +18,7 @@ HOW = {
     "podman": "apt-get install podman crun",
     "iptables": "apt-get install iptables",
     "conntrack": "apt-get install conntrack",
+    "nerdctl": "tools/client-peers .venv/peers nerdctl (with Go, in some minutes)",
 }
 
 

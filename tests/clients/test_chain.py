@@ -1,4 +1,4 @@
-"""Ours in a list with the reference plugins, loopback and tuning before, portmap, bandwidth, tuning after.
+"""Ours in a list with the reference plugins, portmap, bandwidth and tuning, before and after.
 
 outside (ns) ── w0 machine ── npbr0 ── eth0 pod a (ns), httpd on 8080
                :18080 (portmap)   └ tbf and ifb (bandwidth)
@@ -63,7 +63,7 @@ def state(machine: Machine) -> dict[str, Any]:
         "qdiscs": machine.run("tc", "qdisc").splitlines(),
         "neighbours": machine.run("ip", "neigh", "show", "dev", "npbr0", "nud", "permanent"),
         "pods": machine.pods(),
-        "files": machine.run("ls", "-R", "/var/lib/cni/results"),
+        "files": machine.run("find", "/var/lib/cni/results", check=False),
     }
 
 
@@ -106,3 +106,66 @@ def test_the_reference_plugins_do_their_work_beside_ours(
         assert slow(machine, address) > 1
     cnitool("del", "a", CAP_ARGS=json.dumps(ASKED))
     assert state(machine) == clean
+
+
+FIRST = {
+    "portmap": {"type": "portmap", "capabilities": {"portMappings": True}},
+    "bandwidth": {"type": "bandwidth", "capabilities": {"bandwidth": True}},
+}
+
+
+@pytest.mark.parametrize("name", FIRST)
+def test_a_plugin_that_needs_a_result_before_it_cannot_be_the_first(
+    machine: Machine, cnitool: Cnitool, name: str
+) -> None:
+    """By the plugin's own word, whatever follows; the runtime stops there, and ours has left nothing."""
+    clean = state(machine)
+    cnitool.chain(FIRST[name], OURS)
+    with pytest.raises(AssertionError, match=f'plugin type="{name}".*must be called as.* chained plugin'):
+        cnitool("add", "a", CAP_ARGS=json.dumps(ASKED))
+    cnitool("del", "a", CAP_ARGS=json.dumps(ASKED))
+    assert state(machine) == clean
+
+
+def test_ours_is_the_last_of_a_list_and_keeps_what_all_others_said(
+    machine: Machine, cnitool: Cnitool
+) -> None:
+    """bridge and host-local make the interface, portmap, bandwidth and tuning follow, then ours."""
+    for needed in ("bridge", "host-local"):
+        plugin(needed)
+    ranges = [[{"subnet": "10.77.0.0/24"}], [{"subnet": "fd00:77::/64"}]]
+    ipam = {"type": "host-local", "ranges": ranges, "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]}
+    bridge = {"type": "bridge", "bridge": "br-theirs", "isGateway": True, "ipam": ipam}
+    ours = {**OURS, "sysctl": {"net.ipv4.conf.IFNAME.arp_filter": "1"}, "mtu": 1400}
+    asked, inside = json.dumps(ASKED), ("ip", "netns", "exec", "a")
+    cnitool.chain(bridge, *AFTER)
+    theirs = json.loads(cnitool("add", "a", CAP_ARGS=asked))
+    cnitool("del", "a", CAP_ARGS=asked)
+    clean = state(machine)
+    cnitool.chain(bridge, *AFTER, ours)
+    result = json.loads(cnitool("add", "a", CAP_ARGS=asked))
+    names = [[one["name"][:3] for one in found["interfaces"]] for found in (theirs, result)]
+    assert names[0] == names[1] == ["br-", "vet", "eth", "bwp"]
+    assert [ip["address"] for ip in result["ips"]] == ["10.77.0.3/24", "fd00:77::3/64"]
+    for address in MACHINE:
+        assert machine.fetch_outside(url(address, 18080)) == "hello\n"
+    assert machine.run(*inside, "sysctl", "-n", "net.ipv4.conf.eth0.arp_filter") == "1\n"
+    assert "mtu 1400" in machine.run(*inside, "ip", "link", "show", "eth0")
+    assert slow(machine, "10.77.0.3") > 1
+    cnitool("del", "a", CAP_ARGS=asked)
+    assert state(machine) == clean
+
+    cnitool.chain(bridge, *AFTER, {**ours, "macspoofchk": True})  # bandwidth's ifb leads past the check
+    with pytest.raises(AssertionError, match=r"macspoofchk: veth.* has an ingress qdisc"):
+        cnitool("add", "a", CAP_ARGS=asked)
+    cnitool("del", "a", CAP_ARGS=asked)
+    assert state(machine) == clean
+    cnitool.chain(bridge, AFTER[0], AFTER[2], {**ours, "macspoofchk": True})
+    gateway = json.loads(cnitool("add", "a"))["ips"][0]["gateway"]
+    machine.run(*inside, "ip", "addr", "add", "10.77.0.99/24", "dev", "eth0")
+    for source, heard in (("eth0", 1), ("10.77.0.99", 0)):  # the gateway's MAC is known by the first
+        said = machine.run(*inside, "ping", "-c1", "-W2", "-I", source, gateway, check=False)
+        assert f" {heard} received" in said
+    cnitool("del", "a")
+    assert state(machine) == clean
+    machine.run("ip", "link", "del", "br-theirs")

@@ -101,3 +101,22 @@ def test_a_pod_sandboxs_host_port_is_reached_from_outside(cri: Cri, runtime: Mac
     finally:
         cri.remove(made)
     assert "18080" not in runtime.run("nft", "list", "ruleset")
+
+
+def test_a_sandboxs_hostname_and_annotations(cri: Cri, runtime: Machine) -> None:
+    """The bandwidth annotations are containerd's to read, and reach the plugin as its capability."""
+    limits = {f"kubernetes.io/{way}-bandwidth": rate for way, rate in (("ingress", "8M"), ("egress", "16M"))}
+    made = cri.run(sandbox("web", "shop", "uid", **limits))
+    try:
+        tasks = runtime.run(program("ctr"), "-n", "k8s.io", "task", "ls")
+        pid = next(line.split()[1] for line in tasks.splitlines() if line.startswith(made))
+        inside = ("nsenter", "-t", pid)
+        assert runtime.run(*inside, "-u", "hostname").strip() == "host-web"
+        (attachment,) = json.loads(runtime.run(NETPLANE, "get", "Attachment", "-o", "json"))["items"]
+        given = attachment["spec"]["bandwidth"]
+        assert (given["ingressRate"], given["egressRate"]) == (8_000_000, 16_000_000)
+        assert "tbf" in runtime.run("tc", "qdisc", "show", "dev", attachment["spec"]["hostIfname"])
+        assert "tbf" in runtime.run(*inside, "-n", "tc", "qdisc", "show", "dev", "eth0")
+    finally:
+        cri.remove(made)
+    assert not runtime.ports() and "tbf" not in runtime.run("tc", "qdisc")

@@ -22,6 +22,7 @@ from netplane.cli import main
 from netplane.kernel import sysctl
 from netplane.kernel.nftables import NftDriver
 from netplane.kernel.nlsocket import Socket
+from netplane.spare import Spare
 from netplane.store.sqlite import SqliteStore
 
 OPERATIONS: list[tuple[Any, str]] = [
@@ -31,6 +32,8 @@ OPERATIONS: list[tuple[Any, str]] = [
     (sysctl, "write"),
     (standalone.Journal, "add"),
     (standalone.Journal, "clear"),
+    (Spare, "keep"),
+    (Spare, "drop"),
 ]
 
 

@@ -188,4 +188,4 @@ def test_addresses_in_any_form_are_read_back_as_they_were_wanted(world: Services
     world.stop()
     world.start()
     world.settle()
-    assert world.driver.transactions == 0, "a restart finds nothing to change"
+    assert world.driver.plans == 0, "a restart finds nothing to change"

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dnslib import QTYPE, RCODE, DNSRecord
+from dnslib import QTYPE, RCODE, DNSQuestion, DNSRecord
 
 from netplane.dns.names import LocalNames, NameOptions
 from netplane.dns.resolver import Resolver
@@ -171,12 +171,27 @@ class Both:
     def ask(self, name: str, kind: str, port: int = 53) -> tuple[Any, Any]:
         return self._one(("127.0.0.1", port), name, kind), self._one(("127.0.0.2", port), name, kind)
 
-    def _one(self, server: tuple[str, int], name: str, kind: str) -> Any:
+    def raw(self, name: str, kind: int, klass: int = 1, more: bytes = b"") -> tuple[Any, Any]:
+        """For types that have no name: rcode, AA, answers, additional (OPT too), authority's owners."""
+        question = DNSRecord(q=DNSQuestion(name, kind, klass)).pack()
+        packet = bytes(question[:10]) + bytes((0, bool(more))) + bytes(question[12:]) + more
+        return self._raw(("127.0.0.1", 53), packet), self._raw(("127.0.0.2", 53), packet)
+
+    def _raw(self, server: tuple[str, int], packet: bytes) -> Any:
+        reply = self._sent(server, packet)
+        answers = sorted((str(r.rname).lower(), QTYPE[r.rtype], r.ttl) for r in reply.rr)
+        more = [(str(r.rname), QTYPE[r.rtype], r.ttl) for r in reply.ar]
+        return RCODE[reply.header.rcode], reply.header.aa, answers, more, [str(r.rname) for r in reply.auth]
+
+    def _sent(self, server: tuple[str, int], packet: bytes) -> DNSRecord:
         with netns.call(self._ns, socket.socket, socket.AF_INET, socket.SOCK_DGRAM) as sock:
             sock.settimeout(2)
             sock.connect(server)
-            sock.send(bytes(DNSRecord.question(name, kind).pack()))
-            reply = DNSRecord.parse(sock.recv(4096))
+            sock.send(packet)
+            return DNSRecord.parse(sock.recv(4096))
+
+    def _one(self, server: tuple[str, int], name: str, kind: str) -> Any:
+        reply = self._sent(server, bytes(DNSRecord.question(name, kind).pack()))
         sections = [
             sorted((str(r.rname).lower(), QTYPE[r.rtype], r.ttl, str(r.rdata)) for r in part)
             for part in (reply.rr, reply.ar)
@@ -311,3 +326,39 @@ def test_the_zones_own_records(both: Both) -> None:
     assert mine[0] == theirs[0] == "NOERROR"
     assert [record[:3] for record in mine[2]] == [record[:3] for record in theirs[2]]
     assert mine[2][0][3].split()[:2] == theirs[2][0][3].split()[:2]  # the serial stands still here
+
+
+@pytest.mark.parametrize("name", ["web.team.svc", "head.team.svc", "nope.team.svc", "team.svc", ""])
+@pytest.mark.parametrize("kind", ["HTTPS", "SVCB", "MX", "CAA", "NAPTR", "DS", "DNSKEY", "TYPE65280"])
+def test_types_that_nothing_has(both: Both, name: str, kind: str) -> None:
+    number = int(kind[4:]) if kind.startswith("TYPE") else QTYPE.reverse[kind]
+    mine, theirs = both.raw(f"{name}.cluster.local".lstrip("."), number)
+    assert mine == theirs
+
+
+@pytest.mark.parametrize("name", ["version.bind", "version.server", "hostname.bind", "id.server"])
+def test_chaos(both: Both, name: str) -> None:
+    mine, theirs = both.raw(name, QTYPE.TXT, klass=3)
+    assert mine == theirs
+    assert mine[0] == "REFUSED"
+
+
+@pytest.mark.parametrize("kind", [QTYPE.AXFR, QTYPE.IXFR])
+def test_transfers(both: Both, kind: int) -> None:
+    mine, theirs = both.raw("cluster.local", kind)
+    assert mine[0] == "REFUSED" and not mine[2]
+    assert not theirs[2]
+
+
+def test_an_edns_version_that_is_not_known(both: Both) -> None:
+    opt = b"\0\0\x29\4\xd0\0\1\0\0\0\0"
+    mine, theirs = both.raw("web.team.svc.cluster.local", QTYPE.A, more=opt)
+    assert mine == theirs
+    assert mine[3][0][2] >> 24 == 1  # the upper bits of BADVERS
+
+
+def test_any_gets_one_set_here_and_a_refusal_there(both: Both) -> None:
+    """RFC 8482 4.1 and 4.3 leave the choice; all sets are given by neither."""
+    mine, theirs = both.raw("web.team.svc.cluster.local", QTYPE.ANY)
+    assert mine[0] == "NOERROR" and {record[1] for record in mine[2]} == {"A"}
+    assert len({record[1] for record in theirs[2]}) <= 1

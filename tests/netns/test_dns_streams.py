@@ -7,18 +7,23 @@ One namespace, all on lo:
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import socket
 import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from dnslib import RCODE, DNSRecord
 
 from netplane.dns.handover import Inherited
 from netplane.kernel import netns
+from netplane.lab import Lab, Settings
+from netplane.model.facts import Plan, Record
 
 from ..dns_served import D, Scripted, Served, honest, until
 
@@ -34,10 +39,17 @@ def streams(certificate: Callable[[str], tuple[str, str]]) -> str:
 
 
 def connect(served: Served, protocol: str) -> socket.socket:
-    port = 53 if protocol == "tcp" else 853
-    sock: socket.socket = netns.call(served.ns, socket.create_connection, ("127.0.0.1", port), 5)
-    if protocol == "tcp":
-        return sock
+    if protocol == "tls":
+        return secured(netns.call(served.ns, to_tls))
+    sock: socket.socket = netns.call(served.ns, socket.create_connection, ("127.0.0.1", 53), 5)
+    return sock
+
+
+def to_tls() -> socket.socket:
+    return socket.create_connection(("127.0.0.1", 853), 10)
+
+
+def secured(sock: socket.socket) -> socket.socket:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     return context.wrap_socket(sock)
@@ -96,13 +108,30 @@ def test_questions_of_one_connection_are_bounded_and_all_are_answered(
     assert len(far.names()) == 300
 
 
+@pytest.mark.parametrize("protocol", ENDS)
+@pytest.mark.parametrize(
+    "said", [b"", b"\0", b"\0\x30\0"], ids=["nothing", "half a length", "half a message"]
+)
+def test_a_client_that_stalls_is_cut_off(served: Served, streams: str, protocol: str, said: bytes) -> None:
+    served.start(streams)
+    with connect(served, protocol) as stalled:
+        stalled.settimeout(10)
+        stalled.sendall(framed(f"web.{D}", 1) + said)
+        come = replies(stalled)
+        assert next(come).header.id == 1
+        with contextlib.suppress(ConnectionError):
+            assert list(come) == []
+    assert served.dig("+tcp", f"web.{D}") == "NOERROR 10.96.0.10"
+
+
 def test_a_client_that_takes_no_answers_is_cut_off(served: Served) -> None:
+    many = tuple(f"10.2.{i // 250}.{i % 250}" for i in range(2000))
+    served.table.apply(Plan(add=(Record(f"big.{D}", "A", many),)))
     served.start("")
     with connect(served, "tcp") as sock:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        sock.settimeout(10)
+        sock.settimeout(30)
         with pytest.raises(ConnectionError):
-            sock.sendall(framed(f"web.{D}", 1) * 500_000)
+            sock.sendall(framed(f"big.{D}", 1) * 500_000)  # 16 GB of answers
     assert served.dig("+tcp", f"web.{D}") == "NOERROR 10.96.0.10"
 
 
@@ -112,33 +141,71 @@ def test_a_restart_loses_no_question_over_streams(
 ) -> None:
     """The second server takes the sockets of the first; clients come all the time."""
     served.start(streams)
-    end, failures, answered = threading.Event(), [], [0]
+    with asking(lambda: connect(served, protocol)) as clients:
+        clients.wait(20)
+        held = [sock.dup() for sock in served.server.sockets]
+        served.setup.stop()
+        served.server.stop(2)
+        second = again()
+        netns.call(served.ns, second.server.start, inherited := Inherited(held))
+        netns.call(served.ns, second.setup.start, inherited)
+        inherited.close()
+        clients.wait(20)
 
-    def ask() -> None:
-        while not end.is_set():
+
+def test_an_agent_that_starts_anew_loses_no_question_over_tls(
+    make_lab: Callable[..., Lab], certificate: Callable[[str], tuple[str, str]], tmp_path: Path
+) -> None:
+    cert, key = certificate("one")
+    (tmp_path / "dns.yaml").write_text(f"tls: {{listen: [127.0.0.1], cert: {cert}, key: {key}}}\n")
+    lab = make_lab(nodes=1, settings=Settings(agent_args=("--dns-config", str(tmp_path / "dns.yaml"))))
+    lab.start_agents()
+    node = lab.nodes[0]
+    assert node.agent.process is not None
+    process = node.agent.process.pid
+    with asking(lambda: secured(netns.call(node.netns, to_tls)), "dns-version.cluster.local") as clients:
+        clients.wait(20)
+        os.kill(process, signal.SIGUSR2)
+        until(lambda: b"LISTEN_FDS=" in Path(f"/proc/{process}/environ").read_bytes())
+        clients.wait(20)
+    node.agent.wait()
+    assert node.agent.running
+
+
+class Clients:
+    """Each asks on a connection of its own, and again."""
+
+    def __init__(self, connected: Callable[[], socket.socket], name: str) -> None:
+        self.answered, self.failures = 0, []
+        self.end = threading.Event()
+        self._connected, self._name = connected, name
+
+    def run(self) -> None:
+        while not self.end.is_set():
             try:
-                with connect(served, protocol) as sock:
-                    sock.sendall(framed(f"web.{D}", 7))
+                with self._connected() as sock:
+                    sock.sendall(framed(self._name, 7))
                     assert next(replies(sock)).header.id == 7
-                answered[0] += 1
+                self.answered += 1
             except Exception as exc:
-                failures.append(repr(exc))
+                self.failures.append(repr(exc))
 
-    clients = [threading.Thread(target=ask) for _ in range(4)]
-    for client in clients:
-        client.start()
-    until(lambda: answered[0] > 20)
-    held = [sock.dup() for sock in served.server.sockets]
-    served.setup.stop()
-    served.server.stop(2)
-    before = answered[0]
-    second = again()
-    netns.call(served.ns, second.server.start, inherited := Inherited(held))
-    netns.call(served.ns, second.setup.start, inherited)
-    inherited.close()
-    until(lambda: answered[0] > before + 20)
-    end.set()
-    for client in clients:
-        client.join()
-    assert not failures, failures[:3]
-    assert os.path.exists(second.path)
+    def wait(self, more: int) -> None:
+        enough = self.answered + more
+        until(lambda: self.answered >= enough or self.failures, 20)
+
+
+@contextlib.contextmanager
+def asking(connected: Callable[[], socket.socket], name: str = f"web.{D}") -> Iterator[Clients]:
+    """Four clients, none of whom may fail."""
+    clients = Clients(connected, name)
+    threads = [threading.Thread(target=clients.run) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield clients
+    finally:
+        clients.end.set()
+        for thread in threads:
+            thread.join()
+    assert not clients.failures, clients.failures[:3]

@@ -7,6 +7,7 @@ node (ns)          pod (ns)
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -87,6 +88,23 @@ def test_the_host_end_of_a_pods_veth_is_found(make_netns: MakeNetns) -> None:
     driver.close()
 
 
+def test_a_master_that_was_made_again_behind_our_back_is_found_again(make_netns: MakeNetns) -> None:
+    node, one, two = make_netns("node"), make_netns("one"), make_netns("two")
+    driver = netns.call(node, LinkDriver)
+    bridge = Link(name="b0", kind="bridge", alias="netplane:test")
+
+    def port(name: str, pod: str) -> Link:
+        options = (("peer", "eth0"), ("peer_netns", pod))
+        return Link(name=name, kind="veth", alias="netplane:test", master="b0", options=options)
+
+    driver.apply(Plan(add=(bridge, port("v1", one))))
+    netns.run(node, "ip", "link", "del", "b0")
+    netns.run(node, "ip", "link", "add", "b0", "type", "bridge")
+    driver.apply(Plan(add=(port("v2", two),)))
+    assert "master b0" in netns.run(node, "ip", "link", "show", "v2")
+    driver.close()
+
+
 def test_a_bridge_may_be_promiscuous(make_netns: MakeNetns) -> None:
     driver = netns.call(make_netns("node"), LinkDriver)
     bridge = Link(name="b0", kind="bridge", alias="netplane:test", options=(("promisc", 1),))
@@ -118,6 +136,32 @@ def test_guards_of_links_come_change_and_go(make_netns: MakeNetns) -> None:
     with pytest.raises(KernelError, match="nftables"):
         driver.apply(Plan(add=(Guard("v0", ("no such words",)),)))
     links.close()
+
+
+RACE = """
+import threading, time
+from netplane.kernel.nft_guard import GuardDriver
+from netplane.model.facts import Guard, Plan
+driver, end = GuardDriver(), time.monotonic() + 2
+guard = Guard(link="v0", rules=("ip saddr != { 10.0.0.1 } drop",))
+def check():
+    while time.monotonic() < end:
+        driver.verify([guard])
+checker = threading.Thread(target=check)
+checker.start()
+while time.monotonic() < end:
+    driver.apply(Plan(add=(guard,)))
+    driver.apply(Plan(remove=(guard.key,)))
+checker.join()
+print("alive")
+"""
+
+
+def test_a_check_and_a_change_at_once_do_not_end_the_process(make_netns: MakeNetns) -> None:
+    """libnftables aborts when two threads are in one context of it."""
+    node = make_netns("node")
+    netns.run(node, "ip", "link", "add", "v0", "type", "veth", "peer", "name", "v1")
+    assert netns.run(node, sys.executable, "-c", RACE) == "alive\n"
 
 
 def test_limits_of_links_come_change_and_go_and_leave_nothing(make_netns: MakeNetns) -> None:

@@ -6,6 +6,7 @@ outside ── wire ── node-1: agent with HTTP on 127.0.0.1:9081, npbr0 ─�
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import urllib.error
 import urllib.request
@@ -16,6 +17,7 @@ import pytest
 from netplane.lab.settings import Settings
 from netplane.model.base import Key, amend
 from netplane.model.nodes import Node, Taint
+from netplane.model.services import COUNT_PACKETS, Service
 from tests.faults.test_services_live import World, eventually, vip
 
 pytestmark = pytest.mark.root
@@ -126,6 +128,31 @@ def test_connections_and_drops_of_each_service_are_counted(world: World) -> None
         probe.communicate(timeout=10)
     assert value(world, web) == before[0] + 3
     assert value(world, empty) == before[1] + 1
+
+
+def test_packets_are_counted_where_a_service_asks_for_it(world: World) -> None:
+    name = 'netplane_service_packets_total{namespace="default",service="web"}'
+    assert name not in fetch(world, "/metrics")[1] and "svc-count" not in world.table()
+    held = world.store.get(Key("Service", "default", "web"))
+    assert isinstance(held, Service)
+    notes = {**held.metadata.annotations, COUNT_PACKETS: "on"}
+    world.store.put(amend(held, metadata=amend(held.metadata, annotations=notes)))
+    eventually(lambda: "svc-count-output" in world.table())
+
+    def talk() -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:  # one flow
+            sock.settimeout(2)
+            sock.connect((vip(world, "IPv4", 1), 53))
+            for _ in range(20):
+                sock.send(b"x")
+                sock.recv(100)
+
+    before = value(world, name)
+    world.client.python(talk)
+    world.node.python(talk)
+    assert value(world, name) == before + 40
+    world.store.put(amend(world.store.get(held.key), metadata=amend(held.metadata, resource_version="")))
+    eventually(lambda: "svc-count" not in world.table())
 
 
 def test_healthz_follows_the_node_and_livez_does_not(world: World) -> None:

@@ -80,6 +80,8 @@ def test_del_reads_whose_addresses_they_were_and_nothing_that_could_be_wrong() -
     assert (config.leases.type, config.is_ipam) == ("host-local", False)
     assert parse(True, type="bridge", ipam={"type": "netplane"}).is_ipam
     assert parse(True, ipam=3).leases.type == ""
+    with pytest.raises(Refused, match="name: ''"):
+        parse(True, name={})
 
 
 def test_under_another_plugin_its_keys_are_not_ours_to_judge() -> None:

@@ -1,0 +1,1 @@
+"""Attachments and the node into the hooks of the packet path."""

@@ -1,0 +1,404 @@
+"""The driver of the packet path: its programs on devices, its configuration, and its forgetting.
+
+Rule 1: the path repeats decisions of the kernel path, so every change of what these rest on is followed
+        by `forget`, before it is reported as done: one store into shared memory makes all entries stale.
+Rule 2: a program is put in another's place in one step, and takes over its maps: upgrades and restarts
+        lose neither packets nor what was learnt.
+Rule 3: without libbpf, clang's object or a kernel that takes it there is no fast path, and `problem`
+        says why; what an earlier process attached is still found and taken away.
+"""
+
+from __future__ import annotations
+
+import logging
+import mmap
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from ipaddress import ip_address
+from typing import Any, NamedTuple
+
+from ..model.errors import KernelError, NetplaneError
+from ..model.facts import Fact, FactKey, FastPath, Hook, Mark, Plan
+from . import bpf
+
+log = logging.getLogger(__name__)
+
+SIDES = ((bpf.INGRESS, "np_from_"), (bpf.EGRESS, "np_to_"))
+PLACES = ("", "pod", "tunnel", "wire")  # enum np_place
+CONFIG_KEY = ("fastpath",)
+DIFFERS = "differs"
+
+
+class Remembered(NamedTuple):
+    """One entry of the flow map: what arrives, and what becomes of it."""
+
+    place: str  # where it comes from: pod, tunnel, wire
+    protocol: str  # tcp, udp
+    source: str
+    source_port: int
+    destination: str
+    destination_port: int
+    new_source: str  # as it is sent on
+    new_source_port: int
+    new_destination: str
+    new_destination_port: int
+    device: str  # by which it leaves, "" when that is gone
+    peer: bool  # straight to the device's other end, in a pod
+    current: bool  # nothing that it rests on has changed
+    age: float  # seconds since the decision was first seen
+    asked: float  # seconds since the kernel last repeated it
+    packets: int  # that took the fast path
+    bytes: int
+
+
+class PathDriver:
+    """Works in the network namespace of the process. ``on`` False: only takes away what is there."""
+
+    name = "datapath"
+    accepts: tuple[type[Fact], ...] = (Hook, FastPath)
+    parallel = False
+
+    def __init__(self, on: bool = True) -> None:
+        self.problem = "" if on else "switched off (--datapath kernel)"
+        self._on = on
+        self._loaded: bpf.Loaded | None = None
+        self._memory: mmap.mmap | None = None
+        self._config: Any = None  # struct np_config, in shared memory
+        self._view: Any = None
+        self._path: FastPath | None = None
+        self._base: dict[str, tuple[Hook, int]] = {}  # hooks on devices that may be made again
+        self._lock = threading.Lock()
+
+    @property
+    def usable(self) -> bool:
+        return self._loaded is not None
+
+    def open(self) -> bool:
+        """Load the programs, with the maps of those that are there already. False: see `problem`."""
+        if not self._on:
+            return False
+        try:
+            bpf.supported()
+            self._load()
+        except NetplaneError as exc:
+            self.problem = str(exc)
+            return False
+        return True
+
+    def _load(self) -> None:
+        held = _maps_in_use()
+        try:
+            try:
+                self._loaded = bpf.load(reuse=held)
+            except KernelError:
+                if not held:
+                    raise
+                self._loaded = bpf.load()  # maps of another layout: everything is learnt anew
+        finally:
+            for one in held:
+                one.close()
+        self._memory = mmap.mmap(self._loaded.maps["np_config"].fd, mmap.PAGESIZE)
+        ffi = bpf.abi()
+        self._view = ffi.from_buffer(self._memory, require_writable=True)
+        self._config = ffi.cast("struct np_config *", self._view)
+
+    def close(self) -> None:
+        """Let go of programs and maps; what is on devices stays."""
+        if self._loaded is None or self._memory is None:
+            return
+        bpf.abi().release(self._view)
+        self._config = self._view = None
+        self._memory.close()
+        self._loaded.close()
+        self._loaded = None
+
+    def tried(self) -> str:
+        """Put a program on the loopback device and take it away again. Raises KernelError."""
+        loaded = self._ready()
+        bpf.attach(1, bpf.INGRESS, loaded.programs["np_from_wire"])
+        bpf.detach(1, bpf.INGRESS, loaded.programs["np_from_wire"])
+        size = sum(one.memory for one in loaded.maps.values())
+        return f"{len(loaded.programs)} programs loaded and attached, {size >> 10} KiB of maps"
+
+    # --- forgetting ----------------------------------------------------------------------------
+
+    def forget(self) -> None:
+        """No entry that was learnt before this is used any more. Costs one store into memory."""
+        if self._config is None:
+            return
+        with self._lock:
+            self._config.generation = (self._config.generation + 1) & 0xFFFFFFFF
+
+    # --- the Driver's two verbs ------------------------------------------------------------------
+
+    def observe(self) -> Mapping[FactKey, Mark]:
+        found: dict[FactKey, Mark] = {}
+        for ifindex, name in _devices():
+            mark = self._hook_at(ifindex, name)
+            if mark is not None:
+                found[("hook", name)] = mark
+        if self._config is not None and self._config.enabled:
+            same = self._path is not None and self._config.tunnel == _ifindex(self._path.tunnel)
+            found[CONFIG_KEY] = self._path if same else DIFFERS
+        return found
+
+    def _hook_at(self, ifindex: int, name: str) -> Mark | None:
+        """The fact's mark when both programs are ours and these; DIFFERS for others of ours."""
+        tags = []
+        for side, prefix in SIDES:
+            for program in bpf.attached(ifindex, side):
+                if program.name.startswith(prefix):
+                    tags.append((program.name, program.tag))
+                program.close()
+        if not tags or self._loaded is None:
+            return DIFFERS if tags else None
+        place = tags[0][0].rpartition("_")[2]
+        wanted = [(prefix + place, self._loaded.programs[prefix + place].tag) for _, prefix in SIDES]
+        if tags != wanted:
+            return DIFFERS
+        flags = self._port_flags(ifindex) if place == "pod" else 0
+        if flags is None:
+            return DIFFERS
+        lib = bpf.constants()
+        return Hook(name, place, bool(flags & lib["NP_PORT_BARRED"]), bool(flags & lib["NP_PORT_SHAPED"]))
+
+    def apply(self, plan: Plan) -> None:
+        """Raises KernelError: which program could not be put on which device."""
+        for key in plan.remove:
+            if key == CONFIG_KEY:
+                self._switch_off()
+            else:
+                self._unhook(str(key[1]))
+        for fact in (*plan.change, *plan.add):
+            if isinstance(fact, FastPath):
+                self._configure(fact)
+        for fact in (*plan.change, *plan.add):
+            if isinstance(fact, Hook):
+                self._hook(fact)
+        self.forget()
+
+    def _hook(self, hook: Hook) -> None:
+        loaded = self._ready()
+        ifindex = _ifindex(hook.link)
+        if not ifindex:
+            raise KernelError(19, f"attach the packet path to {hook.link}")
+        if hook.place == "pod":
+            lib = bpf.constants()
+            flags = hook.barred * lib["NP_PORT_BARRED"] | hook.shaped * lib["NP_PORT_SHAPED"]
+            size = loaded.maps["np_ports"].value_size
+            loaded.maps["np_ports"].put(_u32(ifindex), flags.to_bytes(8, sys.byteorder).ljust(size, b"\0"))
+        else:
+            self._base[hook.link] = (hook, ifindex)
+        for side, prefix in SIDES:
+            _place(ifindex, side, loaded.programs[prefix + hook.place], prefix)
+
+    def _unhook(self, link: str) -> None:
+        self._base.pop(link, None)
+        ifindex = _ifindex(link)
+        if not ifindex:
+            return
+        for side, prefix in SIDES:
+            for program in bpf.attached(ifindex, side):
+                if program.name.startswith(prefix):
+                    bpf.detach(ifindex, side, program)
+                program.close()
+        if self._loaded is not None:
+            self._loaded.maps["np_ports"].drop(_u32(ifindex))
+
+    def _configure(self, path: FastPath) -> None:
+        self._ready()
+        config, ffi = self._config, bpf.abi()
+        config.tunnel = _ifindex(path.tunnel)
+        config.vni, config.vxlan_port = path.vni, socket.htons(path.port)
+        ffi.memmove(config.gateway_mac, _mac(path.gateway_mac), 6)
+        ffi.memmove(config.tunnel_mac, _mac(path.tunnel_mac), 6)
+        self._path = path
+        self.forget()
+        config.enabled = 1
+
+    def _switch_off(self) -> None:
+        if self._config is not None:
+            self._config.enabled = 0
+        self._path = None
+
+    def _ready(self) -> bpf.Loaded:
+        if self._loaded is None:
+            raise KernelError(95, "use the packet path", self.problem)
+        return self._loaded
+
+    def look(self) -> None:
+        """A device of the base that was made again gets its programs back."""
+        for hook, ifindex in list(self._base.values()):
+            if _ifindex(hook.link) not in (0, ifindex):
+                if self._path is not None:
+                    self._configure(self._path)
+                self._hook(hook)
+
+    def clean(self) -> None:
+        """Take everything of ours off every device of this namespace."""
+        for _, name in _devices():
+            self._unhook(name)
+
+    # --- reading ---------------------------------------------------------------------------------
+
+    def flows(self) -> Iterator[Remembered]:
+        """Everything that is remembered. Raises KernelError."""
+        if self._loaded is None:
+            return
+        now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+        names = dict(socket.if_nameindex())
+        ffi = bpf.abi()
+        for key_bytes, flow_bytes in self._loaded.maps["np_flows"].items():
+            key = ffi.cast("struct np_flow_key *", ffi.from_buffer(key_bytes))
+            flow = ffi.cast("struct np_flow *", ffi.from_buffer(flow_bytes))
+            yield Remembered(
+                PLACES[getattr(key, "from")],
+                {6: "tcp", 17: "udp"}.get(key.protocol, str(key.protocol)),
+                *_ends(key, key.family),
+                *_ends(flow, key.family),
+                device=names.get(flow.ifindex, ""),
+                peer=bool(flow.flags & bpf.constants()["NP_FLOW_PEER"]),
+                current=flow.generation == self.generation,
+                age=(now - flow.learnt) / 1e9,
+                asked=(now - flow.asked) / 1e9,
+                packets=flow.packets,
+                bytes=flow.bytes,
+            )
+
+    def ports(self) -> dict[str, tuple[int, int, int, int]]:
+        """By device: packets and bytes that its pod sent, and that it received, on the fast path."""
+        if self._loaded is None:
+            return {}
+        names, found = dict(socket.if_nameindex()), {}
+        for key, values in self._loaded.maps["np_ports"].items():
+            name = names.get(int.from_bytes(key, sys.byteorder))
+            words = memoryview(values).cast("Q")
+            if name:  # per CPU: flags, packets and bytes sent, packets and bytes received
+                found[name] = tuple(sum(words[i::5]) for i in range(1, 5))
+        return found  # type: ignore[return-value]
+
+    @property
+    def generation(self) -> int:
+        return int(self._config.generation) if self._config is not None else 0
+
+    def counters(self) -> dict[str, tuple[int, int]]:
+        """Packets and bytes by verdict (the header's words in lower case), over all CPUs."""
+        if self._loaded is None:
+            return {}
+        found = {}
+        for name, number in bpf.constants().items():
+            if name.startswith("NP_VERDICT_") and name != "NP_VERDICT_MAX":
+                values = self._loaded.maps["np_counters"].get(_u32(number)) or b""
+                found[name.removeprefix("NP_VERDICT_").lower()] = _summed(values)
+        return found
+
+    def _port_flags(self, ifindex: int) -> int | None:
+        value = self._ready().maps["np_ports"].get(_u32(ifindex))
+        return None if value is None else int.from_bytes(value[:8], sys.byteorder)
+
+
+def _place(ifindex: int, side: int, program: bpf.Program, prefix: str) -> None:
+    """On the device, in the place of an earlier one of ours."""
+    there = bpf.attached(ifindex, side)
+    ours = [one for one in there if one.name.startswith(prefix)]
+    try:
+        if not any(one.id == program.id for one in ours):
+            bpf.attach(ifindex, side, program, ours[0] if ours else None)
+    finally:
+        for one in there:
+            one.close()
+
+
+def _maps_in_use() -> list[bpf.Map]:
+    """The maps of the first program of ours on a device; none: nothing is attached."""
+    held: dict[str, bpf.Map] = {}
+    for ifindex, _ in socket.if_nameindex():
+        for program in bpf.attached(ifindex, bpf.INGRESS):
+            if program.name.startswith(SIDES[0][1]):
+                for one in program.maps():
+                    if one.name.startswith("np_") and one.name not in held:
+                        held[one.name] = one
+                    else:
+                        one.close()
+            program.close()
+    return list(held.values())
+
+
+def _devices() -> list[tuple[int, str]]:
+    """Every device of this namespace that could have programs; none where programs cannot be."""
+    try:
+        bpf.supported()
+    except KernelError:
+        return []
+    return socket.if_nameindex()
+
+
+def _ifindex(name: str) -> int:
+    try:
+        return socket.if_nametoindex(name) if name else 0
+    except OSError:
+        return 0
+
+
+def _ends(struct: Any, family: int) -> tuple[str, int, str, int]:
+    """Source, its port, destination and its port, of a key or of a flow."""
+    size, ffi = (4 if family == 4 else 16), bpf.abi()
+    source, destination = (bytes(ffi.buffer(field, size)) for field in (struct.source, struct.destination))
+    return (
+        str(ip_address(source)),
+        socket.ntohs(struct.source_port),
+        str(ip_address(destination)),
+        socket.ntohs(struct.destination_port),
+    )
+
+
+def _u32(number: int) -> bytes:
+    return bytes(bpf.abi().buffer(bpf.abi().new("uint32_t *", number)))
+
+
+def _mac(text: str) -> bytes:
+    return bytes.fromhex(text.replace(":", "")) or bytes(6)
+
+
+def _summed(values: bytes) -> tuple[int, int]:
+    """np_counter of every CPU: packets, bytes."""
+    words = memoryview(values).cast("Q")
+    return sum(words[0::2]), sum(words[1::2])
+
+
+class Cutting:
+    """A table of tracked flows; when some of them are deleted, the packet path forgets."""
+
+    def __init__(self, table: Any, path: PathDriver) -> None:
+        self._table = table
+        self._path = path
+
+    def flows(self) -> list[Any]:
+        return list(self._table.flows())
+
+    def forget(self, flows: Iterable[Any]) -> int:
+        try:
+            return int(self._table.forget(flows))
+        finally:
+            self._path.forget()
+
+
+class Forgetting:
+    """A driver after whose changes the packet path forgets; everything else is the driver's own."""
+
+    def __init__(self, driver: Any, path: PathDriver) -> None:
+        self._driver = driver
+        self._path = path
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._driver, name)
+
+    def apply(self, plan: Plan) -> None:
+        try:
+            self._driver.apply(plan)
+        finally:
+            self._path.forget()
+            self._path.look()
