@@ -24,6 +24,7 @@ from netplane.store.base import Store
 from . import match, names, pulse, steps
 
 KINDS = ("PersistentVolume", "PersistentVolumeClaim", "Pod", "Node", "Lease")
+LEASES = (pulse.NAMESPACE, pulse.NODES)
 TRIES = 10
 
 
@@ -56,9 +57,14 @@ def _only(volume: PersistentVolume, node: str, snapshot: Snapshot) -> bool:
     return not any(match.fits_node(affinity, other, snapshot) for other in others)
 
 
+def _known(node: str, snapshot: Snapshot) -> bool:
+    named = snapshot.get(Node, "", node) or any(snapshot.get(Lease, ns, node) for ns in LEASES)
+    return bool(named) or any(_only(v, node, snapshot) for v in snapshot.list(PersistentVolume))
+
+
 def alive(node: str, snapshot: Snapshot, now: float) -> str:
     """Who says that the node lives and until when, or ""."""
-    for namespace in (pulse.NAMESPACE, pulse.NODES):
+    for namespace in LEASES:
         lease = snapshot.get(Lease, namespace, node)
         left = pulse.expires(lease) - now if lease is not None else 0.0
         if lease is not None and left > 0:
@@ -74,6 +80,8 @@ def give_up(store: Store, node: str, rebind: bool = False, force: bool = False) 
     """
     objects, revision = store.list(KINDS)
     snapshot = Snapshot.of(objects, revision)
+    if not _known(node, snapshot):
+        raise Invalid(f"nothing is known of a node {node}: no Node, no lease and no volume names it")
     living = alive(node, snapshot, time.time())
     if living and not force:
         raise Invalid(f"node {node} is alive: {living}; stop its agents and wait, or use --force")
@@ -155,12 +163,9 @@ def _restart(store: Store, claim: PersistentVolumeClaim) -> None:
         if not isinstance(live, PersistentVolumeClaim) or live.spec.volume_name != claim.spec.volume_name:
             return
         bare = steps.bare(
-            live,
-            names.BIND_COMPLETED,
-            names.BOUND_BY_CONTROLLER,
-            names.SELECTED_NODE,
-            names.STORAGE_PROVISIONER,
-        )
+            live, names.BIND_COMPLETED, names.BOUND_BY_CONTROLLER, names.SELECTED_NODE,
+            names.STORAGE_PROVISIONER, names.LOST,
+        )  # fmt: skip
         spec = amend(bare.spec, volume_name="")
         try:
             store.put(amend(bare, spec=spec, status=ClaimStatus(phase="Pending")), expect=live.revision)

@@ -12,7 +12,7 @@ from netplane.model.storage import PersistentVolume, PersistentVolumeClaim
 from netplane.model.storage_facts import HostPath, Ownership
 from netplane.model.volumes import HostPathSource, Volume
 
-from .. import backends, match, names
+from .. import access, backends, match, names
 from ..provision import data_of, is_ours
 from . import cephfs, csi, glusterfs, host_path, nfs
 from .base import Context, Prepared, owned, volume_dir
@@ -34,7 +34,10 @@ def shown(place: tuple[Pod, Volume, Context], name: str, read_only: bool) -> Pre
         raise Unavailable(f"{claim.key}: its {claim.spec.volume_name!r} is gone or another claim's")
     if not match.fits_node(found.spec.node_affinity, context.node, context.snapshot):
         raise Invalid(f"{found.key}: not reachable from node {context.node} (spec.nodeAffinity)")
-    read_only = read_only or set(found.spec.access_modes) == {"ReadOnlyMany"}
+    busy = access.obstacle(pod, claim, context.node, context.snapshot)
+    if busy:
+        raise Unavailable(busy)
+    read_only = read_only or access.mode_of(pod, claim) == "ReadOnlyMany"
     if found.spec.csi is not None:
         return csi.persistent(found, read_only, place)
     if found.spec.volume_mode == "Block":
