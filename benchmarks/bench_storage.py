@@ -78,7 +78,7 @@ def bind(count: int, home: Path, size: Size, late: bool = False) -> float:
     for some in chunks([claim(i, size) for i in range(count)] + ([] if late else volumes)):
         user.put_all(some)  # type: ignore[attr-defined]
     watcher = Bound(count)
-    core = agent.build(store, agent.Config("n1", home / "root"), observer=watcher)
+    core = agent.build(store, agent.Config("n1", home / "root"), watcher)
     began = time.perf_counter()
     core.start()
     if late:
