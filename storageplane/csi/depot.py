@@ -1,6 +1,7 @@
 """What the driver keeps: records of volumes, snapshots and groups, and the data they stand for.
 
     ROOT/csi/volumes/ID.json    ROOT/csi/snapshots/ID.json    ROOT/csi/groups/ID.json
+    ROOT/csi/here/ID.json: what of a volume is mounted
     ROOT/csi/spare: given up when the disk is full, so that what makes room can be recorded
     ROOT/csi/data/ID/image or ROOT/csi/data/ID/tree (see `backends`)
 
@@ -25,6 +26,7 @@ from typing import TypeVar
 
 import msgspec
 
+from netplane.model.base import amend
 from netplane.model.errors import KernelError
 
 from .. import backends, trash, tree
@@ -104,6 +106,53 @@ def id_of(kind: str, name: str) -> str:
     return f"{kind}-{hashlib.sha256(name.encode()).hexdigest()[:32]}"
 
 
+class Here(msgspec.Struct, frozen=True):
+    """What of a volume is mounted on this node; nothing of it outlives the boot."""
+
+    stage: Stage | None
+    targets: tuple[Target, ...]
+
+
+class Volumes(Shelf[Volume]):
+    """Volumes, in two records each: what they are, synced; what is mounted of them, not synced.
+
+    The second is worth nothing after the machine has crashed, since nothing is mounted then. So a stage
+    or a publish waits for no disk, and still a killed driver leaves it whole.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, Volume, ADVICE)
+        self._here = Shelf(folder.parent / "here", Here, ADVICE, synced=False)
+
+    def open(self) -> None:
+        super().open()
+        self._here.open()
+        began = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+        for path in self._here.folder.glob("*.json"):
+            if path.stat().st_mtime < began and not path.stat().st_size:
+                path.unlink()  # what a crash of the machine left of it
+
+    def get(self, name: str) -> Volume | None:
+        found, here = super().get(name), self._here.get(name)
+        if found is None or here is None:
+            return found
+        joined: Volume = amend(found, stage=here.stage, targets=here.targets)
+        return joined
+
+    def put(self, name: str, record: Volume) -> None:
+        lasting: Volume = amend(record, stage=None, targets=())
+        if lasting != super().get(name):
+            super().put(name, lasting)
+        if record.stage or record.targets:
+            self._here.put(name, Here(record.stage, record.targets))
+        else:
+            self._here.remove(name)
+
+    def remove(self, name: str) -> None:
+        self._here.remove(name)
+        super().remove(name)
+
+
 class Depot:
     """``root`` as everywhere in storageplane; what is kept lies in its directory csi.
 
@@ -114,7 +163,7 @@ class Depot:
         self.root = Path(os.path.realpath(root))
         self.trash = trash.Trash(self.root, "csi/trash", grace)
         self.data = self.root / "csi" / "data"
-        self.volumes = Shelf(self.root / "csi" / "volumes", Volume, ADVICE)
+        self.volumes = Volumes(self.root / "csi" / "volumes")
         self.snapshots = Shelf(self.root / "csi" / "snapshots", Snapshot, ADVICE)
         self.groups = Shelf(self.root / "csi" / "groups", Group, ADVICE)
         self._busy: set[str] = set()
