@@ -203,8 +203,7 @@ class Mounts:
             elif kind == "directory":
                 tree.remove(self.root, path)
         except KernelError as exc:
-            linked = kind == "point" and exc.errno == errno.ELOOP  # nothing of ours lies behind a link
-            if exc.errno not in (errno.ENOENT, errno.ENOTDIR) and not linked:
+            if exc.errno not in (errno.ENOENT, errno.ENOTDIR):
                 raise
 
     def _unmount(self, path: str, lazily: bool = False) -> None:

@@ -97,6 +97,14 @@ def test_a_disk_that_is_full_for_data_is_the_writers_error_and_nobody_elses(cram
     assert loops(cramped.home) == [] and list((cramped.root / "csi" / "data").iterdir()) == []
 
 
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Driver]:
+    """One driver for all tests that leave nothing in it."""
+    driver = Driver(tmp_path_factory.mktemp("shared"))
+    yield driver
+    driver.kill()
+
+
 # --- names ------------------------------------------------------------------------------------------
 
 
@@ -118,36 +126,37 @@ def test_a_disk_that_is_full_for_data_is_the_writers_error_and_nobody_elses(cram
         " ",
     ],
 )
-def test_any_name_of_128_bytes_is_only_a_name(driver: Driver, name: str) -> None:
-    before = {p for p in driver.home.rglob("*") if not p.is_relative_to(driver.root / "csi")}
-    volume = driver.create(name, MIB, parameters={"backend": "directory"})
-    assert driver.create(name, MIB, parameters={"backend": "directory"}) == volume
-    snapshot = driver.call("CreateSnapshot", source_volume_id=volume, name=name).snapshot
-    assert {p.name for p in (driver.root / "csi" / "data").iterdir()} == {volume, snapshot.snapshot_id}
-    assert {p for p in driver.home.rglob("*") if not p.is_relative_to(driver.root / "csi")} == before
-    driver.call("DeleteSnapshot", snapshot_id=snapshot.snapshot_id)
-    driver.call("DeleteVolume", volume_id=volume)
-    assert list((driver.root / "csi" / "data").iterdir()) == []
+def test_any_name_of_128_bytes_is_only_a_name(shared: Driver, name: str) -> None:
+    before = {p for p in shared.home.rglob("*") if not p.is_relative_to(shared.root / "csi")}
+    volume = shared.create(name, MIB, parameters={"backend": "directory"})
+    assert shared.create(name, MIB, parameters={"backend": "directory"}) == volume
+    snapshot = shared.call("CreateSnapshot", source_volume_id=volume, name=name).snapshot
+    assert {p.name for p in (shared.root / "csi" / "data").iterdir()} == {volume, snapshot.snapshot_id}
+    assert {p for p in shared.home.rglob("*") if not p.is_relative_to(shared.root / "csi")} == before
+    shared.call("DeleteSnapshot", snapshot_id=snapshot.snapshot_id)
+    shared.call("DeleteVolume", volume_id=volume)
+    assert list((shared.root / "csi" / "data").iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["n" * 129, "é" * 65, "名" * 43, ""])
-def test_a_longer_name_or_none_is_refused(driver: Driver, name: str) -> None:
+def test_a_longer_name_or_none_is_refused(shared: Driver, name: str) -> None:
     asked = {"name": name, "volume_capabilities": [WRITER]}
-    assert driver.refused("CreateVolume", **asked)[0] == "INVALID_ARGUMENT"
-    assert driver.refused("CreateSnapshot", source_volume_id="v", name=name)[0] == "INVALID_ARGUMENT"
-    assert list((driver.root / "csi" / "volumes").iterdir()) == []
+    assert shared.refused("CreateVolume", **asked)[0] == "INVALID_ARGUMENT"
+    assert shared.refused("CreateSnapshot", source_volume_id="v", name=name)[0] == "INVALID_ARGUMENT"
+    assert list((shared.root / "csi" / "volumes").iterdir()) == []
 
 
 @pytest.mark.parametrize("method", ["NodeStageVolume", "NodePublishVolume"])
 @pytest.mark.parametrize("path", ["relative", "/../x", "/a/../b", "/a\0b", "/" + "x" * 4097, ""])
-def test_a_path_that_is_none_is_refused(driver: Driver, method: str, path: str) -> None:
+def test_a_path_that_is_none_is_refused(shared: Driver, method: str, path: str) -> None:
     field = "staging_target_path" if method == "NodeStageVolume" else "target_path"
-    fields = {"volume_id": driver.create(), "volume_capability": WRITER, field: path}
+    fields = {"volume_id": shared.create("p", MIB), "volume_capability": WRITER, field: path}
     if method == "NodePublishVolume":
         fields["staging_target_path"] = "/s"
-    code, why = driver.refused(method, **fields)
+    code, why = shared.refused(method, **fields)
     assert code == "INVALID_ARGUMENT" and field in why
-    assert mounts(driver.home) == []
+    shared.call("DeleteVolume", volume_id=fields["volume_id"])
+    assert mounts(shared.home) == []
 
 
 @pytest.mark.parametrize("what", ["stage", "target"])
