@@ -158,10 +158,10 @@ class Volumes:
         self.root = Path(root)
 
     def scopes(self, event: Event | None, snapshot: Snapshot) -> Iterable[Scope]:
-        plain = (
-            event is not None and isinstance(event.object, PersistentVolume) and not _concerns(event.object)
-        )
-        return () if plain else volume_scopes(self.name, event, snapshot)
+        states = [] if event is None else [o for o in event if isinstance(o, PersistentVolume)]
+        if states and not any(map(_concerns, states)):
+            return ()
+        return volume_scopes(self.name, event, snapshot)
 
     def render(self, scope: Scope, snapshot: Snapshot) -> Facts:
         volume = snapshot.get(PersistentVolume, "", scope.name.removeprefix("volume/"))
