@@ -60,7 +60,7 @@ def run(work: Path) -> int:
                     _both(rig, plugin, found, "parallel", PARALLEL, AT_ONCE)
                     _both(rig, plugin, found, "burst", PARALLEL, PARALLEL)
             spawn = rig.run(rig.floor(), "VERSION", 100)
-            growth = _growth(rig, ours)
+        growth = _growth(rig)
         return _report(found, (ours, plain, chain), spawn, growth)
     finally:
         rig.close()
@@ -90,19 +90,20 @@ def _both(rig: Rig, plugin: Plugin, found: Found, what: str, count: int, at_once
         found.setdefault((plugin.name, f"{command} {what}"), []).append(times)
 
 
-def _growth(rig: Rig, ours: Plugin) -> dict[str, tuple[float, float]]:
-    """p50 of ADD and of DEL with few and with many pods on the node."""
-    rig.pods(MANY + GROWTH)
-    found: Found = {}
-    rig.run(ours, "ADD", FEW, AT_ONCE)
-    for present, more in ((FEW, MANY - FEW), (MANY, 0)):
-        for command in ("ADD", "DEL", "ADD", "DEL"):
-            times = rig.run(ours, command, GROWTH, 1, first=MANY)
-            found.setdefault((command, str(present)), []).append(times)
-        if more:
-            rig.run(ours, "ADD", more, AT_ONCE, first=FEW)
-    rig.run(ours, "DEL", MANY, AT_ONCE)
-    return {c: (_p50(found[c, str(FEW)]), _p50(found[c, str(MANY)])) for c in ("ADD", "DEL")}
+def _growth(rig: Rig) -> dict[str, tuple[float, float]]:
+    """p50 of ADD and of DEL on a node with few pods and on one with many, in turn."""
+    rig.pods(MANY + FEW + GROWTH)
+    with rig.ours("few") as few, rig.ours("many") as many:
+        rig.run(few, "ADD", FEW, AT_ONCE, first=MANY)
+        rig.run(many, "ADD", MANY, AT_ONCE)
+        found: Found = {}
+        for _ in range(2 * ROUNDS):
+            for plugin in (few, many):
+                for command in ("ADD", "DEL"):
+                    times = rig.run(plugin, command, GROWTH, 1, first=MANY + FEW)
+                    found.setdefault((plugin.name, command), []).append(times)
+        rig.run(many, "DEL", MANY, AT_ONCE)
+    return {c: (_p50(found[few.name, c]), _p50(found[many.name, c])) for c in ("ADD", "DEL")}
 
 
 def _p50(rounds: list[Times]) -> float:

@@ -2,8 +2,11 @@
 
 client ── node (routes; the rules under test) ── pod: answers on 8080, iperf3 on 5201
 
-With 10 and with 30,000 services in the node's maps: both must cost the same. Connections are made in
-turn, one direct, one through the VIP, by the lab's probe.
+With 10 and with 30,000 services in the node's maps: both must cost the same. Every figure is the median
+of the ratios of pairs, one direct and one through the VIP, made right after each other in changing
+order: a shared machine's noise is slower than a pair. Bulk is bytes for each second of processor time
+that both ends took for a gigabyte: the veth path runs in their system calls, and others' load does not
+count. Where the processors are idle that is the throughput.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,9 +29,10 @@ from netplane.model.base import amend
 from netplane.model.services import EndpointSlice, Service, ServicePort
 from netplane.model.snapshot import Snapshot
 
+TRIES = 5
 PROBE = str(Path(netns.__file__).parents[1] / "lab/probe.py")
 POD, VIP = "10.1.0.2", bench.vip(1)
-FEW, MANY, ROUNDS, CONNECTIONS, SECONDS = 10, 30_000, 7, 300, 1
+FEW, MANY, ROUNDS, CONNECTIONS, BYTES = 10, 30_000, 15, 200, "512M"
 
 
 @contextmanager
@@ -77,9 +81,15 @@ def connect(path: str, host: str) -> float:
 
 
 def bulk(path: str, host: str) -> float:
-    """Gigabits a second."""
-    found = json.loads(netns.run(path, "iperf3", "-c", host, "-t", str(SECONDS), "-J"))
-    return float(found["end"]["sum_received"]["bits_per_second"]) / 1e9
+    """Gigabits for each second of processor time."""
+    for _ in range(TRIES):  # a server that is late to leave its last client refuses the next
+        found = json.loads(netns.run(path, "sh", "-c", f"iperf3 -c {host} -n {BYTES} -J || true"))
+        if "error" not in found:
+            break
+    end = found["end"]
+    used = end["cpu_utilization_percent"]
+    busy = (used["host_total"] + used["remote_total"]) / 100 * end["sum_sent"]["seconds"]
+    return float(end["sum_received"]["bytes"]) * 8 / 1e9 / busy
 
 
 def measure(services: int) -> tuple[float, float]:
@@ -90,13 +100,13 @@ def measure(services: int) -> tuple[float, float]:
             netns.popen(paths["pod"], words, stdout=subprocess.DEVNULL)
             for words in (
                 [sys.executable, "-I", "-S", PROBE, "serve", "pod", "--tcp", "8080"],
-                ["iperf3", "-s"],
+                ["iperf3", "-s", "-J"],
             )
         ]
         try:
             ready(paths["client"])
-            pairs = [(connect(paths["client"], POD), connect(paths["client"], VIP)) for _ in range(ROUNDS)]
-            flows = [(bulk(paths["client"], POD), bulk(paths["client"], VIP)) for _ in range(ROUNDS)]
+            pairs = list(paired(connect, paths["client"]))
+            flows = list(paired(bulk, paths["client"]))
         finally:
             for program in programs:
                 program.kill()
@@ -105,9 +115,21 @@ def measure(services: int) -> tuple[float, float]:
     plain, nat = (statistics.median(found) for found in zip(*flows, strict=True))
     print(
         f"{services:>6,} services: connect p50 direct {direct:.1f} µs, VIP {through:.1f} µs; "
-        f"bulk direct {plain:.1f} Gbit/s, VIP {nat:.1f} Gbit/s"
+        f"bulk direct {plain:.1f} Gbit/CPU s, VIP {nat:.1f}"
     )
-    return through / direct, nat / plain
+    return ratio(pairs), ratio(flows)
+
+
+def paired(measured: Callable[[str, str], float], path: str) -> Iterator[tuple[float, float]]:
+    """(direct, through the VIP) of each round, in changing order."""
+    for number in range(ROUNDS):
+        hosts = (POD, VIP) if number % 2 else (VIP, POD)
+        found = {host: measured(path, host) for host in hosts}
+        yield found[POD], found[VIP]
+
+
+def ratio(pairs: list[tuple[float, float]]) -> float:
+    return statistics.median(through / direct for direct, through in pairs)
 
 
 def ready(path: str) -> None:
@@ -127,8 +149,8 @@ def main() -> int:
     first, stream = many[0] / few[0], many[1] / few[1]
     print(f"VIP/direct at {FEW} and {MANY:,} services")
     print(f"  first packet   {few[0]:.2f}  {many[0]:.2f}   growth {first:.2f} (must 1.25)")
-    print(f"  established    {few[1]:.2f}  {many[1]:.2f}   ratio {stream:.2f} (must 0.9)")
-    return 0 if first <= 1.25 and stream >= 0.9 else 1
+    print(f"  established    {few[1]:.2f}  {many[1]:.2f}   ratio {stream:.2f} (each must 0.95)")
+    return 0 if first <= 1.25 and min(few[1], many[1], stream) >= 0.95 else 1
 
 
 if __name__ == "__main__":

@@ -134,36 +134,36 @@ class Rig:
         return Plugin("+".join(["bridge+host-local", *chained]), self.node(name), tuple(chain))
 
     @contextmanager
-    def ours(self) -> Iterator[Plugin]:
+    def ours(self, name: str = "netplane") -> Iterator[Plugin]:
         """Our plugin with ports, bandwidth and masquerade, as far as it has them, and a running agent."""
-        node, run_dir = self.node("ours"), self.work / "run"
+        node, run_dir = self.node(name), self.work / f"run-{name}"
         run_dir.mkdir()  # as /run is; the namespaces of mounts are the benchmark's own
         subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(run_dir)], check=True)
         asked = {"portMappings": [PORT], "bandwidth": RATE}
         runtime = {key: value for key, value in asked.items() if key in CAPABILITIES}
         keys = {"type": "netplane", "socket": str(run_dir / "cni.sock"), "ipMasq": True}
-        path = self.config("ours", runtimeConfig=runtime, **keys)
-        agent = self._agent(node, run_dir)
+        path = self.config(name, runtimeConfig=runtime, **keys)
+        agent = self._agent(node, name, run_dir)
         try:
-            yield Plugin("netplane", node, ((path, BINARY),))
+            yield Plugin(name, node, ((path, BINARY),))
         finally:
             agent.send_signal(signal.SIGTERM)
             agent.wait(30)
             subprocess.run(["umount", str(run_dir)], check=True)
 
-    def _agent(self, node: str, run_dir: Path) -> subprocess.Popen[Any]:
+    def _agent(self, node: str, name: str, run_dir: Path) -> subprocess.Popen[Any]:
         options = {
             "--node": "n1",
-            "--store": f"sqlite://{self.work / 'state.db'}",
+            "--store": f"sqlite://{self.work / name}.db",
             "--run-dir": str(run_dir),
-            "--state-dir": str(self.work / "state"),
+            "--state-dir": str(self.work / f"state-{name}"),
             "--node-ip": "192.0.2.1",
             "--cluster-cidr": "10.244.0.0/16",
             "--node-mask": "20",
             "--service-cidr": "10.96.0.0/16",
         }
         words = [word for pair in options.items() for word in pair]
-        log = self.work / "agent.log"
+        log = self.work / f"agent-{name}.log"
         with log.open("wb") as out:
             agent = netns.popen(node, [NETPLANE, "agent", *words], stdout=out, stderr=out)
         wait = [NETPLANE, "status", "--run-dir", str(run_dir), "--wait", "30"]

@@ -10,7 +10,7 @@ from .kernel import netns
 from .kernel.conntrack import Conntrack
 from .kernel.rtnetlink import LinkDriver
 from .kernel.underlay import default_route_device
-from .model.base import Key, Object
+from .model.base import Object
 from .model.changes import Put, Write
 from .model.facts import Link, Plan, Scope
 from .model.flows import Flows
@@ -38,9 +38,6 @@ class CniHost:
         stored = self._core.put(obj, expect)
         self._room.undone.discard(obj.name)
         return stored
-
-    def delete(self, key: Key, expect: int | None = None) -> Object:
-        return self._core.delete(key, expect)
 
     def write(self, writes: Sequence[Write]) -> list[Object]:
         pods = [w.object.key for w in writes if isinstance(w, Put)] if self.birth else []

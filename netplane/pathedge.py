@@ -20,7 +20,7 @@ from .cni.names import BRIDGE, bridge_mac
 from .datapath.room import PathConfig, PathRoom
 from .health import Controls
 from .kernel.datapath import Cutting, Forgetting, PathDriver, Remembered
-from .kernel.underlay import underlay_of
+from .kernel.underlay import is_ethernet, underlay_of
 from .model.errors import Invalid, NetplaneError
 from .model.facts import Driver, FastPath
 from .model.own import Attachment
@@ -64,7 +64,7 @@ class PathEdge:
             port=overlay.port,
         )
         uplinks = dict.fromkeys(underlay_of(address)[0] for address in node_ips)
-        return PathConfig(BRIDGE, tuple(uplinks), path, boot_id)
+        return PathConfig(BRIDGE, tuple(filter(is_ethernet, uplinks)), path, boot_id)
 
     # --- forgetting ----------------------------------------------------------------------------
 

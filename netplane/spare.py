@@ -53,7 +53,7 @@ class Spare:
         """Before these: a record that is about to go."""
         for one in writes:
             if isinstance(one, Delete) and one.key.kind == Attachment.KIND:
-                (self._dir / one.key.name).unlink(missing_ok=True)
+                self._remove(one.key.name)
 
     def settle(self, node: str, boot_id: str) -> None:
         """At a start: put back what the store has lost, then be its spare. Raises Unavailable."""
@@ -65,7 +65,7 @@ class Spare:
         records = {obj.name: obj for obj in listed if _whole(obj) and _of(obj) == node}
         there = {path.name for path in self._files()}
         for name in there - records.keys():
-            (self._dir / name).unlink(missing_ok=True)
+            self._remove(name)
         for name in records.keys() - there:
             self.keep([records[name], *self._pod(records[name])])
         self._write(IDENTITY, self._identity.encode())
@@ -84,10 +84,14 @@ class Spare:
         lost.sort(key=lambda objects: objects[0].revision)
         self._put_back_node(node, [o for objects in lost for o in objects if isinstance(o, Attachment)])
         for objects in lost:
+            log.warning("the store has lost attachment %s: it is put back", objects[0].name)
             for obj in objects:
-                with suppress(Conflict):  # it is there
+                try:
                     self._store.put(obj, 0)
-            log.warning("the store had lost attachment %s: put back", objects[0].name)
+                except Conflict:  # it is there
+                    continue
+                except Invalid as exc:  # of another netplane's making
+                    log.warning("not put back: %s", exc)
 
     def _put_back_node(self, name: str, records: Sequence[Attachment]) -> None:
         """Its pod CIDRs are those that its pods' addresses are from."""
@@ -111,6 +115,12 @@ class Spare:
         with suppress(OSError):
             return (self._dir / IDENTITY).read_text()
         return ""
+
+    def _remove(self, name: str) -> None:
+        try:
+            (self._dir / name).unlink(missing_ok=True)
+        except OSError as exc:
+            log.warning("the spare of %s stays: %s", name, exc)
 
     def _write(self, name: str, data: bytes) -> None:
         temporary = self._dir / f"{name}~"

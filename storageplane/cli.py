@@ -94,14 +94,20 @@ def agent(
     "--driver-name", default="csi.storageplane.io", show_default=True, metavar="NAME",
     help="What it calls itself; for a second one on another root.",
 )  # fmt: skip
+@click.option(
+    "--trash", type=float, default=0.0, metavar="SECONDS",
+    help="Keep the data of deleted volumes for so long, in ROOT/csi/trash.",
+)  # fmt: skip
 @click.option("-v", "--verbose", is_flag=True, help="Log refused calls too.")
-def csi(endpoint: str, root: Path, node: str, max_volumes: int, driver_name: str, verbose: bool) -> None:
+def csi(endpoint: str, root: Path, node: str, verbose: bool, **more: Any) -> None:
     """Be the CSI driver, alone, without a store, until SIGTERM."""
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING, format="%(levelname).1s %(message)s"
     )
     stop = _until_told()
-    driver = _driver(endpoint, wiring.prepare_root(root), node, max_volumes, driver_name)
+    driver = _driver(
+        endpoint, wiring.prepare_root(root), node, more["max_volumes"], more["driver_name"], more["trash"]
+    )
     stop.wait()
     driver.stop()
 
@@ -257,10 +263,14 @@ def _until_told() -> threading.Event:
     return stop
 
 
-def _driver(endpoint: str, root: Path, node: str, most: int = 0, name: str = "csi.storageplane.io") -> Any:
-    from .csi.server import CsiServer  # gRPC costs memory and a quarter of a second: for drivers only
+def _driver(endpoint: str, root: Path, *options: Any) -> Any:
+    """``options``: as in `csi.server.Options`."""
+    from .csi.server import (  # gRPC costs memory and a quarter of a second: for drivers only
+        CsiServer,
+        Options,
+    )
 
-    driver = CsiServer(endpoint, root, node, most, name)
+    driver = CsiServer(endpoint, root, Options(*options))
     driver.start()
     return driver
 

@@ -41,11 +41,16 @@ def make(image: Path, room: int) -> None:
         _format(fresh, size, room)
         more = _rounded(room) - usable(fresh)
         if -NEAR <= more <= 0:
-            with translated(f"make image {image}"):
-                os.replace(fresh, image)
+            _settle(fresh, image)
             return
         size += more
     raise KernelError(errno.EINVAL, f"make image {image}", f"no ext4 has exactly {room} bytes of room")
+
+
+def _settle(fresh: Path, image: Path) -> None:
+    with translated(f"make image {image}"), open(fresh, "rb") as file:
+        os.fsync(file.fileno())
+        os.replace(fresh, image)
 
 
 def _rounded(size: int) -> int:

@@ -10,6 +10,7 @@ Rule 4: unpublishing again is nothing; neither verb needs the other's success.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -17,24 +18,27 @@ from typing import NamedTuple, Protocol
 
 import msgspec
 
-from netplane.model.errors import Invalid, NetplaneError, Unavailable
+from netplane.model.errors import Invalid, KernelError, NetplaneError, Unavailable
 from netplane.model.facts import Fact, FactKey, Plan
 from netplane.model.pods import Pod
 from netplane.model.snapshot import Snapshot
 from netplane.model.storage import PersistentVolume, PersistentVolumeClaim
 from netplane.model.storage_facts import (
+    CsiVolume,
     Data,
     Directory,
     HostPath,
     Image,
+    NetworkMount,
     Ownership,
     Payload,
     Point,
     SubPath,
 )  # fmt: skip
+from netplane.model.volume_checks import NAME_MAX, PATH_MAX
 from netplane.model.volumes import Volume
 
-from . import alive, mountinfo, wants
+from . import alive, mountinfo, podlock, wants
 from .journal import Journal, Record
 from .volumes import ephemeral
 from .volumes.base import Context
@@ -71,49 +75,75 @@ def publish(pod: Pod, snapshot: Snapshot, node: str, driver: Applier, target: st
     Raises Invalid (wrong or impossible), Unavailable (a claim is not bound yet), KernelError.
     """
     target = _real(target, driver.root)
-    journal = Journal(driver.root)
     wants.check(pod, node)
+    context = Context(node, str(driver.root), snapshot)
+    with podlock.alone(driver.root, pod.metadata.uid):
+        work = _recorded(pod, context, driver, target)
+        if work.old is None:
+            _make_whole(work, driver)
+        else:
+            _raise(work.failed | _make_each(work, driver))
+    return _publication(pod, target, work.found, driver)
+
+
+def again(
+    pod: Pod, snapshot: Snapshot, node: str, driver: Applier, far: bool | None = None
+) -> list[str] | None:
+    """Repair the publication of a pod; None when it has none here. Waits for nobody else at work on it.
+
+    ``far``: only the volumes for which somebody else must answer, a server or a CSI driver (True), or only
+    the others (False); the names of those left out are returned. Raises as `publish`.
+    """
+    uid = pod.metadata.uid
+    old = Journal(driver.root).read(uid)
+    if old is None:
+        return None
+    context = Context(node, str(driver.root), snapshot)
+    with podlock.alone(driver.root, uid, wait=False):
+        if Journal(driver.root).read(uid) is None:
+            return None
+        wants.check(pod, node)
+        work = _recorded(pod, context, driver, old.target)
+        chosen = {n: w for n, w in work.found.items() if far is None or _is_far(w) is far}
+        failed = {} if far else work.failed
+        _raise(failed | _make_each(work._replace(found=chosen), driver))
+    return sorted(work.found.keys() - chosen.keys())
+
+
+def _is_far(wanted: Wanted) -> bool:
+    return any(isinstance(fact, (NetworkMount, CsiVolume)) for fact in wanted.facts)
+
+
+class _Work(NamedTuple):
+    """One publication under way. ``shared``: what other pods have in use."""
+
+    journal: Journal
+    old: Record | None
+    record: Record
+    base: list[Fact]
+    found: Found
+    failed: Failures
+    shared: set[str]
+
+
+def _recorded(pod: Pod, context: Context, driver: Applier, target: str) -> _Work:
+    """What is to be done, and the record of it written. Raises Invalid, Unavailable, KernelError."""
+    journal = Journal(driver.root)
     with journal.locked():
         old = journal.read(pod.metadata.uid)
         if old is not None and old.target != target:
             raise Invalid(f"{pod.key} is published at {old.target or 'no target'}; unpublish it there first")
-        return _publish(pod, Context(node, str(driver.root), snapshot), driver, target, (journal, old))
-
-
-def again(pod: Pod, snapshot: Snapshot, node: str, driver: Applier) -> bool:
-    """Repair the publication of a pod; False when it has none here. Raises as `publish`."""
-    journal = Journal(driver.root)
-    if journal.read(pod.metadata.uid) is None:
-        return False
-    with journal.locked():
-        old = journal.read(pod.metadata.uid)
-        if old is None:
-            return False
-        wants.check(pod, node)
-        _publish(pod, Context(node, str(driver.root), snapshot), driver, old.target, (journal, old))
-        return True
-
-
-def _publish(
-    pod: Pod, context: Context, driver: Applier, target: str, records: tuple[Journal, Record | None]
-) -> Publication:
-    journal, old = records
-    found, failed = _found(pod, target, context, old)
-    base = wants.base(pod, target)
-    facts = [*base, *(f for w in found.values() for f in w.facts)]
-    record = _record(pod, context, target)
-    _check_exclusive(record, journal)
-    sources = tuple(s for w in found.values() for s in _sources(w, driver))
-    record = _with(record, _merge(old, _ours(facts, old)), (*(old.sources if old else ()), *sources))
-    if record != old:
-        journal.write(record)
-    shared = {s for r in journal.records() if r.uid != record.uid for s in r.sources}
-    if old is None:
-        _make_whole(found, base, driver, (journal, record, shared))
-    else:
-        failed |= _make_each(found, base, driver, shared)
-        _raise(failed)
-    return _publication(pod, target, found, driver)
+        found, failed = _found(pod, target, context, old)
+        base = wants.base(pod, target)
+        facts = [*base, *(f for w in found.values() for f in w.facts)]
+        record = _record(pod, context, target)
+        _check_exclusive(record, journal)
+        sources = tuple(s for w in found.values() for s in _sources(w, driver))
+        record = _with(record, _merge(old, _ours(facts, old)), (*(old.sources if old else ()), *sources))
+        if record != old:
+            journal.write(record)
+        shared = {s for r in journal.records() if r.uid != record.uid for s in r.sources}
+    return _Work(journal, old, record, base, found, failed, shared)
 
 
 def _found(pod: Pod, target: str, context: Context, old: Record | None) -> tuple[Found, Failures]:
@@ -140,24 +170,28 @@ def _stands(volume: Volume, target: str) -> bool:
     return not target or bool(there and not alive.broken(place, there[-1].fstype))
 
 
-def _make_whole(
-    found: Found, base: Iterable[Fact], driver: Applier, rest: tuple[Journal, Record, set[str]]
-) -> None:
-    journal, record, shared = rest
-    facts = [f for w in found.values() for f in _spared(w, driver, shared, True)]
+def _make_whole(work: _Work, driver: Applier) -> None:
+    facts = [f for w in work.found.values() for f in _spared(w, driver, work.shared, True)]
     try:
-        driver.apply(Plan(add=(*base, *facts)))
+        _make_base(work, driver)
+        driver.apply(Plan(add=tuple(facts)))
     except NetplaneError:
-        _undo(journal, driver, record)
+        _undo(work.journal, driver, work.record)
         raise
 
 
-def _make_each(found: Found, base: Iterable[Fact], driver: Applier, shared: set[str]) -> Failures:
+def _make_base(work: _Work, driver: Applier) -> None:
+    """Directories that pods share come and go under the journal's lock, so that none goes in between."""
+    with work.journal.locked():
+        driver.apply(Plan(add=tuple(work.base)))
+
+
+def _make_each(work: _Work, driver: Applier) -> Failures:
     failed: Failures = {}
-    driver.apply(Plan(add=tuple(base)))
-    for name, wanted in found.items():
+    _make_base(work, driver)
+    for name, wanted in work.found.items():
         try:
-            driver.apply(Plan(add=tuple(_spared(wanted, driver, shared, False))))
+            driver.apply(Plan(add=tuple(_spared(wanted, driver, work.shared, False))))
         except NetplaneError as exc:
             failed[name] = exc
     return failed
@@ -197,6 +231,9 @@ def _publication(pod: Pod, target: str, found: Found, driver: Applier) -> Public
 
 def _real(target: str, root: Path) -> str:
     """The target without links, once and for all. Raises Invalid for one inside our own root."""
+    names = os.fsencode(target).split(b"/")
+    if max(map(len, names)) > NAME_MAX or len(os.fsencode(target)) > PATH_MAX - NAME_MAX:
+        raise KernelError(errno.ENAMETOOLONG, f"--target {target[:60]}…")
     real = os.path.realpath(target) if target else ""
     if real and (Path(real) == root or root in Path(real).parents):
         raise Invalid(f"--target {target} lies in the root {root}; choose a place outside")
@@ -219,14 +256,20 @@ def unpublish(namespace: str, name: str, driver: Applier, target: str = "") -> i
         if records and not chosen:
             where = records[0].target or "no target"
             raise Invalid(f"Pod {namespace}/{name} is published at {where}, not at {target}")
-        for record in chosen:
-            _undo(journal, driver, record)
-        return len(chosen)
+    for record in chosen:
+        with podlock.alone(driver.root, record.uid):
+            current = journal.read(record.uid)
+            if current is not None:
+                _undo(journal, driver, current)
+    return len(chosen)
 
 
 def _undo(journal: Journal, driver: Applier, record: Record) -> None:
-    driver.apply(Plan(remove=tuple(record.keys)))
-    journal.remove(record.uid)
+    shared = tuple(k for k in record.keys if k[0] == "directory" and k[1].startswith("/"))
+    driver.apply(Plan(remove=tuple(k for k in record.keys if k not in shared)))
+    with journal.locked():
+        driver.apply(Plan(remove=shared))
+        journal.remove(record.uid)
 
 
 # --- the record ---------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from netplane.model.base import Key, amend
 from netplane.model.changes import Put, Write
-from netplane.model.errors import Conflict, Invalid, NotFound, Unavailable
+from netplane.model.errors import Conflict, Invalid, NetplaneError, NotFound, Unavailable
 from netplane.model.pods import Pod
 from netplane.model.snapshot import Snapshot
 from netplane.reconcile.base import Controller
@@ -68,18 +68,25 @@ def publish(
     later is noticed there. ``where``: (node, root). Raises as ``carry_out``.
     """
     pod, snapshot = found
-    node, root = where
     for _ in range(REPEATS):
         done = carry_out(pod, snapshot)
-        before = wants.digest(wants.every(pod, "", Context(node, root, snapshot)).values())
+        before = _digest(pod, snapshot, where)
         snapshot = Snapshot.of(*store.list(KINDS))
         newer = snapshot.get(Pod, pod.namespace, pod.name)
         if newer is None or newer.metadata.uid != pod.metadata.uid or newer.deleting:
             break
         pod = newer
-        if before == wants.digest(wants.every(pod, "", Context(node, root, snapshot)).values()):
+        if _digest(pod, snapshot, where) in (before, ""):
             break
     return done
+
+
+def _digest(pod: Pod, snapshot: Snapshot, where: tuple[str, str]) -> str:
+    """What the pod's volumes come to; "" when one of them cannot be had any more."""
+    try:
+        return wants.digest(wants.every(pod, "", Context(*where, snapshot)).values())
+    except NetplaneError:
+        return ""
 
 
 def _pod(snapshot: Snapshot, key: Key) -> Pod:

@@ -10,6 +10,7 @@ Rule 3: a tree in which anything is mounted is not touched at all.
 from __future__ import annotations
 
 import errno
+import hashlib
 import itertools
 import os
 import stat
@@ -82,6 +83,8 @@ def make(
 
 def staging(name: str) -> str:
     """The name that a directory has until it is whole."""
+    if len(os.fsencode(name)) > 240:  # of 255 that a name may have
+        name = hashlib.sha256(os.fsencode(name)).hexdigest()
     return f".{name}.new"
 
 

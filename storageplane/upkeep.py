@@ -5,16 +5,18 @@ Rule 1: the room says which pods of this node have volumes and what these come t
 Rule 2: so a start, a change of a ConfigMap, a Secret or the Pod, and the hourly comparison are one thing: a
         repair, which leaves alone what is right (`publish`, rule 3).
 Rule 3: nothing is published here for the first time, and nothing unpublished.
+Rule 4: a volume for which somebody else must answer (a server, a CSI driver) keeps nobody waiting.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import ClassVar
 
 from netplane.model.base import Object
 from netplane.model.changes import Event
-from netplane.model.errors import NetplaneError
+from netplane.model.errors import Conflict, KernelError, NetplaneError, Unavailable
 from netplane.model.facts import Fact, FactKey, Facts, Mark, Plan, Scope
 from netplane.model.pods import Pod
 from netplane.model.snapshot import Snapshot
@@ -24,6 +26,8 @@ from . import publish, wants
 from .mounts import Mounts
 from .volumes import LIVE
 from .volumes.base import Context
+
+PATIENCE = 0.5  # seconds that a repair waits for servers before it goes on
 
 
 class Published(Fact, frozen=True):
@@ -100,15 +104,73 @@ class Keeper:
         self.node = node
         self.mounts = mounts
         self.snapshot = snapshot
+        self._errands: dict[str, Errand] = {}
 
     def observe(self) -> Mapping[FactKey, Mark]:
         """Nothing, so that every comparison repairs everything that is published."""
         return {}
 
     def apply(self, plan: Plan) -> None:
-        """Raises as `publish.again`; on the pod's scope, so the other pods go on."""
-        for fact in (*plan.add, *plan.change):
-            snapshot = self.snapshot()
-            pod = snapshot.get(Pod, fact.namespace, fact.name)
-            if pod is not None and not pod.deleting:
-                publish.again(pod, snapshot, self.node, self.mounts)
+        """Raises Unavailable or Invalid for one pod; Conflict when it is one of several, to be found."""
+        facts = (*plan.add, *plan.change)
+        errors = [exc for fact in facts if (exc := self._repaired(fact)) is not None]
+        if errors and len(facts) > 1:
+            raise Conflict("some of these pods must be looked at one by one")
+        if errors:
+            raise errors[0]
+
+    def _repaired(self, fact: Published) -> NetplaneError | None:
+        """What is wrong with a pod's volumes after their repair."""
+        snapshot = self.snapshot()
+        pod = snapshot.get(Pod, fact.namespace, fact.name)
+        if pod is None or pod.deleting:
+            return None
+        try:
+            errand = self._errands.get(pod.metadata.uid)
+            if errand is not None and not errand.done(0):
+                return _waiting(pod)  # it has the pod's lock
+            if publish.again(pod, snapshot, self.node, self.mounts, far=False):
+                self._send(pod, snapshot)
+        except KernelError as exc:
+            return Unavailable(f"{pod.key}: {exc}")  # the pod's own: no reason to doubt the others
+        except NetplaneError as exc:
+            return exc
+        return None
+
+    def _send(self, pod: Pod, snapshot: Snapshot) -> None:
+        """Volumes whose servers may not answer are repaired aside, and asked about when this is retried."""
+        uid = pod.metadata.uid
+        errand = self._errands.get(uid)
+        if errand is None:
+            errand = self._errands[uid] = Errand(
+                lambda: publish.again(pod, snapshot, self.node, self.mounts, far=True)
+            )
+        if not errand.done(PATIENCE):
+            raise _waiting(pod)
+        del self._errands[uid]
+        if errand.error is not None:
+            raise errand.error
+
+
+def _waiting(pod: Pod) -> Unavailable:
+    return Unavailable(f"{pod.key}: waiting for the servers of its volumes")
+
+
+class Errand:
+    """One piece of work in a thread that nobody has to wait for."""
+
+    def __init__(self, work: Callable[[], object]) -> None:
+        self.error: NetplaneError | None = None
+        self._work = work
+        self._thread = threading.Thread(target=self._run, name="errand", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._work()
+        except NetplaneError as exc:
+            self.error = exc
+
+    def done(self, patience: float) -> bool:
+        self._thread.join(patience)
+        return not self._thread.is_alive()

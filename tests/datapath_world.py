@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from netplane.kernel import bpf
+from netplane.health import ask_agent
+from netplane.kernel import bpfhook
 from netplane.lab import Lab
 
 TCP, UDP = 8080, 5300
@@ -116,18 +116,14 @@ def talk(place: Any, host: str, port: int = 0, protocol: str = "tcp") -> Iterato
 
 
 def remembered(node: Any, port: int = 0) -> list[dict[str, Any]]:
-    """`netplane flows` of a node; with ``port``, of the flow that has it at one of its ends."""
-    program = node.lab.settings.programs.netplane
-    found = json.loads(node.run(program, "flows", "--run-dir", node.run_dir, "-o", "json"))["flows"]
+    """What a node remembers (`netplane flows`); with ``port``, of the flow that has it at one of its ends."""
     fields = ("source_port", "destination_port", "new_source_port", "new_destination_port")
+    found = ask_agent(node.run_dir, "/flows")["flows"]
     return [flow for flow in found if not port or port in [flow[field] for field in fields]]
 
 
 def verdicts(node: Any) -> dict[str, int]:
-    program = node.lab.settings.programs.netplane
-    found: dict[str, int] = json.loads(node.run(program, "flows", "--run-dir", node.run_dir, "-o", "json"))[
-        "verdicts"
-    ]
+    found: dict[str, int] = ask_agent(node.run_dir, "/flows")["verdicts"]
     return found
 
 
@@ -137,7 +133,7 @@ def hooks(node: Any) -> int:
 
 
 def _ours(ifindex: int) -> int:
-    found = bpf.attached(ifindex, bpf.INGRESS)
+    found = bpfhook.hooks().attached(ifindex, bpfhook.INGRESS)
     for one in found:
         one.close()
     return sum(one.name.startswith("np_from_") for one in found)
@@ -150,19 +146,19 @@ def wait_hooked(lab: Lab) -> None:
 
 
 class Steady:
-    """Something said on a flow every few milliseconds until `stop`, which gives what was lost."""
+    """Something said on a flow every millisecond until `stop`, which gives what was lost."""
 
     def __init__(self, flow: Talk, size: int = 64) -> None:
         self._flow, self._size, self._stopping = flow, size, threading.Event()
-        self.said, self.problem = 0, ""
+        self.said, self.problem, self.last = 0, "", time.monotonic()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
         try:
-            while not self._stopping.is_set():
+            while not self._stopping.wait(0.001):
                 self._flow.say(self.said.to_bytes(8, "big").ljust(self._size, b"."))
-                self.said += 1
+                self.said, self.last = self.said + 1, time.monotonic()
         except (OSError, AssertionError) as exc:
             self.problem = repr(exc)
 

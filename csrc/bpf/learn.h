@@ -11,6 +11,11 @@
 #ifndef NP_LEARN_H
 #define NP_LEARN_H
 
+/* Before Linux 6.16 (BPF_F_IPV6) a rewrite of IPv6 breaks packets that come with a sum over the whole. */
+extern int LINUX_KERNEL_VERSION __kconfig;
+#define NP_CSUM_IPV6_SINCE ((6 << 16) + (16 << 8))
+#define NP_CSUM_IPV6 (1 << 7)
+
 #define NP_TAG_SHIFT 13
 #define NP_TAG_MASK ((1 << NP_TAG_SHIFT) - 1)
 #define NP_TAG_ENCAPSULATED 4 /* beyond enum np_place: the tunnel's device puts it into a tunnel */
@@ -176,6 +181,8 @@ static __always_inline void np_learn(struct __sk_buff *skb, const struct np_conf
 	flow.flags = flags;
 	if (np_words_differ(&key, &flow, offsetof(struct np_flow, ethernet) / 4))
 		flow.flags |= NP_FLOW_REWRITES;
+	if (flow.flags & NP_FLOW_REWRITES && key.family == 6 && LINUX_KERNEL_VERSION < NP_CSUM_IPV6_SINCE)
+		return;
 	flow.size = now.size;
 	flow.asked = flow.learnt = bpf_ktime_get_ns();
 	np_flow_store(&key, &flow);

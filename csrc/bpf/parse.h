@@ -22,7 +22,7 @@ struct np_packet {
 	__u16 sum;      /* IPv4's header checksum */
 	__u8 ecn;
 	__u8 tcp_flags; /* of TCP; for UDP just ACK */
-	__u8 bare;      /* an acknowledgement without data */
+	__u8 bare;      /* an acknowledgement without data, of a flow that is not known */
 };
 
 /* The folded sum of an IPv4 header without options; 0xffff when its checksum is right. */
@@ -120,7 +120,7 @@ static __always_inline bool np_parse_frame(struct __sk_buff *skb, struct np_pack
 	struct ethhdr *ethernet = data + offset;
 
 	__builtin_memset(packet, 0, sizeof(*packet));
-	if ((void *)(ethernet + 1) > (void *)(long)skb->data_end || skb->len > 0xffff)
+	if ((void *)(ethernet + 1) > (void *)(long)skb->data_end || skb->len > 0xffff || skb->vlan_present)
 		return false;
 	packet->network = offset + NP_ETH_LEN;
 	if (ethernet->h_proto == bpf_htons(ETH_P_IP))

@@ -10,8 +10,7 @@
 #define NP_VXLAN_FLAGS 0x08
 #define NP_PORT_LOW 32768 /* the source ports that the device draws from, too */
 #define NP_PORT_SPAN (60999 - 32768)
-#define NP_ADJ_ROOM_DECAP_IP4 (1 << 7) /* Linux 6.3 */
-#define NP_ADJ_ROOM_DECAP_IP6 (1 << 8)
+#define NP_ADJ_ROOM_DECAP_IP6 (1 << 8) /* BPF_F_ADJ_ROOM_DECAP_L3_IPV6: Linux 6.3 */
 
 struct np_vxlan {
 	__u8 flags;
@@ -34,7 +33,7 @@ static __always_inline struct np_outer *np_parse_outer(struct __sk_buff *skb, co
 {
 	struct np_outer *outer = (void *)(long)skb->data;
 
-	if ((void *)(outer + 1) > (void *)(long)skb->data_end)
+	if ((void *)(outer + 1) > (void *)(long)skb->data_end || skb->vlan_present)
 		return NULL;
 	if (outer->ethernet.h_proto != bpf_htons(ETH_P_IP) || *(__u8 *)&outer->ip != 0x45 ||
 	    outer->ip.protocol != IPPROTO_UDP || outer->udp.dest != config->vxlan_port)
@@ -55,12 +54,6 @@ static __always_inline __u64 np_tunnel_key(const __u8 *mac)
 
 	__builtin_memcpy(&key, mac, 6);
 	return key;
-}
-
-/* The size of the IP packet that is sent when this one goes through the tunnel. */
-static __always_inline __u32 np_outer_size(struct __sk_buff *skb, __u32 inner)
-{
-	return inner + NP_OUTER_LEN;
 }
 
 /* On the wire, behind the device: remember the header that it made. */

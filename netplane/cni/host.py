@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
-from ..model.base import Key, Object
+from ..model.base import Object
 from ..model.changes import Write
 from ..model.facts import Scope
 from ..model.flows import Flows
@@ -20,7 +20,6 @@ class Host(Protocol):
 
     def snapshot(self) -> Snapshot: ...
     def put(self, obj: Object, expect: int | None = None) -> Object: ...
-    def delete(self, key: Key, expect: int | None = None) -> object: ...
 
     def write(self, writes: Sequence[Write]) -> list[Object]:
         """All of these in order, in one transaction where the store has them; what was stored."""

@@ -9,10 +9,9 @@ Rule 3: one container interface, one operation at a time; different ones run in 
 from __future__ import annotations
 
 import logging
-import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import suppress
 from errno import EEXIST
 from pathlib import Path
 from typing import Any
@@ -55,7 +54,6 @@ class Verbs:
         self._locks = Locks()
         self._owed: dict[str, Attachment] = {}  # record gone, kernel not yet clean
         self._begin = threading.Lock()
-        self._adding = threading.BoundedSemaphore((os.cpu_count() or 1) + 1)
         self._cidrs: tuple[str, ...] = ()  # what the index and the base were last made for
         self._ports_known = False
 
@@ -63,14 +61,9 @@ class Verbs:
         """Carry one request out; the result for stdout, None for nothing. Raises NetplaneError."""
         verb = {"ADD": self.add, "DEL": self.remove, "CHECK": self.check}.get(request.command)
         if verb is not None:
-            with self._locks.hold((request.container_id, request.ifname)), self._lane(request.command):
+            with self._locks.hold((request.container_id, request.ifname)):
                 return verb(request)
         return {"STATUS": self.status, "GC": self.collect, "VERSION": _versions}[request.command](request)
-
-    def _lane(self, command: str) -> AbstractContextManager[Any]:
-        """ADDs are work for the processor: more at once than it has cores would only be in each other's
-        way. The others wait for the kernel, together."""
-        return self._adding if command == "ADD" else nullcontext()
 
     # --- ADD ---------------------------------------------------------------------------------
 

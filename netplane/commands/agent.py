@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import os
 import signal
@@ -77,6 +78,7 @@ def agent(
         level=logging.DEBUG if verbose else logging.INFO,
         format="%(asctime)s %(levelname).1s %(name)s: %(message)s",
     )
+    faulthandler.enable()  # a C library that ends the process says where, in the log
     cluster = ClusterConfig(
         cluster_cidrs=cluster_cidr,
         service_cidrs=service_cidr,

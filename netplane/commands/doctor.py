@@ -15,6 +15,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +23,7 @@ import click
 
 from ..dns import loop
 from ..kernel import probe
+from ..kernel.datapath import PathDriver
 from ..model.errors import NetplaneError
 
 OLDEST = (5, 13)
@@ -133,6 +135,8 @@ def _fast_path() -> Iterator[Check]:
     yield Check("BPF", lambda: probe.apart(probe.bpf), Lack(slow, "a kernel with CONFIG_BPF_SYSCALL"))
     yield Check("BTF", probe.btf, Lack(slow, "a kernel with CONFIG_DEBUG_INFO_BTF"))
     yield Check("tcx", lambda: probe.apart(probe.tcx), Lack(slow, "Linux 6.6 or later"))
+    meant = Lack(slow, "what it says; --datapath kernel when that is meant")
+    yield Check("packet path", lambda: probe.apart(_packet_path), meant)
     yield Check(
         "cgroup2", probe.cgroup2, Lack("no balancing at the socket", "mount -t cgroup2 none /sys/fs/cgroup")
     )
@@ -202,6 +206,14 @@ def _dns_in_c() -> str:
 def _bpf_object() -> str:
     found = Path(__file__).parent.parent / "_bpf/netplane.bpf.o"
     return f"{found.name}, {found.stat().st_size} bytes"
+
+
+def _packet_path() -> str:
+    """All programs through the verifier, and one on a device."""
+    with closing(PathDriver()) as path:
+        if not path.open():
+            raise ValueError(path.problem)
+        return path.tried()
 
 
 def _disk(state_dir: Path) -> str:

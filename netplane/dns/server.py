@@ -63,6 +63,7 @@ class DnsServer:
         self._fast = fast
         self._c: Loop | None = None
         self._twin: Twin | None = None
+        self._idle = idle
         self._connections = Connections(self._stream, idle)
         self._tls: TlsListener | None = None
         self._udp: list[Udp] = []
@@ -98,6 +99,7 @@ class DnsServer:
             self._close()
             raise
         self._loop, self._stopping = asyncio.new_event_loop(), asyncio.Event()
+        self._connections = Connections(self._stream, self._idle)
         self._thread = threading.Thread(target=self._run, args=(self._loop,), name="dns", daemon=True)
         self._thread.start()
 
@@ -198,6 +200,7 @@ class DnsServer:
         await streams.retire()
         if self._tls is not None:
             await self._tls.retire()
+            self._tls = None
         await self._connections.finish(self._drain)  # UDP is served meanwhile
         if self._c is not None:
             self._c.stop()

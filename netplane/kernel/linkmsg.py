@@ -39,7 +39,11 @@ VXLAN_LINK, VXLAN_LOCAL, VXLAN_LOCAL6 = 3, 4, 17
 _VETH_WORDS = {"peer", "peer_netns", "peer_mac", "peer_mtu"}
 _VXLAN_WORDS = {"local", "link"}
 _PROMISC = "promisc"
+_OPERSTATE = 16  # IFLA_OPERSTATE
 _FORMATS = {f: struct.Struct(f) for f in ("=B", "=I", ">H")}
+# A veth uses one queue; the kernel would make one more for each processor that could ever be (5.17), with
+# its directories below /sys, and hide all but the first.
+_ONE_QUEUE = nl.attr32(31, 1) + nl.attr32(32, 1)  # IFLA_NUM_TX_QUEUES, IFLA_NUM_RX_QUEUES
 _NO_LINK_LOCAL = nl.nest(
     nl.IFLA_AF_SPEC, nl.nest(10, nl.attr(nl.IFLA_INET6_ADDR_GEN_MODE, bytes([nl.IN6_ADDR_GEN_MODE_NONE])))
 )
@@ -193,6 +197,11 @@ _UP = nl.IFINFOMSG.pack(0, 0, 0, nl.IFF_UP, nl.IFF_UP)
 _TO_DOWN = nl.IFINFOMSG.pack(0, 0, 0, 0, nl.IFF_UP)
 
 
+def carries(body: bytes) -> bool:
+    """Whether a link's answer says that it is up and has its carrier (RFC 2863: up, or not known)."""
+    return nl.attrs(body, 16).get(_OPERSTATE, b"\0")[0] in (0, 6)
+
+
 def get_index(index: int) -> Request:
     return Request(nl.RTM_GETLINK, 0, nl.IFINFOMSG.pack(0, 0, index, 0, 0), f"look up link #{index}")
 
@@ -218,6 +227,8 @@ def create(fact: Link, master: int, link: int, peer_fd: int) -> Request:
         if peer_fd >= 0:
             parts.append(nl.attr32(nl.IFLA_NET_NS_FD, peer_fd))
         link = 0
+    if fact.kind == "veth":
+        parts.append(_ONE_QUEUE)
     kind = nl.attr(nl.IFLA_INFO_KIND, fact.kind.encode())
     data = _peer(fact, peer_fd) if fact.kind == "veth" else _data(fact, link)
     parts.append(nl.nest(nl.IFLA_LINKINFO, kind, nl.nest(nl.IFLA_INFO_DATA, *data)))
@@ -246,7 +257,7 @@ def _data(fact: Link, link: int, only: set[str] | None = None) -> list[bytes]:
 
 def _peer(fact: Link, peer_fd: int) -> list[bytes]:
     options = dict(fact.options)
-    parts = [_DOWN, nl.text(nl.IFLA_IFNAME, str(options["peer"]))]
+    parts = [_DOWN, nl.text(nl.IFLA_IFNAME, str(options["peer"])), _ONE_QUEUE]
     mtu = int(options.get("peer_mtu") or fact.mtu)
     if mtu:
         parts.append(nl.attr32(nl.IFLA_MTU, mtu))

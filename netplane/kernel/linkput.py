@@ -8,6 +8,7 @@ Rule 3: what hangs on a link that must be made again (addresses, routes, entries
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from errno import EEXIST, EINVAL, ENODEV, EOPNOTSUPP
 from itertools import groupby
@@ -32,6 +33,7 @@ _RANK = {
 
 
 _ONLY_UP = {"up": "1"}
+_CARRIED = 1.5  # seconds that a pair may take
 
 
 def put(session: Session, facts: Iterable[Link], known: frozenset[FactKey] = frozenset()) -> None:
@@ -86,14 +88,14 @@ def _creation(session: Session, fact: Link) -> Any:
     below = str(options.get("link", ""))
     if fact.kind == "macvlan":
         peer_fd = session.netns_fd(session.path(fact.netns))
-        return linkmsg.create(fact, 0, session.indexes("", (below,))[below], peer_fd)
-    index = session.indexes(fact.netns, (fact.master, below))
+        return linkmsg.create(fact, 0, session.master("", below), peer_fd)
+    master, link = session.master(fact.netns, fact.master), session.master(fact.netns, below)
     target = str(options.get("peer_netns", ""))
     peer_fd = -1
     if fact.kind == "veth" and target != fact.netns:
         session.socket(target)  # says clearly what is wrong with a path that holds no namespace
         peer_fd = session.netns_fd(session.path(target))
-    return linkmsg.create(fact, index.get(fact.master, 0), index.get(below, 0), peer_fd)
+    return linkmsg.create(fact, master, link, peer_fd)
 
 
 def _quiet(session: Session, netns: str, names: list[str]) -> None:
@@ -124,6 +126,27 @@ def _raise_pairs(session: Session, facts: list[Link]) -> None:
         _quiet(session, inside, [peer])
         session.after(fact.netns, linkmsg.finish(fact))
         session.after(inside, [linkmsg.up(peer)])
+        if fact.up:
+            session.rising.append((fact.netns, fact.name))
+
+
+def wait_carried(session: Session) -> None:
+    """Return when our ends of the new pairs carry packets.
+
+    The end that goes up first has its carrier from the other, and its queue and its bridge are told by a
+    worker of the kernel (linkwatch), now or, when much happens, within a second: until then it drops.
+    Since 6.8 asking for the link has that done at once.
+    """
+    give_up = time.monotonic() + _CARRIED
+    for netns, group in groupby(sorted(session.rising), key=lambda pair: pair[0]):
+        names = [name for _, name in group]
+        while names:
+            found = session.look_up(netns, names)
+            names = [name for name, body in found.items() if not linkmsg.carries(body)]
+            if time.monotonic() > give_up:
+                return
+            if names:
+                time.sleep(0.001)
 
 
 def _adopt(session: Session, fact: Link) -> None:

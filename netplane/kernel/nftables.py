@@ -33,9 +33,13 @@ _NEXT = b" ; "  # between statements: nft quotes only a buffer's first line, so 
 
 
 class Nft:
-    """libnftables' command line, one statement at a time. Raises Unavailable when it is not there."""
+    """libnftables' command line, one transaction at a time. Raises Unavailable when it is not there.
+
+    Thread-safe: a context of libnftables is not, two threads in one end the process (SIGABRT).
+    """
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
         try:
             from nftables import Nftables
 
@@ -49,8 +53,9 @@ class Nft:
     def run(self, text: str, json: bool = False) -> bytes:
         """All statements, a line each, in one transaction; what they print. Raises KernelError."""
         script = text.strip().encode().replace(b"\n", _NEXT)
-        self._nft.set_json_output(json)
-        status, output, error = self._nft.cmd(script)
+        with self._lock:
+            self._nft.set_json_output(json)
+            status, output, error = self._nft.cmd(script)
         if status:
             raise failure(script, error)
         return bytes(output)

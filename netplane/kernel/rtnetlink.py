@@ -25,7 +25,7 @@ from ..model.facts import Address, Fact, FactKey, Fdb, Link, Mark, Neighbour, Pl
 from . import linkmsg, qdiscmsg, sysctl
 from .factput import put_facts
 from .linkdrop import delete, drop, drop_rest
-from .linkput import put
+from .linkput import put, wait_carried
 from .linkread import View, link_faults, peer_faults
 from .linkreap import Departures, Reaper
 from .nlsocket import Pool, Socket
@@ -46,6 +46,7 @@ class LinkDriver:
         self.netns = f"/proc/self/fd/{self._fd}"
         self._pool = Pool(lambda: Socket(self.netns, name=""))
         self._reaper = Reaper(self._delete)
+        self._masters: dict[str, int] = {}  # looked up by plans before; doubted when one fails
         self._burials = ThreadPoolExecutor(_OVERLAP, thread_name_prefix="reaper")
 
     def close(self) -> None:
@@ -61,10 +62,25 @@ class LinkDriver:
                 raise Invalid(f"{type(fact).__name__} is not for the driver {self.name}")
             if isinstance(fact, Link):
                 linkmsg.check(fact)
+        if plan.remove:
+            with self._session() as session:
+                drop(session, plan.remove, self._reaper)
+        known = frozenset(fact.key for fact in plan.change)
+        trusted = bool(self._masters)
+        try:
+            self._put_or_undo(wanted, known)
+        except KernelError:
+            if not trusted:
+                raise
+            self._masters.clear()  # one of them may have been made again
+            self._put_or_undo(wanted, known)
+
+    def _put_or_undo(self, wanted: tuple[Any, ...], known: frozenset[FactKey]) -> None:
+        if not wanted:
+            return
         with self._session() as session:
-            drop(session, plan.remove, self._reaper)
             try:
-                self._put(session, wanted, frozenset(fact.key for fact in plan.change))
+                self._put(session, wanted, known)
             except (ValueError, struct.error) as exc:
                 session.undo()
                 raise Invalid(f"a fact cannot be put into a request: {exc}") from exc
@@ -85,11 +101,12 @@ class LinkDriver:
             sysctl.ensure(pairs, session.path(netns))
         for netns in dict.fromkeys((*session.later, *rest)):
             put_facts(session, netns, rest.get(netns, ()), known)
+        wait_carried(session)
 
     @contextmanager
     def _session(self) -> Iterator[Session]:
         with self._pool.take() as own:
-            session = Session(own, self.netns)
+            session = Session(own, self.netns, self._masters)
             try:
                 yield session
             finally:

@@ -24,14 +24,19 @@ GONE = (ENODEV, ENOENT, ESRCH, EADDRNOTAVAIL)
 
 
 class Session:
-    """``own`` is a socket of the driver's namespace, which facts name ""; ``home`` is its path."""
+    """``own`` is a socket of the driver's namespace, which facts name ""; ``home`` is its path.
 
-    def __init__(self, own: Socket, home: str) -> None:
+    ``masters``: indexes of links there that plans before this one looked up, and may be of the past.
+    """
+
+    def __init__(self, own: Socket, home: str, masters: dict[str, int] | None = None) -> None:
         self.home = home
         self._sockets = {"": own}
+        self._masters = {} if masters is None else masters
         self._index: dict[tuple[str, str], int] = {}
         self._fds: dict[str, int] = {}
         self._made: list[tuple[Any, int]] = []  # (fact, interface index)
+        self.rising: list[tuple[str, str]] = []  # (namespace, name) of the ends of pairs that go up
         self.later: dict[str, list[Request]] = {}  # go before the first addresses of their namespace
 
     def close(self) -> None:
@@ -84,6 +89,20 @@ class Session:
                     raise KernelError(ENODEV, f"look up link {name}{f' in {netns}' if netns else ''}")
         return {n: self._index[netns, n] for n in wanted}
 
+    def master(self, netns: str, name: str) -> int:
+        """The index of a link that others are born on or under, which seldom changes; 0 for "".
+
+        Raises KernelError(ENODEV).
+        """
+        if not name:
+            return 0
+        if not netns and name in self._masters:
+            self.know(netns, name, self._masters[name])
+        index = self.indexes(netns, (name,))[name]
+        if not netns:
+            self._masters[name] = index
+        return index
+
     def know(self, netns: str, name: str, index: int) -> None:
         """A link's index that an answer told beside."""
         self._index[netns, name] = index
@@ -94,11 +113,15 @@ class Session:
 
     def forget(self, netns: str, name: str) -> None:
         self._index.pop((netns, name), None)
+        if not netns:
+            self._masters.pop(name, None)
 
     def name_of(self, netns: str) -> dict[int, str]:
         return {index: name for (where, name), index in self._index.items() if where == netns}
 
     def made(self, fact: Any, index: int = 0) -> None:
+        if isinstance(fact, Link):
+            self.forget(fact.netns, fact.name)
         self._made.append((fact, index))
 
     def undo(self) -> None:

@@ -5,6 +5,9 @@ Rule 1: links of ours are never the uplink. These dump, so they are for registra
 
 from __future__ import annotations
 
+import fcntl
+import socket
+import sys
 from collections.abc import Iterable
 from ipaddress import ip_address, ip_network
 
@@ -12,6 +15,8 @@ from ..model.errors import NotFound
 from ..model.facts import ROUTE_PROTOCOL
 from .linkread import View
 from .nlsocket import Socket
+
+SIOCGIFHWADDR = 0x8927
 
 
 def _view(netns: str) -> tuple[View, Socket]:
@@ -40,6 +45,16 @@ def underlay_of(ip: str, netns: str = "") -> tuple[str, int]:
     finally:
         sock.close()
     raise NotFound(f"no device of this node has the address {ip}; name one of its own with --node-ip")
+
+
+def is_ethernet(link: str) -> bool:
+    """Whether frames of this link begin with an Ethernet header (ARPHRD_ETHER); gone: no."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+        try:
+            answer = fcntl.ioctl(sock, SIOCGIFHWADDR, link.encode().ljust(40, b"\0"))
+        except OSError:
+            return False
+    return int.from_bytes(answer[16:18], sys.byteorder) == 1
 
 
 def node_addresses(netns: str = "") -> list[str]:

@@ -40,7 +40,7 @@ from netplane.model.errors import Invalid
 from netplane.model.facts import Fact
 from netplane.model.storage_facts import Data, Directory, Mount
 
-from .. import images, syscalls, tree
+from .. import images, loops, syscalls, tree
 from .base import Backend, Place
 from .btrfs import Btrfs
 from .directory import InDirectory
@@ -160,6 +160,14 @@ def ensure(root: Path, data: Data) -> None:
 def grow_shown(root: Path, data: Data, target: str) -> None:
     """After `ensure` let it grow, what is mounted at ``target`` takes it. Raises KernelError."""
     BACKENDS[data.backend].grow_shown(place(root, data), target)
+
+
+def refuse_used(root: Path, path: str) -> None:
+    """Raises KernelError(EBUSY) while an image in this home is mounted, in whatever mount namespace."""
+    image = root / path / "image"
+    if image.exists():
+        loops.refuse_used(image)
+        loops.detach(image)
 
 
 def erase(root: Path, path: str) -> None:

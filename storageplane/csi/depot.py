@@ -23,7 +23,7 @@ from typing import TypeVar
 
 import msgspec
 
-from .. import backends, tree
+from .. import backends, trash, tree
 from ..backends import BACKENDS, Machine, Place
 from ..durable import Shelf
 from .refusal import CODE, Refused, missing
@@ -42,8 +42,15 @@ class Target(msgspec.Struct, frozen=True):
 
 
 class Stage(msgspec.Struct, frozen=True):
+    """``boot``: the boot it was mounted in; in another one nothing of it is left."""
+
     path: str
     capability: str
+    options: tuple[str, ...] = ()
+    boot: str = ""
+
+    def same(self, other: Stage) -> bool:
+        return (self.path, self.capability) == (other.path, other.capability)
 
 
 class Volume(msgspec.Struct, frozen=True, kw_only=True):
@@ -93,10 +100,14 @@ def id_of(kind: str, name: str) -> str:
 
 
 class Depot:
-    """``root`` as everywhere in storageplane; what is kept lies in its directory csi."""
+    """``root`` as everywhere in storageplane; what is kept lies in its directory csi.
 
-    def __init__(self, root: str | Path) -> None:
+    ``grace``: seconds for which the data of a deleted volume stays in csi/trash.
+    """
+
+    def __init__(self, root: str | Path, grace: float = 0.0) -> None:
         self.root = Path(os.path.realpath(root))
+        self.trash = trash.Trash(self.root, "csi/trash", grace)
         self.data = self.root / "csi" / "data"
         self.volumes = Shelf(self.root / "csi" / "volumes", Volume, ADVICE)
         self.snapshots = Shelf(self.root / "csi" / "snapshots", Snapshot, ADVICE)
@@ -185,7 +196,7 @@ class Depot:
 
     def drop(self, name: str) -> None:
         """Remove the data; gone already: fine. Raises KernelError(EBUSY) while anything is mounted in it."""
-        backends.erase(self.root, f"csi/data/{name}")
+        self.trash.take(f"csi/data/{name}")
 
 
 def now() -> float:

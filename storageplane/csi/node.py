@@ -9,6 +9,7 @@ Rule 3: an image's loop device comes with its stage and goes with it.
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 from netplane.model.base import amend
@@ -18,11 +19,11 @@ from netplane.model.storage_facts import Directory, Mount, Point
 
 from .. import loops, mountinfo
 from ..backends import BACKENDS
+from ..corrupt import replaced
 from ..mounts import Mounts
 from ..tree import translated
 from . import checks
 from .depot import Depot, Stage, Target, Volume
-from .freeze import thaw
 from .identity import TOPOLOGY
 from .protocol import message, number
 from .refusal import CODE, Refused, in_use, invalid, missing
@@ -64,25 +65,28 @@ class Node:
         with self._depot.alone(request.volume_id):
             volume = self._depot.volume(request.volume_id)
             _refuse_kind(volume, request.volume_capability)
-            stage = Stage(request.staging_target_path.rstrip("/"), str(request.volume_capability))
+            path, options = request.staging_target_path.rstrip("/"), _flags(volume, request.volume_capability)
+            stage = Stage(path, str(request.volume_capability), options, boot())
             self._refuse_other_stage(volume, stage)
-            options = _flags(volume, request.volume_capability)
             volume = self._depot.keep(amend(volume, stage=stage))
-            self._bring_up(volume, stage.path, options)
+            self.bring_up(volume)
         return message("NodeStageVolumeResponse")()
 
     def _refuse_other_stage(self, volume: Volume, stage: Stage) -> None:
         have = volume.stage
-        if have is None or have == stage:
+        if have is None or have.same(stage):
             return
-        if not volume.block and not _mounted(have.path):
+        if not volume.block and not mounted(have.path):
             return  # a reboot, or somebody's umount: nothing stands in the way
         if have.path == stage.path:
             message_ = f"{volume.id} is staged at {have.path} with other arguments; unstage it first"
             raise Refused(CODE.ALREADY_EXISTS, message_)
         raise in_use(f"{volume.id} is staged at {have.path}; unstage it there first")
 
-    def _bring_up(self, volume: Volume, path: str, options: tuple[str, ...]) -> None:
+    def bring_up(self, volume: Volume) -> None:
+        """Mount what the record says is staged, unless it is; a dead mount there is replaced."""
+        assert volume.stage is not None
+        path, options = volume.stage.path, volume.stage.options
         content = self._depot.content(volume)
         if not content.exists():
             raise Refused(CODE.INTERNAL, f"{volume.id}: its data is missing; restore it from a snapshot")
@@ -90,7 +94,8 @@ class Node:
             loops.attach(content)
             return
         backend, place = BACKENDS[volume.backend], self._depot.place(volume)
-        if not _mounted(path):
+        replaced(path)
+        if not mounted(path):
             self._apply(Directory(path=path, mode=0o750), backend.mount(place, path, options))
         backend.grow_shown(place, path)
 
@@ -101,7 +106,7 @@ class Node:
             volume = self._depot.volume(request.volume_id)
             path = request.staging_target_path.rstrip("/")
             if volume.stage is not None and volume.stage.path == path:
-                if any(_mounted(t.path) for t in volume.targets):
+                if any(mounted(t.path) for t in volume.targets):
                     raise in_use(f"{volume.id} is published at {volume.targets[0].path}; unpublish it first")
                 self._remove(("mount", path))
                 if volume.block:
@@ -128,16 +133,22 @@ class Node:
             self._refuse_other_target(volume, target, checks.several(request.volume_capability))
             rest = tuple(t for t in volume.targets if t.path != target.path)
             volume = self._depot.keep(amend(volume, targets=(*rest, target)))
-            source = loops.attach(self._depot.content(volume)) if volume.block else stage.path
-            self._apply(
-                Point(path=target.path, source=source),
-                Mount(target=target.path, source=source, read_only=read_only),
-            )
+            self.show(volume, target)
         return message("NodePublishVolumeResponse")()
+
+    def show(self, volume: Volume, target: Target) -> None:
+        """Bind what is staged at a target, unless it is; a dead mount there is replaced."""
+        assert volume.stage is not None
+        replaced(target.path)
+        source = loops.attach(self._depot.content(volume)) if volume.block else volume.stage.path
+        self._apply(
+            Point(path=target.path, source=source),
+            Mount(target=target.path, source=source, read_only=target.read_only),
+        )
 
     def _refuse_other_target(self, volume: Volume, target: Target, several: bool) -> None:
         for have in volume.targets:
-            if have == target or not _mounted(have.path):
+            if have == target or not mounted(have.path):
                 continue
             if have.path == target.path:
                 message_ = f"{volume.id} is published at {have.path} with other arguments; unpublish it first"
@@ -195,19 +206,6 @@ class Node:
             raise missing(f"a place of {name}:", path)
         return volume
 
-    # --- start ------------------------------------------------------------------------------------
-
-    def reconcile(self) -> list[str]:
-        """At start: what no record accounts for is taken away. In words, what was done."""
-        staged = [v.stage.path for v in self._depot.volumes.all() if v.stage and not v.block]
-        done = [f"thawed {path}" for path in staged if _mounted(path) and thaw(path)]
-        wanted = {str(self._depot.content(v)) for v in self._depot.volumes.all() if v.stage}
-        for device, image in loops.backed_by(self._depot.data):
-            if image not in wanted and not any(m.device == _number(device) for m in mountinfo.read()):
-                loops.detach(self._depot.data / os.path.relpath(image, self._depot.data))
-                done.append(f"detached {device} from {image}")
-        return done
-
     def _apply(self, *facts: Fact) -> None:
         """All of them, or none: what was made before a failure is taken back."""
         made: list[Fact] = []
@@ -240,13 +238,13 @@ def _flags(volume: Volume, capability: Any) -> tuple[str, ...]:
     return flags
 
 
-def _mounted(path: str) -> bool:
+def boot() -> str:
+    """This boot's number (random(4))."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def mounted(path: str) -> bool:
     return any(m.point == path for m in mountinfo.read())
-
-
-def _number(device: str) -> str:
-    found = os.stat(device).st_rdev
-    return f"{os.major(found)}:{os.minor(found)}"
 
 
 def _usage(path: str, size_unit: int, inode_unit: int) -> list[dict[str, int]]:

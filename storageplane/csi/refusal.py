@@ -33,6 +33,7 @@ def in_use(message: str) -> Refused:
 
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_BUSY = {errno.EBUSY: CODE.FAILED_PRECONDITION}
 _CODES: tuple[tuple[type[NetplaneError], Any], ...] = (
     (Invalid, CODE.INVALID_ARGUMENT),
     (NotFound, CODE.NOT_FOUND),
@@ -46,5 +47,5 @@ def code_of(error: NetplaneError) -> Any:
     if isinstance(error, Refused):
         return error.code
     if isinstance(error, KernelError):
-        return CODE.RESOURCE_EXHAUSTED if error.errno in _FULL else CODE.INTERNAL
+        return CODE.RESOURCE_EXHAUSTED if error.errno in _FULL else _BUSY.get(error.errno, CODE.INTERNAL)
     return next((code for kind, code in _CODES if isinstance(error, kind)), CODE.INTERNAL)

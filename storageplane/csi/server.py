@@ -9,10 +9,11 @@ from __future__ import annotations
 import logging
 import os
 import stat
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 
@@ -26,21 +27,34 @@ from .identity import DRIVER, Identity
 from .node import Node
 from .refusal import CODE, code_of
 from .snapshots import Snapshots
+from .start import Start
 
 log = logging.getLogger(__name__)
 WORKERS = 32
 
 
-class CsiServer:
-    """``endpoint``: unix:///PATH. ``most``: volumes this node takes, 0 for any number. Raises Invalid."""
+class Options(NamedTuple):
+    """``most``: volumes this node takes, 0 for any number. ``grace``: seconds in the trash."""
 
-    def __init__(self, endpoint: str, root: str | Path, node: str, most: int = 0, name: str = DRIVER) -> None:
+    node: str
+    most: int = 0
+    name: str = DRIVER
+    grace: float = 0.0
+
+
+class CsiServer:
+    """``endpoint``: unix:///PATH. Raises Invalid."""
+
+    def __init__(self, endpoint: str, root: str | Path, options: Options) -> None:
         self._path = socket_path(endpoint)
-        depot = Depot(root)
+        depot = Depot(root, options.grace)
+        node, most = options.node, options.most
+        self._trash, self._over = depot.trash, threading.Event()
         self.node = Node(depot, node, most)
+        self._start = Start(depot, self.node)
         snapshots, health = Snapshots(depot, node), Health(depot)
         services: dict[str, tuple[Any, ...]] = {
-            "Identity": (Identity(depot, name),),
+            "Identity": (Identity(depot, options.name),),
             "Controller": (Controller(depot, node, most), snapshots, health),
             "GroupController": (snapshots,),
             "Node": (self.node, health),
@@ -51,7 +65,7 @@ class CsiServer:
 
     def start(self) -> None:
         """Reconcile what a crash left, then listen, readable and writable for root alone."""
-        for line in self.node.reconcile():
+        for line in self._start.reconcile():
             log.info("%s", line)
         if self._path.exists() and stat.S_ISSOCK(self._path.stat().st_mode):
             self._path.unlink()
@@ -64,8 +78,15 @@ class CsiServer:
         finally:
             os.umask(before)
         self._server.start()
+        threading.Thread(target=self._empty_trash, name="trash", daemon=True).start()
+
+    def _empty_trash(self) -> None:
+        while not self._over.wait(self._trash.pause()):
+            for line in self._trash.empty():
+                log.info("%s", line)
 
     def stop(self) -> None:
+        self._over.set()
         self._server.stop(grace=5).wait()
         self._path.unlink(missing_ok=True)
 

@@ -69,17 +69,43 @@ class Path:
         self.loaded.close()
 
     def remember(
-        self, before: dict[str, Any], after: dict[str, Any], protocol: int = 6, **fields: Any
+        self,
+        before: dict[str, Any],
+        after: dict[str, Any],
+        protocol: int = 6,
+        place: str = "WIRE",
+        **fields: Any,
     ) -> None:
-        """An entry of a flow from the wire, learnt a moment ago."""
+        """An entry of a flow to the wire, learnt a moment ago; ``place``: where it comes from."""
         family = 4 if len(before["source"]) == 4 else 6
         key = struct(
-            "np_flow_key", **before, protocol=protocol, family=family, **{"from": self.number["NP_WIRE"]}
+            "np_flow_key", **before, protocol=protocol, family=family, **{"from": self.number[f"NP_{place}"]}
         )
         rewrites = self.number["NP_FLOW_REWRITES"] if before != after else 0
         base = {"generation": self.generation, "size": 1500, "asked": now(), "learnt": now(), "ifindex": 1,
                 "to": self.number["NP_WIRE"], "flags": rewrites, "ethernet": MAC_B + MAC_A}  # fmt: skip
         self.loaded.maps["np_flows"].put(key, struct("np_flow", **{**after, **base, **fields}))
+
+    def prove(self, source: str, destination: str) -> None:
+        """The kernel has just let a tunnel packet of this node in (its place: a hash of its address)."""
+        address = ip_address(source).packed
+        number = int.from_bytes(address, "little")
+        place = (number * 0x9E3779B1 & 0xFFFFFFFF) >> 20
+        far = int.from_bytes(ip_address(destination).packed, "little")
+        peer = struct("np_peer", source=number, destination=far, touched=now(), proven=now())
+        self.loaded.maps["np_peers"].put(place.to_bytes(4, "little"), peer)
+
+    def remember_tunnel(self, header: bytes) -> None:
+        """The outer header of a tunnel packet, as the programs keep it."""
+        made = bytearray(header)
+        for at in (15, 16, 17, 18, 19, 24, 25, 34, 35, 38, 39):  # tos; lengths, ID, checksum, source port
+            made[at] = 0
+        words = [int.from_bytes(made[i : i + 2], "little") for i in range(14, 34, 2)]
+        total = sum(words)
+        total = (total & 0xFFFF) + (total >> 16)
+        fields = {"header": bytes(made), "ifindex": 1, "generation": self.generation, "size": 1500}
+        value = struct("np_tunnel", **fields, sum=(total & 0xFFFF) + (total >> 16), asked=now())
+        self.loaded.maps["np_tunnels"].put(bytes(made[50:56]) + bytes(2), value)
 
     def flows(self) -> int:
         return sum(1 for _ in self.loaded.maps["np_flows"].items())

@@ -163,8 +163,8 @@ def test_ours_is_the_last_of_a_list_and_keeps_what_all_others_said(
     cnitool.chain(bridge, AFTER[0], AFTER[2], {**ours, "macspoofchk": True})
     gateway = json.loads(cnitool("add", "a"))["ips"][0]["gateway"]
     machine.run(*inside, "ip", "addr", "add", "10.77.0.99/24", "dev", "eth0")
-    for source, heard in (("10.77.0.99", 0), ("eth0", 1)):
-        said = machine.run(*inside, "ping", "-c1", "-W1", "-I", source, gateway, check=False)
+    for source, heard in (("eth0", 1), ("10.77.0.99", 0)):  # the gateway's MAC is known by the first
+        said = machine.run(*inside, "ping", "-c1", "-W2", "-I", source, gateway, check=False)
         assert f" {heard} received" in said
     cnitool("del", "a")
     assert state(machine) == clean

@@ -10,7 +10,7 @@ import pytest
 from netplane.kernel import netns
 from netplane.model.base import amend
 from netplane.model.facts import FactKey, Mark, Plan
-from netplane.reconcile import roomloop
+from netplane.reconcile import core, roomloop
 
 from ..sequences.services_world import ServicesWorld
 from ..services_kit import endpoint, endpoints, service
@@ -100,3 +100,23 @@ def test_who_is_refused_again_and_again_costs_one_comparison(
     assert looks[0] <= 2, "the first refusal may mean that the kernel holds something else; the same one not"
     world.write(endpoints("10.244.0.9", of="bad"))
     world.until(lambda: not world.failing() and ("10.244.0.9", 8080) in slots(world))
+
+
+def test_a_change_that_does_not_reach_the_kernel_makes_the_proxy_unhealthy(
+    world: ServicesWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What /livez and the health check ports say: kube-proxy's two sync periods, here a tenth of a second."""
+    monkeypatch.setattr(core, "OVERDUE", 0.1)
+    go, work = threading.Event(), world.driver.apply
+
+    def stuck(plan: Plan) -> None:
+        assert go.wait(30)
+        work(plan)
+
+    monkeypatch.setattr(world.driver, "apply", stuck)
+    assert world.core.healthy()
+    world.write(endpoints("10.244.0.2"))
+    world.until(lambda: not world.core.healthy())
+    go.set()
+    world.until(world.core.healthy)
+    assert slots(world) == {("10.244.0.2", 8080)}

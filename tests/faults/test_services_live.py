@@ -126,6 +126,24 @@ def test_a_udp_flow_moves_when_its_endpoint_leaves_and_when_the_first_one_comes(
         eventually(lambda: world.ask(sock, (address, 53)) == "")
 
 
+def test_a_udp_flow_to_a_node_port_moves_too(world: World) -> None:
+    dns = amend(PORTS[1], node_port=30053)
+    world.store.put(service("published", (vip(world, "IPv4", 7),), type="NodePort", ports=(PORTS[0], dns)))
+    world.turn("published", "a")
+    at = (world.node.addresses[0], 30053)
+    sock = world.lab.outside.python(socket.socket, socket.AF_INET, socket.SOCK_DGRAM)
+    sock.settimeout(0.2)
+    with sock:
+        eventually(lambda: world.ask(sock, at) == "a")
+        world.turn("published", "b")
+        eventually(lambda: world.ask(sock, at) == "b")
+        world.turn("published")
+        eventually(lambda: world.ask(sock, at) == "")
+        world.turn("published", "a")
+        eventually(lambda: world.ask(sock, at) == "a")
+    world.store.delete(Key("Service", "default", "published"))
+
+
 def test_a_udp_flow_to_an_endpoint_that_stays_is_left_alone(world: World) -> None:
     address = vip(world, "IPv4", 2)
     world.serve("stay", address, "a")
@@ -159,7 +177,7 @@ def test_another_programs_flush_is_mended_within_a_second_or_so(world: World) ->
         ("add", "chain", "inet", "netplane", "intruder"),
     ):
         world.node.run("nft", *damage)
-        eventually(lambda: world.words() == whole, 5)
+        eventually(lambda: world.words() == whole)
     world.store.delete(Key("Service", "default", "mend"))
 
 
@@ -169,6 +187,7 @@ def test_a_restart_with_rules_in_place_loses_no_connection(world: World) -> None
     held = world.client.python(socket.create_connection, (address, 80), 2)
     stream = world.client.probe("stream", "tcp", address, "80")
     assert stream.stdout.readline() == "ready\n"
+    fresh = world.client.probe("connect", address, "80", "5000")  # new ones, meanwhile
     for _ in range(3):
         world.node.agent.kill()
         world.node.agent.start().wait()
@@ -176,6 +195,7 @@ def test_a_restart_with_rules_in_place_loses_no_connection(world: World) -> None
     found = json.loads(out)
     with held:
         assert held.recv(100)
+    assert not json.loads(fresh.communicate(timeout=30)[0])["errors"], "new connections"
     assert not found["lost"] and found["sent"] > 100, found
     world.store.delete(Key("Service", "default", "steady"))
 

@@ -9,15 +9,22 @@ import errno
 import os
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from netplane.model.codec import parse
-from netplane.model.errors import Invalid, NetplaneError
-from storageplane import loops, mountinfo, publish
+from netplane.model.errors import Conflict, Invalid, NetplaneError, Unavailable
+from netplane.model.facts import Plan
+from netplane.model.snapshot import Snapshot
+from netplane.model.storage_facts import NetworkMount
+from storageplane import helper, loops, mountinfo, podlock, publish
+from storageplane.mounts import Mounts
 from storageplane.publish import again
+from storageplane.upkeep import Keeper, Published
 
 from .bed import Bed, bound, claim, config_map, container, empty, host, mounts, run, secret, world
 
@@ -79,7 +86,7 @@ def test_after_a_reboot_everything_is_there_again(bed: Bed) -> None:
     for name in ("disk", "limited", "memory", "host"):
         (bed.target / name / "file").write_text(name)
     reboot(bed)
-    assert again(pod, objects, "n1", bed.driver)
+    assert again(pod, objects, "n1", bed.driver) == []
     assert ids(bed).keys() == paths and points == [str(p) for p in sorted(bed.target.iterdir())]
     kept = [n for n in ("disk", "limited", "memory", "host") if (bed.target / n / "file").exists()]
     assert kept == ["disk", "limited", "host"]
@@ -117,7 +124,7 @@ def test_what_stands_is_adopted_untouched(bed: Bed) -> None:
 
 def test_a_pod_that_is_not_published_is_left_alone(bed: Bed) -> None:
     before = bed.tree()
-    assert again(bed.pod(empty("v")), world(), "n1", bed.driver) is False
+    assert again(bed.pod(empty("v")), world(), "n1", bed.driver) is None
     bed.clean(before)
 
 
@@ -210,4 +217,82 @@ def test_something_else_mounted_at_a_place_is_not_touched(bed: Bed) -> None:
     assert (bed.target / "cache/theirs").exists()
     run("umount", bed.target / "cache")
     publish.unpublish("default", "p", bed.driver)
+    assert mounts() == bed.mounts
+
+
+# --- nobody waits for another ---------------------------------------------------------------------
+
+
+def test_many_pods_are_published_and_unpublished_at_once(bed: Bed) -> None:
+    """Eight processes, each its own pod, at places with one parent."""
+    before = bed.tree()
+    children = []
+    for number in range(8):
+        child = os.fork()
+        if child == 0:
+            try:
+                for _ in range(5):
+                    pod = bed.pod(empty("v", medium="Memory"), uid=f"uid-{number}", name=f"p{number}")
+                    bed.publish(pod, target=bed.base / f"t/all/{number}")
+                    assert publish.unpublish("default", f"p{number}", Mounts(bed.root)) == 1
+                os._exit(0)
+            finally:
+                os._exit(1)
+        children.append(child)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0] * 8
+    for left in (bed.base / "t/all", bed.base / "t"):  # who made it found another's in it
+        if left.exists():
+            left.rmdir()
+    bed.clean(before)
+
+
+def test_a_pod_that_is_being_worked_on_is_not_repaired_meanwhile(bed: Bed) -> None:
+    pod, other = bed.pod(empty("v")), bed.pod(empty("v"), uid="uid-2", name="q")
+    bed.publish(pod)
+    bed.publish(other, target=bed.base / "other")
+    with podlock.alone(bed.root, "uid-1"):
+        with pytest.raises(Unavailable, match="published or unpublished right now"):
+            again(pod, world(), "n1", bed.driver)
+        assert again(other, world(), "n1", bed.driver) == []
+    assert again(pod, world(), "n1", bed.driver) == []
+    bed.unpublish()
+    publish.unpublish("default", "q", bed.driver)
+
+
+def test_a_server_that_does_not_answer_keeps_nobody_waiting(
+    bed: Bed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The keeper repairs what is here at once, and asks the server aside until it is back."""
+    answered = threading.Event()
+
+    def mount(_: NetworkMount, target: str) -> None:
+        assert answered.wait(20)
+        run("mount", "-t", "tmpfs", "tmpfs", target)
+
+    monkeypatch.setattr(helper, "mount", mount)
+    far = {"name": "far", "nfs": {"server": "gone.example", "path": "/"}}
+    pods = [
+        bed.pod(far, empty("near"), nodeName="n1"),
+        bed.pod(empty("v"), uid="uid-2", name="q", nodeName="n1"),
+    ]
+    answered.set()
+    for pod in pods:
+        bed.publish(pod, target=bed.base / pod.name)
+    reboot(bed)
+    answered.clear()
+    keeper = Keeper("n1", bed.driver, lambda: Snapshot.of(pods))
+    facts = [Published("default", name, "x") for name in ("p", "q")]
+    with pytest.raises(Conflict):
+        keeper.apply(Plan(add=tuple(facts)))
+    assert {str(bed.base / "p/near"), str(bed.base / "q/v")} <= set(mounts())
+    with pytest.raises(Unavailable, match="default/p: waiting for the servers"):
+        keeper.apply(Plan(add=(facts[0],)))
+    keeper.apply(Plan(add=(facts[1],)))
+    answered.set()
+    give_up = time.monotonic() + 20
+    while str(bed.base / "p/far") not in mounts() and time.monotonic() < give_up:
+        time.sleep(0.01)
+    keeper.apply(Plan(add=(facts[0],)))
+    for name in "pq":
+        publish.unpublish("default", name, bed.driver)
     assert mounts() == bed.mounts

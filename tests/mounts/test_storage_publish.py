@@ -329,6 +329,43 @@ def test_a_tree_deeper_than_descriptors_and_paths_reach_is_removed(bed: Bed) -> 
     assert os.listdir(bed.root / "volumes") == []
 
 
+@pytest.mark.parametrize(
+    "name", ["x" * 129, "x" * 255, "é" * 127, "漢字 🙂", "a b\tc", "-rf", "a\nb", "a\\b"]
+)
+def test_a_target_of_any_name_works_and_goes(bed: Bed, name: str) -> None:
+    before = bed.tree()
+    done = bed.publish(bed.pod(empty("cache"), host(bed.host)), target=bed.base / name)
+    (bed.base / name / "cache/file").write_text("x")
+    assert done.paths["cache"] == str(bed.base / name / "cache")
+    publish.unpublish("default", "p", bed.driver, str(bed.base / name))
+    bed.clean(before)
+
+
+@pytest.mark.parametrize("name", ["x" * 256, "é" * 128, "/".join(["x" * 200] * 21)])
+def test_a_target_that_is_no_name_is_refused_and_leaves_nothing(bed: Bed, name: str) -> None:
+    before = bed.tree()
+    with pytest.raises(KernelError, match="ENAMETOOLONG"):
+        bed.publish(bed.pod(empty("cache")), target=bed.base / name)
+    bed.clean(before)
+
+
+def test_a_link_that_is_the_target_stands_for_the_place_it_had_then(bed: Bed) -> None:
+    """It is resolved once: whoever points it elsewhere later moves nothing."""
+    (bed.base / "real").mkdir()
+    (bed.base / "link").symlink_to("real")
+    before = bed.tree()
+    pod = bed.pod(empty("cache"))
+    done = bed.publish(pod, target=bed.base / "link")
+    assert done.paths["cache"] == str(bed.base / "real/cache")
+    (bed.base / "link").unlink()
+    (bed.base / "link").symlink_to(bed.host)
+    with pytest.raises(Invalid, match="is published at"):
+        bed.publish(pod, target=bed.base / "link")
+    publish.unpublish("default", "p", bed.driver)
+    assert list(bed.host.iterdir()) == []
+    bed.clean(before)
+
+
 def test_a_target_in_our_own_root_is_refused(bed: Bed) -> None:
     with pytest.raises(Invalid, match="choose a place outside"):
         bed.publish(bed.pod(empty("cache")), target=bed.root / "pods/x")

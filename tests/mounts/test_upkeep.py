@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from netplane.model.base import Key, amend
-from netplane.model.codec import parse
+from netplane.model.codec import parse, parse_all
 from storageplane import mountinfo
 
 from .bed import config_map, run, secret
-from .test_storage_cli import Machine, machine, until
+from .test_storage_cli import EXAMPLES, Machine, machine, until
 
 __all__ = ["machine"]
 pytestmark = pytest.mark.root
@@ -152,3 +152,28 @@ def test_doctor_says_what_volumes_can_be_had(machine: Machine) -> None:
     lines = machine.run("doctor", "--root", str(machine.root)).stdout
     for word in ("emptyDir sizeLimit", "HugePages", "NFS", "CephFS", "GlusterFS", "noswap"):
         assert word in lines, word
+
+
+def test_a_pods_own_claim_is_made_bound_and_published_without_an_agent(machine: Machine) -> None:
+    asked = {"accessModes": ["ReadWriteOnce"], "storageClassName": "directory"}
+    template = {"spec": {**asked, "resources": {"requests": {"storage": "1Mi"}}}}
+    put(machine, follower(volumes=[{"name": "own", "ephemeral": {"volumeClaimTemplate": template}}]))
+    publish(machine)
+    (machine.target / "own/file").write_text("x")
+    (found,) = (c for c in machine.store.list(["PersistentVolumeClaim"])[0] if c.name == "follower-own")
+    assert found.metadata.owner_references[0].name == "follower"
+    unpublish(machine)
+
+
+def test_the_example_is_published_as_it_stands(machine: Machine) -> None:
+    text = (EXAMPLES.parent / "volumes.yaml").read_text().replace("/tmp/storageplane-demo", str(machine.base))
+    for made in parse_all(text):
+        machine.store.put(made)
+    where = ("--root", str(machine.root), "--store", machine.url, "--node", "n1")
+    told = json.loads(machine.run("publish", "app", *where, "--target", str(machine.target)).stdout)
+    shown = [(machine.target / "all" / n).read_text() for n in ("app.conf", "keys/password", "labels")]
+    assert shown == ["listen = 8080\n", "change-me", 'app="web"']
+    (logs,) = (m["source"] for m in told["containers"]["app"] if m["destination"] == "/logs")
+    (Path(logs) / "file").write_text("x")
+    assert (machine.base / "logs/app/logs/file").exists()
+    machine.run("unpublish", "app", "--root", str(machine.root))

@@ -190,7 +190,7 @@ def test_a_udp_client_that_goes_on_sending_meets_the_new_pod(lab: Lab, make_netn
     """Without forgetting the flow, conntrack leads the client past the pod, or to the last one."""
     cni, a, b = Cni(lab), make_netns("a"), make_netns("b")
     client = netns.call(str(lab.outside.netns), socket.socket, socket.AF_INET, socket.SOCK_DGRAM)
-    client.settimeout(0.3)
+    client.settimeout(1)
     client.connect(("192.168.77.11", 5353))
 
     def reached() -> bool:

@@ -13,6 +13,7 @@ import pytest
 
 from netplane.lab import Lab
 from netplane.lab.settings import Settings
+from netplane.model.errors import KernelError
 from netplane.model.services import EndpointPort, ServicePort
 from netplane.store import open_store
 from tests.services_kit import endpoint, endpoints, service
@@ -199,6 +200,18 @@ def test_explain_says_whether_a_flow_would_be_fast(world: Lab) -> None:
     assert "fast path  yes, once it is answered" in explain(a, f"{far}:8080")
     assert "fast path  no: only TCP and UDP" in explain(a, f"{far}:8080/sctp")
     assert f"fast path  no: {far} is no pod of this node" in explain(far, f"{a}:80")
+
+
+def test_the_command_lists_flows_with_their_rewrite(world: Lab) -> None:
+    node, a, far = world.nodes[0], place(world, "a"), place(world, "far")
+    program, where = world.settings.programs.netplane, ("--run-dir", node.run_dir)
+    with talk(a, far.ip) as flow:
+        carried(node, flow)
+        said = node.run(program, "flows", far.ip, *where)
+        assert f"tcp {a.ip}:{flow.port} → {far.ip}:8080 (pod to npvx0; " in said
+        assert node.run(program, "flows", "192.0.2.9", *where).startswith("packets: fast ")
+    with pytest.raises(KernelError, match="'nobody' is not an IP address"):
+        node.run(program, "flows", "nobody", *where)
 
 
 def test_a_guarded_pod_and_a_shaped_one_meet_their_guard_and_queue(world: Lab) -> None:

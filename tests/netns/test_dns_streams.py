@@ -23,6 +23,7 @@ from dnslib import RCODE, DNSRecord
 from netplane.dns.handover import Inherited
 from netplane.kernel import netns
 from netplane.lab import Lab, Settings
+from netplane.model.facts import Plan, Record
 
 from ..dns_served import D, Scripted, Served, honest, until
 
@@ -107,13 +108,30 @@ def test_questions_of_one_connection_are_bounded_and_all_are_answered(
     assert len(far.names()) == 300
 
 
+@pytest.mark.parametrize("protocol", ENDS)
+@pytest.mark.parametrize(
+    "said", [b"", b"\0", b"\0\x30\0"], ids=["nothing", "half a length", "half a message"]
+)
+def test_a_client_that_stalls_is_cut_off(served: Served, streams: str, protocol: str, said: bytes) -> None:
+    served.start(streams)
+    with connect(served, protocol) as stalled:
+        stalled.settimeout(10)
+        stalled.sendall(framed(f"web.{D}", 1) + said)
+        come = replies(stalled)
+        assert next(come).header.id == 1
+        with contextlib.suppress(ConnectionError):
+            assert list(come) == []
+    assert served.dig("+tcp", f"web.{D}") == "NOERROR 10.96.0.10"
+
+
 def test_a_client_that_takes_no_answers_is_cut_off(served: Served) -> None:
+    many = tuple(f"10.2.{i // 250}.{i % 250}" for i in range(2000))
+    served.table.apply(Plan(add=(Record(f"big.{D}", "A", many),)))
     served.start("")
     with connect(served, "tcp") as sock:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        sock.settimeout(10)
+        sock.settimeout(30)
         with pytest.raises(ConnectionError):
-            sock.sendall(framed(f"web.{D}", 1) * 500_000)
+            sock.sendall(framed(f"big.{D}", 1) * 500_000)  # 16 GB of answers
     assert served.dig("+tcp", f"web.{D}") == "NOERROR 10.96.0.10"
 
 

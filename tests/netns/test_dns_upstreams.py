@@ -33,6 +33,19 @@ def test_stub_domains_go_to_their_own_upstreams_and_no_further(
     corp.script = silent
     assert served.dig("other.corp.example") == "SERVFAIL"
     assert common.names() == ["xcorp.example."]
+    assert served.dig(f"web.{D}") == "NOERROR 10.96.0.10"
+    assert served.dig("-x", "10.96.0.10").split()[0] == "NOERROR"
+    text = served.metrics()
+    for zone, source, rcode in (
+        ("corp.example.", "forward", "NOERROR"),
+        ("corp.example.", "forward", "SERVFAIL"),
+        (".", "forward", "NOERROR"),
+        ("cluster.local.", "cluster", "NOERROR"),
+        ("in-addr.arpa.", "forward", "NOERROR"),
+    ):
+        assert f'netplane_dns_responses_total{{rcode="{rcode}",source="{source}",zone="{zone}"}}' in text
+    zones = {line.partition('zone="')[2].partition('"')[0] for line in text.splitlines() if "zone=" in line}
+    assert zones == {"corp.example.", ".", "cluster.local.", "in-addr.arpa."}
 
 
 def test_one_that_failed_is_asked_last_until_it_answers_a_probe(

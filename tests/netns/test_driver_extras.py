@@ -7,6 +7,7 @@ node (ns)          pod (ns)
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -17,7 +18,7 @@ from netplane.kernel.nft_limit import LimitDriver
 from netplane.kernel.nftables import NftDriver
 from netplane.kernel.rtnetlink import LinkDriver
 from netplane.model.errors import KernelError
-from netplane.model.facts import Chain, Element, Guard, Limit, Link, Plan, Set, Shaper
+from netplane.model.facts import Address, Chain, Element, Guard, Limit, Link, Plan, Set, Shaper
 
 pytestmark = pytest.mark.root
 MakeNetns = Callable[[str], str]
@@ -87,6 +88,38 @@ def test_the_host_end_of_a_pods_veth_is_found(make_netns: MakeNetns) -> None:
     driver.close()
 
 
+def test_a_pair_carries_its_first_packet(make_netns: MakeNetns) -> None:
+    """pods p0 … p19 ═ v0 … v19 ─ b0 10.9.0.1/24: no ARP question is lost (the next comes after 1 s)."""
+    driver, pods = netns.call(make_netns("node"), LinkDriver), [make_netns(f"p{i}") for i in range(20)]
+    bridge = Link(name="b0", kind="bridge", alias="netplane:test")
+    driver.apply(Plan(add=(bridge, Address(link="b0", address="10.9.0.1/24"))))
+    for i, pod in enumerate(pods):
+        options = (("peer", "eth0"), ("peer_netns", pod))
+        pair = Link(name=f"v{i}", kind="veth", alias="netplane:test", master="b0", options=options)
+        shaper = Shaper(link=pair.name, rate=10_000_000, burst=100_000)
+        address = Address(link="eth0", address=f"10.9.0.{i + 2}/24", netns=pod)
+        driver.apply(Plan(add=(pair, shaper, address)))
+        netns.run(pod, "ping", "-c", "1", "-W", "0.7", "10.9.0.1")
+    driver.close()
+
+
+def test_a_master_that_was_made_again_behind_our_back_is_found_again(make_netns: MakeNetns) -> None:
+    node, one, two = make_netns("node"), make_netns("one"), make_netns("two")
+    driver = netns.call(node, LinkDriver)
+    bridge = Link(name="b0", kind="bridge", alias="netplane:test")
+
+    def port(name: str, pod: str) -> Link:
+        options = (("peer", "eth0"), ("peer_netns", pod))
+        return Link(name=name, kind="veth", alias="netplane:test", master="b0", options=options)
+
+    driver.apply(Plan(add=(bridge, port("v1", one))))
+    netns.run(node, "ip", "link", "del", "b0")
+    netns.run(node, "ip", "link", "add", "b0", "type", "bridge")
+    driver.apply(Plan(add=(port("v2", two),)))
+    assert "master b0" in netns.run(node, "ip", "link", "show", "v2")
+    driver.close()
+
+
 def test_a_bridge_may_be_promiscuous(make_netns: MakeNetns) -> None:
     driver = netns.call(make_netns("node"), LinkDriver)
     bridge = Link(name="b0", kind="bridge", alias="netplane:test", options=(("promisc", 1),))
@@ -118,6 +151,32 @@ def test_guards_of_links_come_change_and_go(make_netns: MakeNetns) -> None:
     with pytest.raises(KernelError, match="nftables"):
         driver.apply(Plan(add=(Guard("v0", ("no such words",)),)))
     links.close()
+
+
+RACE = """
+import threading, time
+from netplane.kernel.nft_guard import GuardDriver
+from netplane.model.facts import Guard, Plan
+driver, end = GuardDriver(), time.monotonic() + 2
+guard = Guard(link="v0", rules=("ip saddr != { 10.0.0.1 } drop",))
+def check():
+    while time.monotonic() < end:
+        driver.verify([guard])
+checker = threading.Thread(target=check)
+checker.start()
+while time.monotonic() < end:
+    driver.apply(Plan(add=(guard,)))
+    driver.apply(Plan(remove=(guard.key,)))
+checker.join()
+print("alive")
+"""
+
+
+def test_a_check_and_a_change_at_once_do_not_end_the_process(make_netns: MakeNetns) -> None:
+    """libnftables aborts when two threads are in one context of it."""
+    node = make_netns("node")
+    netns.run(node, "ip", "link", "add", "v0", "type", "veth", "peer", "name", "v1")
+    assert netns.run(node, sys.executable, "-c", RACE) == "alive\n"
 
 
 def test_limits_of_links_come_change_and_go_and_leave_nothing(make_netns: MakeNetns) -> None:

@@ -102,6 +102,8 @@ def test_an_attachment_is_a_veth_addresses_routes_and_neighbours() -> None:
         f"netplane:cni:{one.name}",
     )
     assert dict(veth.options) == {
+        "bcast_flood": 0,
+        "mcast_flood": 0,
         "hairpin": 1,
         "peer": "eth0",
         "peer_mac": "02:00:00:00:00:05",

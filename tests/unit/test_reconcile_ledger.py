@@ -32,6 +32,18 @@ def test_new_changed_gone_and_the_same() -> None:
     assert not ledger.difference({A: (element(80), element(443, "goto lb2"), element(8080))}).plan
 
 
+def test_a_full_pass_leaves_one_copy_of_each_key_and_fact() -> None:
+    """What the driver observes and what is rendered again are equal objects; those of before stay."""
+    ledger = Ledger()
+    ledger.commit(ledger.difference({A: (element(80),)}))
+    (key,) = ledger.have
+    held = ledger.have[key]
+    ledger.reset({element(80).key: held})
+    ledger.commit(ledger.difference({A: (element(80),)}))
+    assert next(iter(ledger.have)) is key and ledger.have[key] is held
+    assert next(iter(ledger._holders)) is key and ledger._claims[A][0] is key
+
+
 def test_a_shared_fact_stays_until_nobody_wants_it() -> None:
     ledger = Ledger()
     shared = element(80)
