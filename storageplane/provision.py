@@ -66,6 +66,11 @@ class Here:
         return (self.root / names.FILESYSTEM_DIR / volume).exists()
 
 
+def _served(claim: PersistentVolumeClaim) -> bool:
+    """Whether it has a volume, and not by a provisioner: then there is nothing to do or to say."""
+    return bool(claim.spec.volume_name) and names.STORAGE_PROVISIONER not in claim.metadata.annotations
+
+
 class Provisioner:
     """Makes volumes for the claims of this node. ``provisioners``: the class names it answers to."""
 
@@ -89,7 +94,8 @@ class Provisioner:
         if event is not None and event.new is None and isinstance(event.old, PersistentVolume):
             waiting = snapshot.by(PersistentVolumeClaim, "volume", "")
             return {Scope(self.name, f"claim/{match.claim_key(c)}") for c in waiting}
-        if static(event):
+        claim = event.new if event is not None else None
+        if static(event) or (isinstance(claim, PersistentVolumeClaim) and _served(claim)):
             return ()
         return claim_scopes(self.name, event, snapshot)
 
