@@ -20,6 +20,7 @@ from netplane.model.base import Key, amend
 from netplane.model.codec import parse
 from netplane.store import open_store
 from storageplane import agent, mountinfo, names, session
+from storageplane.metrics import Operations
 from storageplane.mounts import Mounts
 from storageplane.publish import publish, unpublish
 
@@ -249,3 +250,26 @@ def test_metrics_are_served_where_an_operator_asks(machine: Machine) -> None:
     asked.request("GET", "/metrics")
     text = asked.getresponse().read().decode()
     assert "kubelet_volume_stats_capacity_bytes" in text and "pv_collector_total_pv_count" in text
+
+
+def test_calls_of_csi_drivers_are_timed_by_driver_method_and_code(tmp_path: Path) -> None:
+    from netplane.model.errors import NotFound
+    from storageplane.csi.client import Clients
+    from storageplane.csi.server import CsiServer, Options
+
+    name, registry = "csi.storageplane.io", CollectorRegistry()
+    (tmp_path / "plugins" / name).mkdir(parents=True)
+    driver = CsiServer(f"unix://{tmp_path}/plugins/{name}/csi.sock", tmp_path / "data", Options("n1"))
+    driver.start()
+    client = Clients(tmp_path, Operations(registry).called).get(name)
+    with pytest.raises(NotFound):
+        client.call("NodeGetVolumeStats", volume_id="absent", volume_path="/nowhere")
+    client.close()
+    driver.stop()
+
+    def counted(method: str, code: str) -> float | None:
+        labels = {"driver_name": name, "method_name": method, "grpc_status_code": code, "migrated": "false"}
+        return registry.get_sample_value("csi_operations_seconds_count", labels)
+
+    assert counted("/csi.v1.Identity/GetPluginInfo", "OK") == 1
+    assert counted("/csi.v1.Node/NodeGetVolumeStats", "NOT_FOUND") == 1
