@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -45,12 +46,12 @@ def ids(bed: Bed) -> dict[str, int]:
 
 
 @pytest.fixture
-def fuse() -> Iterator[Callable[[Path], subprocess.Popen[str]]]:
+def fuse() -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """Start a server; when it is killed its mount stays, broken."""
     started: list[subprocess.Popen[str]] = []
 
-    def start(place: Path) -> subprocess.Popen[str]:
-        argv = [sys.executable, "-m", "tests.mounts.fuse_server", str(place)]
+    def start(place: Path, code: int = errno.EIO) -> subprocess.Popen[str]:
+        argv = [sys.executable, "-m", "tests.mounts.fuse_server", str(place), str(code)]
         server = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
         started.append(server)
         assert server.stdout is not None
@@ -128,9 +129,7 @@ def test_a_pod_that_is_not_published_is_left_alone(bed: Bed) -> None:
     bed.clean(before)
 
 
-def test_a_mount_whose_server_died_is_replaced(
-    bed: Bed, fuse: Callable[[Path], subprocess.Popen[str]]
-) -> None:
+def test_a_mount_whose_server_died_is_replaced(bed: Bed, fuse: Callable[..., subprocess.Popen[str]]) -> None:
     server = fuse(bed.host)
     view = {"name": "host", "mountPath": "/m", "readOnly": True, "recursiveReadOnly": "Enabled"}
     pod = bed.pod(host(bed.host), empty("cache"), containers=[container(view)])
@@ -149,8 +148,30 @@ def test_a_mount_whose_server_died_is_replaced(
     assert mounts() == bed.mounts
 
 
+@pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE], ids=["EIO", "ESTALE"])
+def test_a_mount_that_answers_with_an_error_is_replaced(
+    bed: Bed, fuse: Callable[..., subprocess.Popen[str]], code: int
+) -> None:
+    server = fuse(bed.host, code)
+    pod = bed.pod(host(bed.host))
+    bed.publish(pod)
+    server.send_signal(signal.SIGUSR1)
+    assert server.stdout is not None and server.stdout.readline() == "broken\n"
+    with pytest.raises(OSError, match=os.strerror(code)):
+        os.stat(bed.target / "host")
+    with pytest.raises(NetplaneError, match=errno.errorcode[code]):
+        bed.publish(pod)
+    run("umount", "-l", bed.host)
+    fuse(bed.host)
+    bed.publish(pod)
+    assert (bed.target / "host").stat().st_dev == bed.host.stat().st_dev
+    bed.unpublish()
+    run("umount", bed.host)
+    assert mounts() == bed.mounts
+
+
 def test_a_dead_source_is_named_and_does_not_stop_the_others(
-    bed: Bed, fuse: Callable[[Path], subprocess.Popen[str]]
+    bed: Bed, fuse: Callable[..., subprocess.Popen[str]]
 ) -> None:
     server = fuse(bed.host)
     pod = bed.pod(host(bed.host), empty("cache"), empty("late"))
@@ -167,7 +188,7 @@ def test_a_dead_source_is_named_and_does_not_stop_the_others(
 
 
 def test_a_dead_source_in_use_is_unpublished_too(
-    bed: Bed, fuse: Callable[[Path], subprocess.Popen[str]]
+    bed: Bed, fuse: Callable[..., subprocess.Popen[str]]
 ) -> None:
     before = bed.tree()
     server = fuse(bed.host)
