@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from netplane.health import ask_agent
-from netplane.kernel import bpf
+from netplane.kernel import bpfhook
 from netplane.lab import Lab
 
 TCP, UDP = 8080, 5300
@@ -133,7 +133,7 @@ def hooks(node: Any) -> int:
 
 
 def _ours(ifindex: int) -> int:
-    found = bpf.attached(ifindex, bpf.INGRESS)
+    found = bpfhook.hooks().attached(ifindex, bpfhook.INGRESS)
     for one in found:
         one.close()
     return sum(one.name.startswith("np_from_") for one in found)

@@ -106,24 +106,19 @@ static __always_inline void np_flow_count(struct np_flow *flow, struct np_port *
 		np_counter_add(&port->received, bytes);
 }
 
-/* Out of the way that the flow's last packet went; `outer`: bytes of a tunnel that are still around it. */
+/* The way that the flow's last packet went. */
 static __always_inline int np_send(struct __sk_buff *skb, const struct np_config *config,
-				   const struct np_packet *packet, const struct np_flow *flow, __u32 outer)
+				   const struct np_packet *packet, const struct np_flow *flow)
 {
-	struct np_tunnel *tunnel;
+	struct np_tunnel *tunnel = NULL;
 
 	skb->tc_index = 0;
-	if (outer) {
-		if (!np_tunnel_pull(skb, packet->key.family, flow->ethernet))
-			return TC_ACT_SHOT; /* no memory: its headers are written already */
-	} else if (flow->to == NP_TUNNEL) {
+	if (flow->to == NP_TUNNEL)
 		tunnel = np_tunnel_find(config, flow->ethernet, packet->size);
-		if (tunnel)
-			return np_tunnel_push(skb, tunnel, packet->ecn) == TC_ACT_REDIRECT ? TC_ACT_REDIRECT :
-											      TC_ACT_SHOT;
-	}
-	if (!outer)
-		bpf_skb_store_bytes(skb, 0, flow->ethernet, 12, 0);
+	if (tunnel) /* that fails for want of memory alone */
+		return np_tunnel_push(skb, tunnel, packet->ecn) == TC_ACT_REDIRECT ? TC_ACT_REDIRECT : TC_ACT_SHOT;
+	if (bpf_skb_store_bytes(skb, 0, flow->ethernet, sizeof(flow->ethernet), 0))
+		return TC_ACT_SHOT;
 	if (!(flow->flags & NP_FLOW_PEER))
 		return bpf_redirect(flow->ifindex, 0);
 	bpf_skb_change_type(skb, NP_PACKET_HOST); /* before 6.14 the redirect leaves it as the host end saw it */
@@ -175,12 +170,18 @@ static __always_inline int np_forward(struct __sk_buff *skb, const struct np_con
 			skb->tc_index = np_tag(from, config->generation);
 		return TC_ACT_UNSPEC;
 	}
-	np_flow_count(flow, port, skb->len - outer);
+	if (outer) {
+		if (!np_tunnel_pull(skb, packet.key.family, flow->ethernet))
+			return TC_ACT_UNSPEC;
+		packet.network -= outer;
+		packet.transport -= outer;
+	}
+	np_flow_count(flow, port, skb->len);
 	if (flow->flags & NP_FLOW_REWRITES && np_rewrite_tuple(skb, &packet, flow))
 		return TC_ACT_SHOT;
 	if (np_rewrite_hops(skb, &packet))
 		return TC_ACT_SHOT;
-	return np_send(skb, config, &packet, flow, outer);
+	return np_send(skb, config, &packet, flow);
 }
 
 /* Whatever the kernel sends into the tunnel: by the header that it made before, or tagged to learn it. */

@@ -1,9 +1,7 @@
-"""libbpf behind a handful of functions: load an object, put its programs on devices, read its maps.
+"""libbpf behind a handful of functions: load an object, run its programs, read its maps.
 
 Rule 1: the layouts of maps are the ABI header's, which is read as it is (`abi`); nothing repeats it.
-Rule 2: a program that is on a device stays there without us, and holds its maps: that is what a fresh
-        process finds (`attached`, `Program.maps`). Nothing is pinned, so nothing can be left behind.
-Rule 3: what cannot be is KernelError with the reason in the kernel's or libbpf's words.
+Rule 2: what cannot be is KernelError with the reason in the kernel's or libbpf's words.
 """
 
 from __future__ import annotations
@@ -25,8 +23,6 @@ from ..model.errors import KernelError
 
 BUILT = Path(__file__).parent.parent / "_bpf"
 OBJECT, HEADER = BUILT / "netplane.bpf.o", BUILT / "netplane.h"
-INGRESS, EGRESS = 46, 47  # BPF_TCX_INGRESS, BPF_TCX_EGRESS: Linux 6.6
-REPLACE = 1 << 2  # BPF_F_REPLACE
 BATCH = 512
 
 _CDEF = """
@@ -65,6 +61,12 @@ struct test_run {  /* the beginning of struct bpf_test_run_opts */
     size_t sz; const void *data_in; void *data_out; uint32_t data_size_in, data_size_out;
     const void *ctx_in; void *ctx_out; uint32_t ctx_size_in, ctx_size_out, retval;
     int repeat; uint32_t duration, flags, cpu, batch_size; };
+struct tc_hook { size_t sz; int ifindex; int attach_point; uint32_t parent; };
+struct tc_opts { size_t sz; int prog_fd; uint32_t flags, prog_id, handle, priority; };
+int bpf_tc_hook_create(struct tc_hook *hook);
+int bpf_tc_attach(const struct tc_hook *hook, struct tc_opts *opts);
+int bpf_tc_detach(const struct tc_hook *hook, const struct tc_opts *opts);
+int bpf_tc_query(const struct tc_hook *hook, struct tc_opts *opts);
 int bpf_prog_test_run_opts(int prog, struct test_run *opts);
 """
 _TYPES = "".join(
@@ -92,16 +94,16 @@ def abi() -> Any:
 @cache
 def constants() -> dict[str, int]:
     """The header's numbers: what it defines, and its enums."""
-    library, found = _library(), {}
+    lib, found = library(), {}
     for name in re.findall(r"\bNP_[A-Z0-9_]+\b", HEADER.read_text()):
-        value = getattr(library, name, None)
+        value = getattr(lib, name, None)
         if isinstance(value, int):
             found[name] = value
     return found
 
 
 @cache
-def _library() -> Any:
+def library() -> Any:
     name = ctypes.util.find_library("bpf")
     if name is None:
         raise KernelError(errno.ENOENT, "open libbpf", "it is not installed: apt install libbpf1")
@@ -114,7 +116,7 @@ def number_of_cpus() -> int:
     return int(last.split(",")[-1]) + 1
 
 
-def _check(result: int, operation: str, detail: str = "") -> int:
+def check(result: int, operation: str, detail: str = "") -> int:
     """libbpf's own errors are -errno (from 1.0)."""
     if result < 0:
         raise KernelError(-result, operation, detail)
@@ -147,44 +149,42 @@ class Map:
     def get(self, key: bytes) -> bytes | None:
         """The value of a key; of a per-CPU map all values, one after the other."""
         value = abi().new("char[]", self._span)
-        result = _library().bpf_map_lookup_elem(self.fd, key, value)
+        result = library().bpf_map_lookup_elem(self.fd, key, value)
         if result == -errno.ENOENT:
             return None
-        _check(result, f"look up in {self.name}")
+        check(result, f"look up in {self.name}")
         return bytes(abi().buffer(value, self._span))
 
     def put(self, key: bytes, value: bytes) -> None:
         """``value`` of a per-CPU map: one, for every CPU."""
         if self.per_cpu:
             value = value.ljust(-(-self.value_size // 8) * 8, b"\0") * number_of_cpus()
-        _check(_library().bpf_map_update_elem(self.fd, key, value, 0), f"write to {self.name}")
+        check(library().bpf_map_update_elem(self.fd, key, value, 0), f"write to {self.name}")
 
     def drop(self, key: bytes) -> bool:
         """Whether it was there."""
-        result = _library().bpf_map_delete_elem(self.fd, key)
+        result = library().bpf_map_delete_elem(self.fd, key)
         if result == -errno.ENOENT:
             return False
-        _check(result, f"delete from {self.name}")
+        check(result, f"delete from {self.name}")
         return True
 
     def items(self) -> Iterator[tuple[bytes, bytes]]:
         """Everything in it, read by batches (Linux 5.6); what changes meanwhile may be there or not."""
-        ffi, library = abi(), _library()
+        ffi, lib = abi(), library()
         place, last = ffi.new("char[]", max(self.key_size, 8)), None
         keys, values = ffi.new("char[]", BATCH * self.key_size), ffi.new("char[]", BATCH * self._span)
         count, size = ffi.new("uint32_t *"), BATCH
         while True:
             count[0] = size
-            result = library.bpf_map_lookup_batch(
-                self.fd, last or ffi.NULL, place, keys, values, count, ffi.NULL
-            )
+            result = lib.bpf_map_lookup_batch(self.fd, last or ffi.NULL, place, keys, values, count, ffi.NULL)
             if result == -errno.ENOSPC and count[0] == 0:  # a hash bucket with more entries than that
                 size *= 2
                 keys = ffi.new("char[]", size * self.key_size)
                 values = ffi.new("char[]", size * self._span)
                 continue
             if result < 0 and result != -errno.ENOENT:
-                _check(result, f"read {self.name}")
+                check(result, f"read {self.name}")
             for i in range(count[0]):
                 yield (
                     bytes(ffi.buffer(keys + i * self.key_size, self.key_size)),
@@ -207,7 +207,7 @@ class Program(NamedTuple):
     def maps(self) -> Iterator[Map]:
         """The maps that it holds, each with a descriptor of its own."""
         for number in self.map_ids:
-            yield Map(_check(_library().bpf_map_get_fd_by_id(number), "open a map by its id"))
+            yield Map(check(library().bpf_map_get_fd_by_id(number), "open a map by its id"))
 
     def run(self, packet: bytes, size: int = 4096) -> tuple[int, bytes]:
         """BPF_PROG_TEST_RUN: the verdict and the packet afterwards, on this namespace's loopback."""
@@ -218,7 +218,7 @@ class Program(NamedTuple):
         options.sz = ffi.sizeof("struct test_run")
         options.data_in, options.data_size_in = data, len(packet)
         options.data_out, options.data_size_out = out, size
-        _check(_library().bpf_prog_test_run_opts(self.fd, options), f"run {self.name}")
+        check(library().bpf_prog_test_run_opts(self.fd, options), f"run {self.name}")
         return int(options.retval), bytes(ffi.buffer(out, options.data_size_out))
 
     def close(self) -> None:
@@ -250,33 +250,33 @@ def load(path: Path = OBJECT, reuse: Iterable[Map] = ()) -> Loaded:
 
     Raises KernelError: what the kernel or libbpf has against it.
     """
-    ffi, library = abi(), _library()
+    ffi, lib = abi(), library()
     known = {m.name: m for m in reuse}
-    with _told() as words:
-        handle = library.bpf_object__open_file(os.fsencode(path), ffi.NULL)
+    with told() as words:
+        handle = lib.bpf_object__open_file(os.fsencode(path), ffi.NULL)
         if handle == ffi.NULL:
             raise KernelError(errno.ENOENT, f"open {path.name}", _reason(words) or "not built")
         try:
-            for one in _each(library.bpf_object__next_map, handle):
-                if old := known.get(ffi.string(library.bpf_map__name(one)).decode()):
-                    library.bpf_map__reuse_fd(one, old.fd)
-            _check(library.bpf_object__load(handle), f"load {path.name}", _reason(words))
+            for one in _each(lib.bpf_object__next_map, handle):
+                if old := known.get(ffi.string(lib.bpf_map__name(one)).decode()):
+                    lib.bpf_map__reuse_fd(one, old.fd)
+            check(lib.bpf_object__load(handle), f"load {path.name}", _reason(words))
             return _kept(handle)
         finally:
-            library.bpf_object__close(handle)
+            lib.bpf_object__close(handle)
 
 
 def _kept(handle: Any) -> Loaded:
     """With descriptors of its own: the object closes those it has."""
-    ffi, library = abi(), _library()
+    ffi, lib = abi(), library()
     programs, maps = {}, {}
-    for one in _each(library.bpf_object__next_program, handle):
-        name = ffi.string(library.bpf_program__name(one)).decode()
-        programs[name] = program(os.dup(library.bpf_program__fd(one)))
-    for one in _each(library.bpf_object__next_map, handle):
-        name = ffi.string(library.bpf_map__name(one)).decode()
+    for one in _each(lib.bpf_object__next_program, handle):
+        name = ffi.string(lib.bpf_program__name(one)).decode()
+        programs[name] = program(os.dup(lib.bpf_program__fd(one)))
+    for one in _each(lib.bpf_object__next_map, handle):
+        name = ffi.string(lib.bpf_map__name(one)).decode()
         if name.startswith("np_"):  # not libbpf's own
-            maps[name] = Map(os.dup(library.bpf_map__fd(one)))
+            maps[name] = Map(os.dup(lib.bpf_map__fd(one)))
     return Loaded(programs, maps)
 
 
@@ -288,59 +288,16 @@ def _each(step: Any, handle: Any) -> Iterator[Any]:
         one = step(handle, one)
 
 
-def attached(ifindex: int, where: int) -> list[Program]:
-    """The programs at this side of a device, in order; each is to be closed. Raises KernelError."""
-    ffi, library = abi(), _library()
-    ids, count = ffi.new("uint32_t[64]"), ffi.new("uint32_t *", 64)
-    result = library.bpf_prog_query(ifindex, where, 0, ffi.NULL, ids, count)
-    if result in (-errno.ENODEV, -errno.ENOENT, -errno.EINVAL):  # EINVAL: before Linux 6.6
-        return []
-    _check(result, f"ask device {ifindex} for its programs")
-    found = []
-    for number in ids[0 : count[0]]:
-        fd = library.bpf_prog_get_fd_by_id(number)
-        if fd >= 0:  # or it went meanwhile
-            found.append(program(fd))
-    return found
-
-
-def supported() -> None:
-    """Raises KernelError when this machine has no libbpf or its kernel no tcx."""
-    count = abi().new("uint32_t *", 0)
-    result = _library().bpf_prog_query(1, INGRESS, 0, abi().NULL, abi().NULL, count)
-    if result == -errno.EINVAL:
-        raise KernelError(errno.EOPNOTSUPP, "attach programs to devices", "tcx needs Linux 6.6")
-    if result not in (0, -errno.ENOENT, -errno.ENODEV):
-        _check(result, "ask the loopback device for its programs")
-
-
-def attach(ifindex: int, where: int, new: Program, old: Program | None = None) -> None:
-    """Put ``new`` there, after all others; in the place of ``old``, in one step, when that is given."""
-    options = abi().new("struct attach_opts *")
-    options.sz = abi().sizeof("struct attach_opts")
-    if old is not None:
-        options.flags, options.replace_prog_fd = REPLACE, old.fd
-    result = _library().bpf_prog_attach_opts(new.fd, ifindex, where, options)
-    _check(result, f"attach {new.name} to device {ifindex}")
-
-
-def detach(ifindex: int, where: int, old: Program) -> None:
-    """Take it away; gone already (the device, too) is fine."""
-    result = _library().bpf_prog_detach2(old.fd, ifindex, where)
-    if result not in (-errno.ENODEV, -errno.ENOENT):
-        _check(result, f"detach {old.name} from device {ifindex}")
-
-
 def _info(fd: int, info: Any, operation: str) -> None:
     length = abi().new("uint32_t *", abi().sizeof(abi().typeof(info).item))
-    _check(_library().bpf_obj_get_info_by_fd(fd, info, length), operation)
+    check(library().bpf_obj_get_info_by_fd(fd, info, length), operation)
 
 
 _telling = threading.Lock()
 
 
 @contextlib.contextmanager
-def _told() -> Iterator[list[str]]:
+def told() -> Iterator[list[str]]:
     """What libbpf says meanwhile, instead of on stderr."""
     ffi, words = abi(), list[str]()
     libc = ffi.dlopen(None)
@@ -355,11 +312,11 @@ def _told() -> Iterator[list[str]]:
 
     with _telling:
         callback = ffi.callback("int(int, const char *, void *)", say)
-        before = _library().libbpf_set_print(callback)
+        before = library().libbpf_set_print(callback)
         try:
             yield words
         finally:
-            _library().libbpf_set_print(before)
+            library().libbpf_set_print(before)
 
 
 def _reason(words: list[str]) -> str:

@@ -22,11 +22,12 @@ from typing import Any, NamedTuple
 
 from ..model.errors import KernelError, NetplaneError
 from ..model.facts import Fact, FactKey, FastPath, Hook, Mark, Plan
-from . import bpf
+from . import bpf, bpfhook
+from .bpfhook import EGRESS, INGRESS, Hooks
 
 log = logging.getLogger(__name__)
 
-SIDES = ((bpf.INGRESS, "np_from_"), (bpf.EGRESS, "np_to_"))
+SIDES = ((INGRESS, "np_from_"), (EGRESS, "np_to_"))
 PLACES = ("", "pod", "tunnel", "wire")  # enum np_place
 CONFIG_KEY = ("fastpath",)
 DIFFERS = "differs"
@@ -61,9 +62,10 @@ class PathDriver:
     accepts: tuple[type[Fact], ...] = (Hook, FastPath)
     parallel = False
 
-    def __init__(self, on: bool = True) -> None:
+    def __init__(self, on: bool = True, hooks: Hooks | None = None) -> None:
         self.problem = "" if on else "switched off (--datapath kernel)"
         self._on = on
+        self._hooks = hooks
         self._loaded: bpf.Loaded | None = None
         self._memory: mmap.mmap | None = None
         self._config: Any = None  # struct np_config, in shared memory
@@ -81,15 +83,15 @@ class PathDriver:
         if not self._on:
             return False
         try:
-            bpf.supported()
-            self._load()
+            self._load(self._hooks or bpfhook.hooks())
         except NetplaneError as exc:
             self.problem = str(exc)
             return False
         return True
 
-    def _load(self) -> None:
-        held = _maps_in_use()
+    def _load(self, hooks: Hooks) -> None:
+        self._hooks = hooks
+        held = _maps_in_use(hooks)
         try:
             try:
                 self._loaded = bpf.load(reuse=held)
@@ -118,10 +120,11 @@ class PathDriver:
     def tried(self) -> str:
         """Put a program on the loopback device and take it away again. Raises KernelError."""
         loaded = self._ready()
-        bpf.attach(1, bpf.INGRESS, loaded.programs["np_from_wire"])
-        bpf.detach(1, bpf.INGRESS, loaded.programs["np_from_wire"])
+        hooks = self._sides()
+        hooks.attach(1, INGRESS, loaded.programs["np_from_wire"])
+        hooks.detach(1, INGRESS, loaded.programs["np_from_wire"])
         size = sum(one.memory for one in loaded.maps.values())
-        return f"{len(loaded.programs)} programs loaded and attached, {size >> 10} KiB of maps"
+        return f"{len(loaded.programs)} programs loaded, attached by {hooks.name}, {size >> 10} KiB of maps"
 
     # --- forgetting ----------------------------------------------------------------------------
 
@@ -136,7 +139,7 @@ class PathDriver:
 
     def observe(self) -> Mapping[FactKey, Mark]:
         found: dict[FactKey, Mark] = {}
-        for ifindex, name in _devices():
+        for ifindex, name in self._devices():
             mark = self._hook_at(ifindex, name)
             if mark is not None:
                 found[("hook", name)] = mark
@@ -149,7 +152,7 @@ class PathDriver:
         """The fact's mark when both programs are ours and these; DIFFERS for others of ours."""
         tags = []
         for side, prefix in SIDES:
-            for program in bpf.attached(ifindex, side):
+            for program in self._sides().attached(ifindex, side):
                 if program.name.startswith(prefix):
                     tags.append((program.name, program.tag))
                 program.close()
@@ -193,7 +196,18 @@ class PathDriver:
         else:
             self._base[hook.link] = (hook, ifindex)
         for side, prefix in SIDES:
-            _place(ifindex, side, loaded.programs[prefix + hook.place], prefix)
+            self._place(ifindex, side, loaded.programs[prefix + hook.place], prefix)
+
+    def _place(self, ifindex: int, side: int, program: bpf.Program, prefix: str) -> None:
+        """On the device, in the place of an earlier one of ours."""
+        there = self._sides().attached(ifindex, side)
+        ours = [one for one in there if one.name.startswith(prefix)]
+        try:
+            if not any(one.id == program.id for one in ours):
+                self._sides().attach(ifindex, side, program, ours[0] if ours else None)
+        finally:
+            for one in there:
+                one.close()
 
     def _unhook(self, link: str) -> None:
         self._base.pop(link, None)
@@ -201,9 +215,9 @@ class PathDriver:
         if not ifindex:
             return
         for side, prefix in SIDES:
-            for program in bpf.attached(ifindex, side):
+            for program in self._sides().attached(ifindex, side):
                 if program.name.startswith(prefix):
-                    bpf.detach(ifindex, side, program)
+                    self._sides().detach(ifindex, side, program)
                 program.close()
         if self._loaded is not None:
             self._loaded.maps["np_ports"].drop(_u32(ifindex))
@@ -224,6 +238,19 @@ class PathDriver:
             self._config.enabled = 0
         self._path = None
 
+    def _sides(self) -> Hooks:
+        if self._hooks is None:
+            self._hooks = bpfhook.hooks()
+        return self._hooks
+
+    def _devices(self) -> list[tuple[int, str]]:
+        """Every device of this namespace that could have programs; none where programs cannot be."""
+        try:
+            self._sides()
+        except KernelError:
+            return []
+        return socket.if_nameindex()
+
     def _ready(self) -> bpf.Loaded:
         if self._loaded is None:
             raise KernelError(95, "use the packet path", self.problem)
@@ -239,7 +266,7 @@ class PathDriver:
 
     def clean(self) -> None:
         """Take everything of ours off every device of this namespace."""
-        for _, name in _devices():
+        for _, name in self._devices():
             self._unhook(name)
 
     # --- reading ---------------------------------------------------------------------------------
@@ -300,23 +327,11 @@ class PathDriver:
         return None if value is None else int.from_bytes(value[:8], sys.byteorder)
 
 
-def _place(ifindex: int, side: int, program: bpf.Program, prefix: str) -> None:
-    """On the device, in the place of an earlier one of ours."""
-    there = bpf.attached(ifindex, side)
-    ours = [one for one in there if one.name.startswith(prefix)]
-    try:
-        if not any(one.id == program.id for one in ours):
-            bpf.attach(ifindex, side, program, ours[0] if ours else None)
-    finally:
-        for one in there:
-            one.close()
-
-
-def _maps_in_use() -> list[bpf.Map]:
+def _maps_in_use(hooks: Hooks) -> list[bpf.Map]:
     """The maps of the first program of ours on a device; none: nothing is attached."""
     held: dict[str, bpf.Map] = {}
     for ifindex, _ in socket.if_nameindex():
-        for program in bpf.attached(ifindex, bpf.INGRESS):
+        for program in hooks.attached(ifindex, INGRESS):
             if program.name.startswith(SIDES[0][1]):
                 for one in program.maps():
                     if one.name.startswith("np_") and one.name not in held:
@@ -325,15 +340,6 @@ def _maps_in_use() -> list[bpf.Map]:
                         one.close()
             program.close()
     return list(held.values())
-
-
-def _devices() -> list[tuple[int, str]]:
-    """Every device of this namespace that could have programs; none where programs cannot be."""
-    try:
-        bpf.supported()
-    except KernelError:
-        return []
-    return socket.if_nameindex()
 
 
 def _ifindex(name: str) -> int:

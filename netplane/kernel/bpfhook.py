@@ -1,0 +1,122 @@
+"""Programs on devices: by tcx (Linux 6.6), or by clsact and direct-action filters where that is missing.
+
+Rule 1: a program that is on a device stays there without us until the device goes, and holds its maps:
+        that is what a fresh process finds. Nothing is pinned, so nothing can be left behind.
+Rule 2: another program takes one's place in one step; no packet meets neither.
+Rule 3: others' programs and filters on the same device are left alone. Ours come last of tcx; as filters they
+        have a priority and handle of their own.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import Any, Protocol
+
+from ..model.errors import KernelError
+from . import bpf
+from .bpf import Program, abi, check, library
+
+INGRESS, EGRESS = 46, 47  # BPF_TCX_INGRESS, BPF_TCX_EGRESS
+REPLACE = 1 << 2  # BPF_F_REPLACE
+POINTS = {INGRESS: 1, EGRESS: 2}  # BPF_TC_INGRESS, BPF_TC_EGRESS
+TC_REPLACE = 1  # BPF_TC_F_REPLACE
+HANDLE = PRIORITY = 0x6E70  # "np"
+GONE = (-errno.ENODEV, -errno.ENOENT)
+
+
+class Hooks(Protocol):
+    """One way to put programs on a side (INGRESS, EGRESS) of a device."""
+
+    name: str
+
+    def attached(self, ifindex: int, side: int) -> list[Program]:
+        """The programs there, each to be closed; none when the device is gone. Raises KernelError."""
+        ...
+
+    def attach(self, ifindex: int, side: int, new: Program, old: Program | None = None) -> None:
+        """Put ``new`` there, in the place of ``old`` when that is given. Raises KernelError."""
+        ...
+
+    def detach(self, ifindex: int, side: int, old: Program) -> None:
+        """Take it away; gone already (the device, too) is fine. Raises KernelError."""
+        ...
+
+
+class Tcx:
+    name = "tcx"
+
+    def attached(self, ifindex: int, side: int) -> list[Program]:
+        ids, count = abi().new("uint32_t[64]"), abi().new("uint32_t *", 64)
+        result = library().bpf_prog_query(ifindex, side, 0, abi().NULL, ids, count)
+        if result in GONE:
+            return []
+        check(result, f"ask device {ifindex} for its programs")
+        return _opened(ids[0 : count[0]])
+
+    def attach(self, ifindex: int, side: int, new: Program, old: Program | None = None) -> None:
+        options = abi().new("struct attach_opts *", {"sz": abi().sizeof("struct attach_opts")})
+        if old is not None:
+            options.flags, options.replace_prog_fd = REPLACE, old.fd
+        result = library().bpf_prog_attach_opts(new.fd, ifindex, side, options)
+        check(result, f"attach {new.name} to device {ifindex}")
+
+    def detach(self, ifindex: int, side: int, old: Program) -> None:
+        result = library().bpf_prog_detach2(old.fd, ifindex, side)
+        if result not in GONE:
+            check(result, f"detach {old.name} from device {ifindex}")
+
+
+class Clsact:
+    """The qdisc stays when the last program went: others may have filters in it, and it costs nothing."""
+
+    name = "clsact"
+
+    def attached(self, ifindex: int, side: int) -> list[Program]:
+        options = _tc_options()
+        with bpf.told():  # libbpf complains on stderr of a device without the qdisc
+            result = library().bpf_tc_query(_tc_hook(ifindex, side), options)
+        if result in (*GONE, -errno.EINVAL):  # EINVAL: no such qdisc
+            return []
+        check(result, f"ask device {ifindex} for its filter")
+        return _opened([options.prog_id])
+
+    def attach(self, ifindex: int, side: int, new: Program, old: Program | None = None) -> None:
+        hook, options = _tc_hook(ifindex, side), _tc_options()
+        options.prog_fd, options.flags = new.fd, TC_REPLACE if old is not None else 0
+        with bpf.told():
+            made = library().bpf_tc_hook_create(hook)
+            if made != -errno.EEXIST:
+                check(made, f"add clsact to device {ifindex}")
+            check(library().bpf_tc_attach(hook, options), f"attach {new.name} to device {ifindex}")
+
+    def detach(self, ifindex: int, side: int, old: Program) -> None:
+        with bpf.told():
+            result = library().bpf_tc_detach(_tc_hook(ifindex, side), _tc_options())
+        if result not in (*GONE, -errno.EINVAL):
+            check(result, f"detach {old.name} from device {ifindex}")
+
+
+def hooks() -> Hooks:
+    """The better way that this kernel has. Raises KernelError without libbpf."""
+    count = abi().new("uint32_t *", 0)
+    result = library().bpf_prog_query(1, INGRESS, 0, abi().NULL, abi().NULL, count)
+    if result == -errno.EINVAL:
+        return Clsact()
+    if result not in (0, *GONE):
+        raise KernelError(-result, "ask the loopback device for its programs")
+    return Tcx()
+
+
+def _opened(ids: list[int]) -> list[Program]:
+    found = (library().bpf_prog_get_fd_by_id(number) for number in ids)
+    return [bpf.program(fd) for fd in found if fd >= 0]  # or it went meanwhile
+
+
+def _tc_hook(ifindex: int, side: int) -> object:
+    size = abi().sizeof("struct tc_hook")
+    return abi().new("struct tc_hook *", {"sz": size, "ifindex": ifindex, "attach_point": POINTS[side]})
+
+
+def _tc_options() -> Any:
+    size = abi().sizeof("struct tc_opts")
+    return abi().new("struct tc_opts *", {"sz": size, "handle": HANDLE, "priority": PRIORITY})

@@ -1,0 +1,142 @@
+"""Programs on devices, by tcx and by clsact: put there, found, replaced in one step, taken away.
+
+one namespace: v0 ── v1, and lo
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from netplane.kernel import bpfhook, netns
+from netplane.kernel.bpfhook import EGRESS, INGRESS, Clsact, Hooks, Tcx
+from netplane.kernel.datapath import PathDriver
+from netplane.model.facts import FastPath, Hook, Plan
+
+from .kit import Path
+
+pytestmark = pytest.mark.root
+
+
+@pytest.fixture(params=[Tcx, Clsact], ids=["tcx", "clsact"])
+def hooks(request: Any) -> Hooks:
+    way: Hooks = request.param()
+    return way
+
+
+@pytest.fixture
+def place(make_netns: Callable[[str], str]) -> str:
+    path = make_netns("a")
+    netns.run(path, "ip", "link", "add", "v0", "type", "veth", "peer", "name", "v1")
+    return path
+
+
+def index(place: str, name: str) -> int:
+    return int(netns.call(place, socket.if_nametoindex, name))
+
+
+def names(place: str, hooks: Hooks, link: str, side: int) -> list[tuple[str, int]]:
+    found = netns.call(place, hooks.attached, index(place, link), side)
+    for one in found:
+        one.close()
+    return [(one.name, one.id) for one in found]
+
+
+def test_a_program_is_found_replaced_and_taken_away(path: Path, place: str, hooks: Hooks) -> None:
+    first, second = path.loaded.programs["np_from_wire"], path.loaded.programs["np_from_pod"]
+    v0 = index(place, "v0")
+    assert names(place, hooks, "v0", INGRESS) == []
+    netns.call(place, hooks.attach, v0, INGRESS, first)
+    assert names(place, hooks, "v0", INGRESS) == [("np_from_wire", first.id)]
+    assert names(place, hooks, "v0", EGRESS) == [] == names(place, hooks, "v1", INGRESS)
+    netns.call(place, hooks.attach, v0, INGRESS, second, first)
+    assert names(place, hooks, "v0", INGRESS) == [("np_from_pod", second.id)]
+    for _ in range(2):  # the second time it is gone already
+        netns.call(place, hooks.detach, v0, INGRESS, second)
+    assert names(place, hooks, "v0", INGRESS) == []
+
+
+def test_a_device_that_is_gone_has_no_programs(path: Path, place: str, hooks: Hooks) -> None:
+    assert netns.call(place, hooks.attached, 4711, INGRESS) == []
+    netns.call(place, hooks.detach, 4711, INGRESS, path.loaded.programs["np_from_wire"])
+
+
+def test_others_filters_stay(path: Path, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    hooks, v0 = Clsact(), index(place, "v0")
+    theirs, mine = path.loaded.programs["np_to_wire"], path.loaded.programs["np_from_wire"]
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(bpfhook, "PRIORITY", 5)
+        netns.call(place, hooks.attach, v0, INGRESS, theirs)
+    netns.call(place, hooks.attach, v0, INGRESS, mine)
+    netns.call(place, hooks.detach, v0, INGRESS, mine)
+    shown = netns.run(place, "tc", "filter", "show", "dev", "v0", "ingress")
+    assert "pref 5 bpf" in shown and "np_from_wire" not in shown
+
+
+FACTS = (FastPath(gateway_mac="02:00:00:00:00:01"), Hook("v0", "pod", shaped=True), Hook("lo", "wire"))
+
+
+def driver(place: str, hooks: Hooks) -> PathDriver:
+    made = PathDriver(hooks=hooks)
+    assert netns.call(place, made.open), made.problem
+    return made
+
+
+def test_the_driver_holds_what_it_was_given(place: str, hooks: Hooks) -> None:
+    first = driver(place, hooks)
+    assert netns.call(place, first.observe) == {}
+    netns.call(place, first.apply, Plan(add=FACTS))
+    assert netns.call(place, first.observe) == {fact.key: fact.mark for fact in FACTS}
+    netns.call(place, first.apply, Plan(change=(Hook("v0", "pod", barred=True),)))
+    assert netns.call(place, first.observe)[("hook", "v0")] == Hook("v0", "pod", barred=True)
+    netns.call(place, first.apply, Plan(remove=tuple(fact.key for fact in FACTS)))
+    assert netns.call(place, first.observe) == {}
+    first.close()
+
+
+def test_a_fresh_driver_adopts_the_programs_with_their_maps(place: str, hooks: Hooks) -> None:
+    first = driver(place, hooks)
+    netns.call(place, first.apply, Plan(add=FACTS))
+    for _ in range(5):
+        first.forget()
+    before = first.generation
+    first.close()
+    second = driver(place, hooks)
+    assert second.generation == before
+    found = netns.call(place, second.observe)
+    assert {key: found[key] for key in (("hook", "v0"), ("hook", "lo"))} == {f.key: f for f in FACTS[1:]}
+    second.close()
+
+
+def test_a_driver_that_is_off_takes_away_what_it_finds(place: str) -> None:
+    first = driver(place, Tcx())
+    netns.call(place, first.apply, Plan(add=FACTS))
+    first.close()
+    off = PathDriver(on=False)
+    assert not netns.call(place, off.open) and "--datapath kernel" in off.problem
+    found = netns.call(place, off.observe)
+    assert set(found) == {("hook", "v0"), ("hook", "lo")}
+    netns.call(place, off.apply, Plan(remove=tuple(found)))
+    assert netns.call(place, off.observe) == {}
+
+
+def test_a_device_that_was_made_again_gets_its_programs_back(place: str) -> None:
+    held = driver(place, Tcx())
+    netns.call(place, held.apply, Plan(add=(FACTS[0], Hook("v1", "wire"))))
+    netns.run(place, "ip", "link", "del", "v0")
+    netns.run(place, "ip", "link", "add", "v0", "type", "veth", "peer", "name", "v1")
+    assert netns.call(place, held.observe) == {FACTS[0].key: FACTS[0]}
+    netns.call(place, held.look)
+    assert netns.call(place, held.observe)[("hook", "v1")] == Hook("v1", "wire")
+    held.close()
+
+
+def test_every_change_makes_entries_stale(place: str) -> None:
+    held = driver(place, Tcx())
+    before = held.generation
+    netns.call(place, held.apply, Plan(add=FACTS))
+    assert held.generation > before
+    held.close()
