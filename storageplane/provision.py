@@ -35,7 +35,7 @@ from netplane.model.storage_facts import Data
 
 from . import backends, match, names, steps
 from .events import note
-from .scopes import claim_scopes
+from .scopes import claim_scopes, static
 from .steps import annotated, reference
 
 
@@ -89,6 +89,8 @@ class Provisioner:
         if event is not None and event.new is None and isinstance(event.old, PersistentVolume):
             waiting = snapshot.by(PersistentVolumeClaim, "volume", "")
             return {Scope(self.name, f"claim/{match.claim_key(c)}") for c in waiting}
+        if static(event):
+            return ()
         return claim_scopes(self.name, event, snapshot)
 
     def decide(self, scope: Scope, snapshot: Snapshot) -> list[Write]:

@@ -16,7 +16,7 @@ from netplane.model.pods import Pod
 from netplane.model.snapshot import Snapshot
 from netplane.model.storage import PersistentVolume, PersistentVolumeClaim, StorageClass
 
-from . import match
+from . import match, names
 
 
 def claim_scopes(controller: str, event: Event | None, snapshot: Snapshot) -> set[Scope]:
@@ -43,6 +43,12 @@ def volume_scopes(controller: str, event: Event | None, snapshot: Snapshot) -> s
                 named = (v for key in claims_of_pod(obj) for v in snapshot.by(PersistentVolume, "claim", key))
                 found |= {v.name for v in named if v.spec.persistent_volume_reclaim_policy == "Recycle"}
     return {Scope(controller, f"volume/{name}") for name in found}
+
+
+def static(event: Event | None) -> bool:
+    """Whether an event is of a volume that nobody provisioned: no provisioner's business."""
+    obj = event.object if event is not None else None
+    return isinstance(obj, PersistentVolume) and names.PROVISIONED_BY not in obj.metadata.annotations
 
 
 def claims_of_pod(pod: Pod) -> Iterator[str]:
