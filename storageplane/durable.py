@@ -56,6 +56,8 @@ class Shelf(Generic[R]):
             return self._decoded(path.read_bytes(), path)
         except FileNotFoundError:
             return None
+        except OSError as exc:
+            raise Invalid(f"{path}: unreadable ({exc.strerror}): {self._advice}") from None
 
     def all(self) -> list[R]:
         """Every readable record, by name."""

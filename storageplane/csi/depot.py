@@ -1,6 +1,7 @@
 """What the driver keeps: records of volumes, snapshots and groups, and the data they stand for.
 
     ROOT/csi/volumes/ID.json    ROOT/csi/snapshots/ID.json    ROOT/csi/groups/ID.json
+    ROOT/csi/spare: given up when the disk is full, so that what makes room can be recorded
     ROOT/csi/data/ID/image or ROOT/csi/data/ID/tree (see `backends`)
 
 Rule 1: a record is written before what it stands for is made, and removed after that is gone, so that
@@ -11,17 +12,20 @@ Rule 3: one call at a time works on one volume; a second one is told so (ABORTED
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
+
+from netplane.model.errors import KernelError
 
 from .. import backends, trash, tree
 from ..backends import BACKENDS, Machine, Place
@@ -29,6 +33,7 @@ from ..durable import Shelf
 from .refusal import CODE, Refused, missing
 
 ADVICE = "it was damaged; look at its data beneath csi/data, then remove the file"
+SPARE = 1 << 16  # bytes
 _ID = re.compile(r"(vol|snap|group)-[0-9a-f]{32}")
 R = TypeVar("R", bound=msgspec.Struct)
 
@@ -118,6 +123,8 @@ class Depot:
         for shelf in (self.volumes, self.snapshots, self.groups):
             shelf.open()
         self.data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._spare = self.root / "csi" / "spare"
+        self._save_spare()
         self._machine = backends.look(self.root)
 
     @contextmanager
@@ -155,6 +162,24 @@ class Depot:
     def keep(self, volume: Volume) -> Volume:
         self.volumes.put(volume.id, volume)
         return volume
+
+    def less(self, shelf: Shelf[R], record: R) -> R:
+        """Write that less is there than before; a full disk does not stop that, by giving up the spare."""
+        name = str(record.id)  # type: ignore[attr-defined]
+        try:
+            shelf.put(name, record)
+        except KernelError as exc:
+            if exc.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            self._spare.unlink(missing_ok=True)
+            shelf.put(name, record)
+        return record
+
+    def _save_spare(self) -> None:
+        """Room for the records of calls that make room."""
+        with suppress(OSError):
+            if not self._spare.exists():
+                self._spare.write_bytes(bytes(SPARE))
 
     def home(self, name: str) -> Path:
         return self.data / name
@@ -197,6 +222,7 @@ class Depot:
     def drop(self, name: str) -> None:
         """Remove the data; gone already: fine. Raises KernelError(EBUSY) while anything is mounted in it."""
         self.trash.take(f"csi/data/{name}")
+        self._save_spare()
 
 
 def now() -> float:

@@ -111,7 +111,7 @@ class Node:
                 self._remove(("mount", path))
                 if volume.block:
                     loops.detach(self._depot.content(volume))
-                self._depot.keep(amend(volume, stage=None, targets=()))
+                self._depot.less(self._depot.volumes, amend(volume, stage=None, targets=()))
         return message("NodeUnstageVolumeResponse")()
 
     # --- publish ----------------------------------------------------------------------------------
@@ -168,7 +168,7 @@ class Node:
             if any(t.path == path for t in volume.targets):
                 self._remove(("mount", path), ("point", path))
                 rest = tuple(t for t in volume.targets if t.path != path)
-                self._depot.keep(amend(volume, targets=rest))
+                self._depot.less(self._depot.volumes, amend(volume, targets=rest))
         return message("NodeUnpublishVolumeResponse")()
 
     # --- look and grow ----------------------------------------------------------------------------
