@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -78,19 +79,20 @@ def publish(pod: Pod, snapshot: Snapshot, node: str, driver: Applier, target: st
 def again(
     pod: Pod, snapshot: Snapshot, node: str, driver: Applier, far: bool | None = None
 ) -> list[str] | None:
-    """Repair the publication of a pod; None when it has none here. Waits for nobody else at work on it.
+    """Repair the publication of a pod; None when it has none here, or one that is being taken away.
 
     ``far``: only the volumes for which somebody else must answer, a server or a CSI driver (True), or only
-    the others (False); the names of those left out are returned. Raises as `publish`.
+    the others (False); the names of those left out are returned. Waits for nobody else at work on it, and
+    raises Unavailable then; else as `publish`.
     """
     uid = pod.metadata.uid
     old = Journal(driver.root).read(uid)
-    if old is None:
+    if old is None or old.leaving:
         return None
     context = Context(node, str(driver.root), snapshot)
     with podlock.alone(driver.root, uid, wait=False):
-        if Journal(driver.root).read(uid) is None:
-            return None
+        if Journal(driver.root).read(uid) != old:
+            return []  # somebody else has just worked on it
         wants.check(pod, node)
         work = _recorded(pod, context, driver, old.target)
         chosen = {n: w for n, w in work.found.items() if far is None or _is_far(w) is far}
@@ -256,6 +258,8 @@ def unpublish(namespace: str, name: str, driver: Applier, target: str = "") -> i
 
 def _undo(journal: Journal, driver: Applier, record: Record) -> None:
     shared = tuple(k for k in record.keys if k[0] == "directory" and k[1].startswith("/"))
+    with journal.locked(), suppress(KernelError):  # on a full disk it goes on without: this makes room
+        journal.write(msgspec.structs.replace(record, leaving=True))
     driver.apply(Plan(remove=tuple(k for k in record.keys if k not in shared)))
     with journal.locked():
         driver.apply(Plan(remove=shared))

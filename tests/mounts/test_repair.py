@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from netplane.model.codec import parse
-from netplane.model.errors import Conflict, Invalid, NetplaneError, Unavailable
+from netplane.model.errors import Conflict, Invalid, KernelError, NetplaneError, Unavailable
 from netplane.model.facts import Plan
 from netplane.model.snapshot import Snapshot
 from netplane.model.storage_facts import NetworkMount
@@ -121,6 +121,21 @@ def test_what_stands_is_adopted_untouched(bed: Bed) -> None:
     assert after.keys() == before.keys()
     assert {p for p in before if before[p] != after[p]} <= {missed}
     bed.unpublish()
+
+
+def test_what_is_being_unpublished_is_not_repaired_until_published_again(bed: Bed) -> None:
+    pod = bed.pod(empty("cache"), empty("other"))
+    bed.publish(pod)
+    with open(bed.target / "cache/open", "w"), pytest.raises(KernelError, match="still uses it"):
+        bed.unpublish()
+    left = mounts()
+    assert again(pod, world(), "n1", bed.driver) is None
+    assert mounts() == left != bed.mounts
+    bed.publish(pod)
+    assert {str(bed.target / "cache"), str(bed.target / "other")} <= set(mounts())
+    assert again(pod, world(), "n1", bed.driver) == []
+    bed.unpublish()
+    assert mounts() == bed.mounts
 
 
 def test_a_pod_that_is_not_published_is_left_alone(bed: Bed) -> None:
@@ -317,3 +332,19 @@ def test_a_server_that_does_not_answer_keeps_nobody_waiting(
     for name in "pq":
         publish.unpublish("default", name, bed.driver)
     assert mounts() == bed.mounts
+
+
+def test_a_full_disk_does_not_stop_unpublishing(bed: Bed) -> None:
+    run("mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", bed.root)
+    pod = bed.pod(empty("disk"), empty("memory", medium="Memory"), {"name": "c", "configMap": {"name": "c"}})
+    bed.publish(pod, world(config_map(a="1")))
+    with pytest.raises(OSError, match="No space left"):
+        (bed.target / "disk/big").write_bytes(bytes(1 << 20))
+    with pytest.raises(NetplaneError, match="ENOSPC"):
+        bed.publish(pod, world(config_map(a="2" * 9000)))
+    assert (bed.target / "c/a").read_text() == "1", "what cannot be written leaves what was there"
+    (shown,) = bed.root.glob("pods/*/volumes/kubernetes.io~configmap/c")
+    assert len([n for n in os.listdir(shown) if n.startswith("..")]) == 2
+    bed.unpublish()
+    assert mounts() == [*bed.mounts, str(bed.root)]
+    run("umount", bed.root)
