@@ -246,12 +246,16 @@ class PathDriver:
         return self._loaded
 
     def look(self) -> None:
-        """A device of the base that was made again gets its programs back."""
+        """A device of the base that was made again gets its programs back; what fails, the loop mends."""
         for hook, ifindex in list(self._base.values()):
-            if _ifindex(hook.link) not in (0, ifindex):
+            if _ifindex(hook.link) in (0, ifindex):
+                continue
+            try:
                 if self._path is not None:
                     self._configure(self._path)
                 self._hook(hook)
+            except KernelError as exc:
+                log.warning("%s", exc)
 
     def clean(self) -> None:
         """Take everything of ours off every device of this namespace."""
