@@ -62,10 +62,12 @@ class PathDriver:
     accepts: tuple[type[Fact], ...] = (Hook, FastPath)
     parallel = False
 
-    def __init__(self, on: bool = True, ways: tuple[Hooks, ...] = ()) -> None:
+    def __init__(self, on: bool = True, ways: tuple[Hooks, ...] = (), delay: float = 0.0) -> None:
         self.problem = "" if on else "switched off (--datapath kernel)"
         self._on = on
         self._ways = ways
+        self._delay = delay  # seconds that a new pod's link has to come up before it is attached
+        self._born: dict[str, threading.Timer] = {}
         self._loaded: bpf.Loaded | None = None
         self._memory: mmap.mmap | None = None
         self._config: Any = None  # struct np_config, in shared memory
@@ -177,8 +179,25 @@ class PathDriver:
                 self._configure(fact)
         for fact in (*plan.change, *plan.add):
             if isinstance(fact, Hook):
-                self._hook(fact)
+                self._hook_soon(fact)
         self.forget()
+
+    def _hook_soon(self, hook: Hook) -> None:
+        """A pod's link becomes a forwarding port under the RTNL lock, which attaching would hold."""
+        if hook.place != "pod" or not self._delay:
+            return self._hook(hook)
+        timer = threading.Timer(self._delay, self._hook_late, (hook,))
+        timer.daemon = True
+        self._born[hook.link] = timer
+        return timer.start()
+
+    def _hook_late(self, hook: Hook) -> None:
+        """What fails here is seen by the next full pass; until then the kernel path serves the pod."""
+        try:
+            if self._born.pop(hook.link, None) is not None and _ifindex(hook.link):
+                self._hook(hook)
+        except KernelError as exc:
+            log.warning("%s", exc)
 
     def _hook(self, hook: Hook) -> None:
         loaded = self._ready()
@@ -201,6 +220,8 @@ class PathDriver:
 
     def _unhook(self, link: str) -> None:
         self._base.pop(link, None)
+        if (timer := self._born.pop(link, None)) is not None:
+            timer.cancel()
         ifindex = _ifindex(link)
         if not ifindex:
             return
