@@ -1,27 +1,36 @@
-"""The wiring of storageplane: binder, provisioner and reclaimer of one node on one store."""
+"""The wiring of storageplane: controllers, volumes and the upkeep of what is published, on one node."""
 
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from prometheus_client import CollectorRegistry
+
 from netplane.model.base import Key, Object
 from netplane.model.errors import KernelError
 from netplane.model.facts import Driver
+from netplane.model.nodes import Lease
 from netplane.model.snapshot import Snapshot
+from netplane.model.storage import PersistentVolume
 from netplane.reconcile.base import Controller, Observer, Room
 from netplane.reconcile.core import Core
 from netplane.store.base import Store
 
-from . import names
+from . import match, names, pulse
 from .bind import Binder
 from .ephemeral import Ephemerals
 from .journal import Journal
-from .provision import Provisioner
+from .metrics import Operations, VolumeStats
+from .mounts import Mounts
+from .provision import Provisioner, data_of, is_ours
+from .pulse import Pulse
 from .reclaim import Reclaimer, VolumeData, Volumes
-from .resize import Resizer
+from .resize import Resizer, file_system_lags
+from .upkeep import Keeper, Pods
 
 
 class Config(NamedTuple):
@@ -75,22 +84,72 @@ class _Late:
         return self.core.delete(key, expect)
 
 
-def build(
-    store: Store,
-    config: Config,
-    rank: Callable[[Snapshot], int] | None = None,
-    observer: Observer | None = None,
-) -> Core:
+class Agent:
+    """The core with what lives beside it: the node's pulse, and metrics in ``registry``."""
+
+    def __init__(self, store: Store, config: Config, registry: CollectorRegistry) -> None:
+        self.config = config
+        operations = Operations(registry)
+        self.core, self._data = _built(store, config, operations=operations)
+        self._pulse = Pulse(self.core, config.node, self.grow_what_waits)
+        registry.register(VolumeStats(self.core.snapshot, config.node, config.root))
+
+    def start(self) -> None:
+        self.core.start()
+        self._pulse.start()
+
+    def stop(self) -> None:
+        self._pulse.stop()
+        self.core.stop()
+
+    def grow_what_waits(self) -> None:
+        """File systems that could not grow while they were mounted: perhaps they can now."""
+        snapshot = self.core.snapshot()
+        for volume in snapshot.list(PersistentVolume):
+            mine = is_ours(volume, self.config.root) and not volume.deleting
+            if mine and file_system_lags(volume) and self._here(volume, snapshot):
+                self._data.grow(data_of(volume))
+
+    def _here(self, volume: PersistentVolume, snapshot: Snapshot) -> bool:
+        return match.fits_node(volume.spec.node_affinity, self.config.node, snapshot)
+
+
+def build(store: Store, config: Config, observer: Observer | None = None) -> Core:
     """A core that is ready to start."""
+    return _built(store, config, observer)[0]
+
+
+def _built(
+    store: Store, config: Config, observer: Observer | None = None, operations: Operations | None = None
+) -> tuple[Core, VolumeData]:
     late = _Late()
-    driver = VolumeData(config.root, late, Journal(config.root).user_of)
-    rooms: list[tuple[Room, list[Driver]]] = [(Volumes(config.node, config.root), [driver])]
+    driver = VolumeData(
+        config.root, late, Journal(config.root).user_of, operations.timed if operations else None
+    )
+    keeper = Keeper(config.node, Mounts(config.root), lambda: late.core.snapshot())
+    rooms: list[tuple[Room, list[Driver]]] = [
+        (Volumes(config.node, config.root), [driver]),
+        (Pods(config.node, str(config.root)), [keeper]),
+    ]
     if config.csi_drivers:
         from .csi.claims import CsiVolumes  # gRPC costs memory: for nodes that have drivers
+        from .csi.client import Clients
         from .csi.provisioning import CsiProvisioning
 
-        made = CsiProvisioning(config.root, config.node, late)
+        clients = Clients(config.root, operations.called if operations else None)
+        made = CsiProvisioning(config.root, config.node, late, clients)
         rooms.append((CsiVolumes(config.node, config.csi_drivers), [made]))
     deciding = () if store.allocates else cluster_wide()
-    late.core = Core(store, rooms, [*deciding, *of_node(config)], rank, observer)
-    return late.core
+    late.core = Core(store, rooms, [*deciding, *of_node(config)], _rank(config.node), observer)
+    return late.core, driver
+
+
+def _rank(node: str) -> Callable[[Snapshot], int]:
+    """How many live nodes decide before this one; the same on every node."""
+
+    def rank(snapshot: Snapshot) -> int:
+        now = time.time()
+        leases = snapshot.list(Lease, pulse.NAMESPACE)
+        return sum(1 for lease in leases if lease.name < node and pulse.expires(lease) > now)
+
+    return rank

@@ -70,8 +70,14 @@ def _claim_steps(claim: PersistentVolumeClaim, snapshot: Snapshot) -> Iterator[W
 
 
 def used(claim: PersistentVolumeClaim, snapshot: Snapshot) -> bool:
-    """Whether a pod that has been placed names the claim."""
-    return any(p.spec.node_name for p in snapshot.by(Pod, "claim", match.claim_key(claim)))
+    """Whether a pod that has been placed names the claim, or owns it."""
+    placed = (p for p in snapshot.by(Pod, "claim", match.claim_key(claim)) if p.spec.node_name)
+    return any(_names(p, claim) or steps.owned(claim, p) for p in placed)
+
+
+def _names(pod: Pod, claim: PersistentVolumeClaim) -> bool:
+    sources = (v.persistent_volume_claim for v in pod.spec.volumes)
+    return any(s is not None and s.claim_name == claim.name for s in sources)
 
 
 def _unbound_claim(claim: PersistentVolumeClaim, snapshot: Snapshot) -> Iterator[Write]:

@@ -8,9 +8,9 @@ import os
 import signal
 import socket
 import sys
-import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,12 @@ from netplane.model.errors import NetplaneError, Unavailable
 from netplane.store import DEFAULT, open_store
 
 from . import agent as wiring
-from . import doctor, names, publish, session
+from . import csi_commands, doctor, lost, names, publish, session
 from .mounts import Mounts
+from .output import as_ctr, as_json, as_oci, as_podman, as_spec
+from .wants import all_containers
 
+FORMS: dict[str, Callable[..., Any]] = {"oci": as_oci, "spec": as_spec, "podman": as_podman, "ctr": as_ctr}
 ROOT = "/var/lib/storageplane"
 RUN = "/run/storageplane"
 
@@ -53,24 +56,29 @@ def cli() -> None:
 @_run_dir
 @_also
 @click.option("--csi-endpoint", default="", metavar="unix:///PATH", help="Be the CSI driver too.")
+@click.option("--http-listen", default="", metavar="IP:PORT", help="/metrics, /healthz, /livez, /readyz.")
 def agent(
-    node: str, store: str, root: Path, run_dir: Path, provisioners: tuple[str, ...], csi_endpoint: str
+    node: str, store: str, root: Path, run_dir: Path, provisioners: tuple[str, ...], **more: str
 ) -> None:
     """Bind claims, provision and reclaim volumes, in the foreground, until SIGTERM."""
     stop = _until_told()
     config = _config(node, root, provisioners)
     (run_dir / "storage").mkdir(parents=True, exist_ok=True)
     opened = open_store(store)
-    core = wiring.build(opened, config)
-    health = HealthServer(run_dir / "storage", lambda: {"node": node, **core.status()}, CollectorRegistry())
-    driver = _driver(csi_endpoint, config.root, node) if csi_endpoint else None
-    core.start()
+    registry = CollectorRegistry()
+    running = wiring.Agent(opened, config, registry)
+    health = HealthServer(
+        run_dir / "storage", lambda: {"node": node, **running.core.status()}, registry, more["http_listen"]
+    )
+    endpoint = more["csi_endpoint"]
+    driver = _driver(endpoint, config.root, node) if endpoint else None
+    running.start()
     health.start()
     stop.wait()
     if driver is not None:
         driver.stop()
     health.stop()
-    core.stop()
+    running.stop()
     opened.close()
 
 
@@ -103,30 +111,8 @@ def csi(endpoint: str, root: Path, node: str, verbose: bool, **more: Any) -> Non
     driver.stop()
 
 
-@cli.command("csi-check")
-@click.option("--endpoint", required=True, metavar="unix:///PATH", help="The driver to judge.")
-@click.option("--parameter", "parameters", multiple=True, metavar="KEY=VALUE", help="For CreateVolume.")
-@click.option("--size", type=int, default=16, show_default=True, metavar="MIB", help="Of each volume.")
-@click.option("--dir", "folder", type=click.Path(path_type=Path), default=None, metavar="DIR",
-              help="Where to stage and publish; default: a temporary directory.")  # fmt: skip
-def csi_check(endpoint: str, parameters: tuple[str, ...], size: int, folder: Path | None) -> None:
-    """Judge a CSI driver by what csi-sanity does not ask; exit status 1 when a check fails."""
-    from .csi.client import Client
-    from .csi.conformance import bed, checklist
-    from .csi.server import socket_path
-
-    given = dict(pair.split("=", 1) for pair in parameters if "=" in pair)
-    if len(given) != len(parameters):
-        raise click.UsageError("--parameter takes KEY=VALUE, each key once")
-    with tempfile.TemporaryDirectory(prefix="csi-check-", dir=folder) as place:
-        judged = bed.Bed(Client(socket_path(endpoint)), Path(os.path.realpath(place)), given, size << 20)
-        outcomes = []
-        for outcome in bed.run(judged, checklist.CHECKS):
-            click.echo(str(outcome))
-            outcomes.append(outcome.word)
-    click.echo(", ".join(f"{outcomes.count(word)} {word}" for word in ("ok", "FAIL", "skip")))
-    if "FAIL" in outcomes:
-        raise SystemExit(1)
+cli.add_command(csi_commands.csi_check)
+cli.add_command(csi_commands.snapshot)
 
 
 @cli.command()
@@ -147,34 +133,54 @@ def status(run_dir: Path, wait: float, output: str) -> None:
 @click.argument("pod")
 @_namespace
 @click.option("--target", default="", metavar="DIR", help="Bind each volume at DIR/<volume>.")
-@click.option("-o", "output", type=click.Choice(["json", "oci"]), default="json", show_default=True)
-@click.option("--container", default="", metavar="NAME", help="With -o oci: whose mounts.")
+@click.option("-o", "output", type=click.Choice(["json", *FORMS]), default="json", show_default=True)
+@click.option("--container", default="", metavar="NAME", help="Whose mounts; not with -o json.")
 @click.option("--wait", type=float, default=30.0, show_default=True, metavar="SECONDS")
 @_node
 @_store
 @_root
 @_also
 def publish_command(pod: str, namespace: str, target: str, output: str, container: str, **rest: Any) -> None:
-    """Prepare every volume of POD and print the mounts of its containers."""
+    """Prepare every volume of POD and print the mounts of its containers.
+
+    \b
+    json    all containers, and where each volume is
+    oci     one container's mounts, as in an OCI runtime's config.json
+    spec    the same with its block devices: the parts of a config.json
+    podman  options of podman run and docker run, one to a line
+    ctr     options of ctr run, one to a line
+    """
     config = _config(rest["node"], rest["root"], rest["provisioners"])
     opened = open_store(rest["store"])
-    key = Key("Pod", namespace, pod)
-    found, snapshot = session.ready(
-        opened, key, config.node, str(config.root), wiring.controllers(config), rest["wait"]
+    found = session.ready(
+        opened,
+        Key("Pod", namespace, pod),
+        config.node,
+        str(config.root),
+        wiring.controllers(config),
+        rest["wait"],
     )
-    chosen = _container(found, container) if output == "oci" else None
-    done = publish.publish(found, snapshot, config.node, Mounts(config.root), target)
-    shown = publish.mounts_of(chosen, done) if chosen else publish.as_json(done)
-    click.echo(json.dumps(shown, indent=2))
+    chosen = _container(found[0], container) if output != "json" else None
+    driver = Mounts(config.root)
+    done = session.publish(
+        opened,
+        found,
+        (config.node, str(config.root)),
+        lambda pod, snapshot: publish.publish(pod, snapshot, config.node, driver, target),
+    )
+    shown = FORMS[output](chosen, done) if chosen else as_json(done)
+    lines = shown if output in ("podman", "ctr") else [json.dumps(shown, indent=2)]
+    for line in lines:
+        click.echo(line)
     opened.close()
 
 
 def _container(pod: Any, name: str) -> Any:
-    every = publish.all_containers(pod)
+    every = all_containers(pod)
     chosen = [c for c in every if c.name == name] if name else every
     if len(chosen) != 1:
         have = ", ".join(c.name for c in every)
-        raise click.UsageError(f"-o oci prints one container's mounts; name it with --container: {have}")
+        raise click.UsageError(f"this form prints one container's mounts; name it with --container: {have}")
     return chosen[0]
 
 
@@ -189,6 +195,30 @@ def unpublish(pod: str, namespace: str, target: str, root: Path, store: str) -> 
     del store
     if root.exists():
         publish.unpublish(namespace, pod, Mounts(root), target)
+
+
+@cli.group("node")
+def node_group() -> None:
+    """What concerns a whole node."""
+
+
+@node_group.command("lost")
+@click.argument("name")
+@_store
+@click.option("--rebind", is_flag=True, help="Its claims start anew, with other volumes, and empty.")
+@click.option("--force", is_flag=True, help="Although its lease is alive.")
+def lost_command(name: str, store: str, rebind: bool, force: bool) -> None:
+    """Give up node NAME and the volumes that only it could reach; their data counts as lost.
+
+    The volumes' objects are removed and their claims become Lost, or, with --rebind, wait for new ones. Pods
+    placed there that use them are deleted. Everything else is left alone.
+    """
+    opened = open_store(store)
+    try:
+        for line in lost.give_up(opened, name, rebind, force):
+            click.echo(line)
+    finally:
+        opened.close()
 
 
 @cli.command("doctor")

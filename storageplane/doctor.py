@@ -8,7 +8,8 @@ from pathlib import Path
 
 from netplane.model.errors import KernelError
 
-from . import mountinfo, syscalls
+from . import helper, hugepages, images, mountinfo, syscalls
+from .csi import intents
 from .journal import Journal
 
 Finding = tuple[bool, str]
@@ -19,6 +20,7 @@ def findings(root: Path) -> Iterator[Finding]:
     yield os.geteuid() == 0, "mounting needs root" if os.geteuid() else "runs as root"
     yield _openat2()
     yield _tmpfs()
+    yield from _volumes()
     yield from _left_over(root)
 
 
@@ -38,9 +40,33 @@ def _tmpfs() -> Finding:
     return True, "fsopen and tmpfs: emptyDir Memory with its size limit"
 
 
+def _volumes() -> Iterator[Finding]:
+    """Kinds of volumes that not every machine has; one that is lacking is no fault."""
+    memory = (
+        "stay out of swap (noswap)" if _noswap() else "may be swapped out: this kernel's tmpfs has no noswap"
+    )
+    yield True, f"secrets in memory {memory}"
+    if images.tools("ext4") and os.path.exists("/dev/loop-control"):
+        yield True, "emptyDir sizeLimit on disk: ext4 in an image, by a loop device"
+    else:
+        yield False, "emptyDir sizeLimit on disk needs mkfs.ext4 (Debian: e2fsprogs) and loop devices"
+    pools = ", ".join(f"{n} pages of {hugepages.shown(s)}" for s, n in sorted(hugepages.pools().items()))
+    yield True, f"emptyDir HugePages: {pools or 'not here: this kernel has no hugetlbfs (CONFIG_HUGETLBFS)'}"
+    for fstype, needs in helper.NEEDS.items():
+        yield True, helper.lacking(fstype) or f"{needs.what} volumes, by mount.{fstype}"
+
+
+def _noswap() -> bool:
+    try:
+        os.close(syscalls.new_filesystem("tmpfs", ("noswap",)))
+    except KernelError:
+        return False
+    return True
+
+
 def _left_over(root: Path) -> Iterator[Finding]:
     journal = Journal(root)
-    yield from ((False, why) for why in journal.damaged())
+    yield from ((False, why) for why in (*journal.damaged(), *intents.damaged(root)))
     uids = {r.uid for r in journal.records()}
     pods = root / "pods"
     found = {p.name for p in pods.iterdir()} if pods.is_dir() else set()

@@ -48,13 +48,6 @@ class Ephemerals:
         return steps.together(writes)
 
 
-def owned(claim: PersistentVolumeClaim, pod: Pod) -> bool:
-    return any(
-        ref.kind == Pod.KIND and ref.controller and ref.uid == pod.metadata.uid
-        for ref in claim.metadata.owner_references
-    )
-
-
 def claim_of(pod: Pod, volume: Volume) -> PersistentVolumeClaim:
     """The claim that the volume's template asks for. Raises Invalid."""
     assert volume.ephemeral is not None
@@ -92,7 +85,7 @@ def _claims(pod: Pod, snapshot: Snapshot) -> Iterator[Write]:
         if volume.ephemeral is None:
             continue
         have = snapshot.get(PersistentVolumeClaim, pod.namespace, f"{pod.name}-{volume.name}")
-        if have is not None and not owned(have, pod):
+        if have is not None and not steps.owned(have, pod):
             wrong.append(f'PVC "{have.name}" was not created for pod "{pod.name}" (pod is not owner)')
         elif have is None:
             try:
@@ -105,5 +98,5 @@ def _claims(pod: Pod, snapshot: Snapshot) -> Iterator[Write]:
 def _orphans(namespace: str, name: str, pod: Pod | None, snapshot: Snapshot) -> Iterator[Write]:
     """The claims of a pod of this name that is gone, or that another took the name of."""
     for claim in snapshot.by(PersistentVolumeClaim, "pod", f"{namespace}/{name}"):
-        if not claim.deleting and (pod is None or not owned(claim, pod)):
+        if not claim.deleting and (pod is None or not steps.owned(claim, pod)):
             yield Delete(claim.key, claim.revision)

@@ -190,6 +190,8 @@ def unusable(volume: PersistentVolume, claim: PersistentVolumeClaim) -> str:
     """What not even claimRef and volumeName that name each other can overlook."""
     if volume.spec.volume_mode != claim.spec.volume_mode:
         return f"its volume mode is {volume.spec.volume_mode}"
+    if names.LOST in volume.metadata.annotations:
+        return f"was given up with node {volume.metadata.annotations[names.LOST]}"
     return "is being deleted" if volume.deleting else ""
 
 

@@ -1,12 +1,13 @@
-"""The driver of storage facts: directories, mount points and mounts of this node.
+"""The driver of storage facts: directories, files, mount points and mounts of this node.
 
 Rule 1: a relative path is beneath our root and resolved there without links. An absolute one was
         named by a user; it is real already (no links), and a link found in it later is refused.
 Rule 2: a mount is made detached, whole with its read-only flag and propagation, and then attached
         to a descriptor: nobody ever sees it half made, or somewhere else.
-Rule 3: removal is mounts first, then points, then directories. Before unmounting, a tree is made
-        private, so that nothing propagates to the mounts it was copied from. Nothing that is mounted
-        is ever deleted, and `Data` and `HostPath` never are.
+Rule 3: a mount that is there and right stays, whoever made it; one that is broken is replaced.
+Rule 4: removal is mounts first, then CSI volumes, points, directories. Before unmounting, a tree is
+        made private, so that nothing propagates to the mounts it was copied from. Nothing that is
+        mounted is ever deleted, and what users keep never is.
 """
 
 from __future__ import annotations
@@ -14,38 +15,75 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from netplane.model.errors import Invalid, KernelError
 from netplane.model.facts import Fact, FactKey, Mark, Plan
-from netplane.model.storage_facts import CsiVolume, Data, Directory, HostPath, Mount, Point
+from netplane.model.storage_facts import (
+    CsiVolume,
+    Data,
+    Directory,
+    HostPath,
+    Image,
+    Mount,
+    NetworkMount,
+    Ownership,
+    Payload,
+    Point,
+    SubPath,
+)  # fmt: skip
 
-from . import backends, hostpath, loops, mountinfo, syscalls, tree
+from . import (
+    alive,
+    atomic,
+    attach,
+    backends,
+    helper,
+    hostpath,
+    limited,
+    mountinfo,
+    ownership,
+    subpath,
+    syscalls,
+    tree,
+)
 
 if TYPE_CHECKING:
     from .csi.attach import Attachments
 
-STRICT = syscalls.RESOLVE_NO_SYMLINKS | syscalls.RESOLVE_NO_MAGICLINKS
-PROPAGATION = {
-    "private": (syscalls.MS_PRIVATE,),
-    "rslave": (syscalls.MS_SLAVE, syscalls.MS_SHARED),  # a slave that hands on what it receives
-    "rshared": (syscalls.MS_SHARED,),
-}
+STRICT = subpath.STRICT
 _ORDER = {"mount": 0, "csi": 1, "point": 2, "directory": 3}
+_LIST = os.O_RDONLY | os.O_DIRECTORY
 
 
 class Mounts:
     """``root``: the directory beneath which everything relative lies; it must exist."""
 
     name = "mounts"
-    accepts: tuple[type[Fact], ...] = (Directory, Data, HostPath, Point, Mount, CsiVolume)
     parallel = False
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(os.path.realpath(root))
+        self._makers: dict[type[Fact], Callable[[Any], None]] = {
+            Directory: self._directory,
+            Data: lambda f: backends.ensure(self.root, f),
+            HostPath: hostpath.ensure,
+            Image: lambda f: limited.make(self.root / f.path, f.size),
+            Payload: self._payload,
+            Ownership: self._ownership,
+            SubPath: lambda f: subpath.make(self.where(f.source), f.path, f.follow),
+            Point: self._point,
+            Mount: self._mount,
+            NetworkMount: self._network,
+            CsiVolume: lambda f: self._drivers.publish(f),
+        }
+
+    @property
+    def accepts(self) -> tuple[type[Fact], ...]:
+        return tuple(self._makers)
 
     def observe(self) -> Mapping[FactKey, Mark]:
         """The mounts beneath our root. Directories are not listed: adding them again costs nothing."""
@@ -69,7 +107,7 @@ class Mounts:
 
     def where(self, path: str) -> str:
         """The absolute path of a fact's path."""
-        return path if path.startswith("/") else f"{self.root}/{path}"
+        return attach.where(self.root, path)
 
     @cached_property
     def _drivers(self) -> Attachments:
@@ -80,32 +118,42 @@ class Mounts:
     # --- making ---------------------------------------------------------------------------------
 
     def _add(self, fact: Fact) -> None:
-        if isinstance(fact, Mount):
-            self._mount(fact)
-        elif isinstance(fact, Point):
-            self._point(fact)
-        elif isinstance(fact, HostPath):
-            hostpath.ensure(fact)
-        elif isinstance(fact, CsiVolume):
-            self._drivers.publish(fact)
-        elif isinstance(fact, Directory) and fact.path.startswith("/"):
+        self._makers[type(fact)](fact)
+
+    def _directory(self, fact: Directory) -> None:
+        if fact.path.startswith("/"):
             tree.make(Path("/"), fact.path[1:], fact.mode, resolve=STRICT | syscalls.RESOLVE_BENEATH)
-        elif isinstance(fact, Directory):
+        else:
             tree.make(self.root, fact.path, fact.mode, (fact.uid, fact.gid))
-        elif isinstance(fact, Data):
-            backends.ensure(self.root, fact)
+
+    def _payload(self, fact: Payload) -> None:
+        path = self.where(fact.path)
+        with tree.opened(syscalls.AT_FDCWD, path, _LIST, STRICT) as at:
+            if fact.memory and not _in_memory(path, at):
+                raise KernelError(errno.EINVAL, f"write {path}", "it must be a tmpfs: no secret goes to disk")
+            with tree.translated(f"write the files of {path}"):
+                atomic.write(at, fact)
+
+    def _ownership(self, fact: Ownership) -> None:
+        resolve = 0 if fact.path.startswith("/") else STRICT
+        with tree.opened(syscalls.AT_FDCWD, self.where(fact.path), _LIST, resolve) as top:
+            ownership.give(top, fact.gid, fact.always)
 
     def _point(self, fact: Point) -> None:
         source = self.where(fact.source)
         head, name = os.path.split(self.where(fact.path))
-        with tree.translated(f"look at {source}"):
-            folder = stat.S_ISDIR(os.stat(source).st_mode)
+        with subpath.opened(source, fact.sub, fact.follow) as fd, tree.translated(f"look at {source}"):
+            folder = stat.S_ISDIR(os.fstat(fd).st_mode)
         with self._strict(head) as at, tree.translated(f"make mount point {fact.path}"):
             try:
                 have = os.stat(name, dir_fd=at, follow_symlinks=False).st_mode
             except FileNotFoundError:
                 _make_point(at, name, folder)
                 return
+            except OSError as exc:
+                if exc.errno not in alive.BROKEN:
+                    raise
+                return  # what is mounted there is broken, and will be replaced
         if stat.S_ISLNK(have):
             raise Invalid(f"{fact.path} is a symbolic link; a target must be a real place, so remove it")
         if stat.S_ISDIR(have) != folder:
@@ -113,55 +161,32 @@ class Mounts:
 
     def _mount(self, fact: Mount) -> None:
         target = self.where(fact.target)
-        there = [m for m in mountinfo.read() if m.point == target]
-        if there:
-            if not self._same(there[-1], fact):
-                raise KernelError(errno.EBUSY, f"mount at {target}", f"{there[-1].fstype} is mounted there")
-            return
+        there = _mounted(target)
+        if there is not None and not self._cleared(there, fact.target):
+            if attach.same(there, fact, self.root):
+                return
+            if not fact.sub:
+                raise KernelError(errno.EBUSY, f"mount at {target}", f"{there.fstype} is mounted there")
+            self._unmount(fact.target, lazily=True)  # whoever has the old file open keeps it
         with self._strict(target) as place:
-            made = self._detached(fact)
+            made = attach.detached(fact, self.root)
             try:
                 syscalls.move_mount(made, place, target)
             finally:
                 os.close(made)
 
-    def _detached(self, fact: Mount) -> int:
-        if fact.fstype:
-            made = self._fresh(fact)
-        else:
-            made = self._copied(fact)
-        try:
-            for kind in PROPAGATION[fact.propagation]:
-                syscalls.mount_setattr(made, False, kind)
-            if fact.read_only:
-                syscalls.mount_setattr(made, True, 0, recursive=False)
-        except KernelError:
-            os.close(made)
-            raise
-        return made
+    def _network(self, fact: NetworkMount) -> None:
+        target = self.where(fact.target)
+        there = _mounted(target)
+        if there is None or self._cleared(there, fact.target):
+            helper.mount(fact, target)
 
-    def _fresh(self, fact: Mount) -> int:
-        """A file system of its own; one in an image takes a loop device that goes with the mount."""
-        image = Path(self.where(fact.source))
-        if "/" in fact.source and image.is_file():
-            with loops.held(image) as device:
-                return syscalls.new_filesystem(fact.fstype, (f"source={device}", *fact.options))
-        return syscalls.new_filesystem(fact.fstype, (f"source={fact.source}", *fact.options))
-
-    def _copied(self, fact: Mount) -> int:
-        source = self.where(fact.source)
-        with tree.opened(syscalls.AT_FDCWD, source, os.O_PATH, 0 if fact.follow else STRICT) as fd:
-            return syscalls.open_tree(fd, fact.recursive, source)
-
-    def _same(self, mounted: mountinfo.Mounted, fact: Mount) -> bool:
-        """Whether what is mounted is what the fact wants; a bind is compared by device and inode."""
-        if mounted.read_only != fact.read_only:
+    def _cleared(self, there: mountinfo.Mounted, path: str) -> bool:
+        """Whether the mount was broken, and is gone now."""
+        if not alive.broken(there.point, there.fstype):
             return False
-        if fact.fstype:
-            return mounted.fstype == fact.fstype
-        with tree.translated(f"compare {fact.target} with {fact.source}"):
-            have, want = os.stat(self.where(fact.target)), os.stat(self.where(fact.source))
-        return (have.st_dev, have.st_ino) == (want.st_dev, want.st_ino)
+        self._unmount(path)
+        return True
 
     # --- removing -------------------------------------------------------------------------------
 
@@ -169,10 +194,10 @@ class Mounts:
         try:
             if kind == "mount":
                 self._unmount(path)
-            elif kind == "csi":
-                self._drivers.unpublish(path)
             elif kind == "point":
                 self._unpoint(path)
+            elif kind == "csi":
+                self._drivers.unpublish(path)
             elif kind == "directory" and path.startswith("/"):
                 self._rmdir(path)
             elif kind == "directory":
@@ -181,7 +206,7 @@ class Mounts:
             if exc.errno not in (errno.ENOENT, errno.ENOTDIR):
                 raise
 
-    def _unmount(self, path: str) -> None:
+    def _unmount(self, path: str, lazily: bool = False) -> None:
         target = self.where(path)
         stack = mountinfo.beneath(target)
         if not stack:
@@ -192,7 +217,7 @@ class Mounts:
         for mounted in reversed(stack):
             head, name = os.path.split(mounted.point)
             with self._strict(head) as at:
-                _umount(f"/proc/self/fd/{at}/{name}", mounted.point)
+                _umount(f"/proc/self/fd/{at}/{name}", mounted, lazily)
 
     def _unpoint(self, path: str) -> None:
         """Remove an empty point; one that somebody filled or replaced is not ours any more."""
@@ -215,6 +240,18 @@ class Mounts:
         return tree.opened(syscalls.AT_FDCWD, path, os.O_PATH, STRICT)
 
 
+def _mounted(target: str) -> mountinfo.Mounted | None:
+    """What is mounted at a place, uppermost."""
+    return next((m for m in reversed(mountinfo.read()) if m.point == target), None)
+
+
+def _in_memory(path: str, at: int) -> bool:
+    there = _mounted(path)
+    number = os.fstat(at).st_dev
+    device = f"{os.major(number)}:{os.minor(number)}"
+    return there is not None and there.fstype == "tmpfs" and there.device == device
+
+
 def _make_point(at: int, name: str, folder: bool) -> None:
     if folder:
         os.mkdir(name, 0o755, dir_fd=at)
@@ -231,14 +268,17 @@ def _rmdir(at: int, name: str) -> None:
             raise
 
 
-def _umount(path: str, point: str) -> None:
+def _umount(path: str, mounted: mountinfo.Mounted, lazily: bool) -> None:
+    point = mounted.point
     try:
-        syscalls.umount(path)
+        syscalls.umount(path, syscalls.MNT_DETACH if lazily else 0)
     except KernelError as exc:
-        if exc.errno == errno.EBUSY:
+        if exc.errno == errno.EBUSY and alive.broken(point, mounted.fstype):
+            syscalls.umount(path, syscalls.MNT_DETACH)
+        elif exc.errno == errno.EBUSY:
             reason = "a process still uses it; stop the containers of the pod first"
             raise KernelError(errno.EBUSY, f"unmount {point}", reason) from None
-        if exc.errno != errno.EINVAL:  # EINVAL: not a mount (any more)
+        elif exc.errno != errno.EINVAL:  # EINVAL: not a mount (any more)
             raise KernelError(exc.errno, f"unmount {point}") from None
 
 

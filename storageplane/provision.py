@@ -35,7 +35,7 @@ from netplane.model.storage_facts import Data
 
 from . import backends, match, names, steps
 from .events import note
-from .scopes import claim_scopes
+from .scopes import claim_scopes, static
 from .steps import annotated, reference
 
 
@@ -66,6 +66,11 @@ class Here:
         return (self.root / names.FILESYSTEM_DIR / volume).exists()
 
 
+def _served(claim: PersistentVolumeClaim) -> bool:
+    """Whether it has a volume, and not by a provisioner: then there is nothing to do or to say."""
+    return bool(claim.spec.volume_name) and names.STORAGE_PROVISIONER not in claim.metadata.annotations
+
+
 class Provisioner:
     """Makes volumes for the claims of this node. ``provisioners``: the class names it answers to."""
 
@@ -89,13 +94,21 @@ class Provisioner:
         if event is not None and event.new is None and isinstance(event.old, PersistentVolume):
             waiting = snapshot.by(PersistentVolumeClaim, "volume", "")
             return {Scope(self.name, f"claim/{match.claim_key(c)}") for c in waiting}
+        claim = event.new if event is not None else None
+        if static(event) or (isinstance(claim, PersistentVolumeClaim) and _served(claim)):
+            return ()
         return claim_scopes(self.name, event, snapshot)
 
     def decide(self, scope: Scope, snapshot: Snapshot) -> list[Write]:
         namespace, _, name = scope.name.removeprefix("claim/").partition("/")
         claim = snapshot.get(PersistentVolumeClaim, namespace, name)
-        cls = match.class_of(claim, snapshot) if claim else None
-        if claim is None or cls is None or not self._wanted(claim, cls, snapshot):
+        if claim is None:
+            return []
+        if self._done(claim, snapshot):
+            done = f"Successfully provisioned volume {volume_name(claim)}"
+            return list(note(claim, "provision", ("ProvisioningSucceeded", done), snapshot))
+        cls = match.class_of(claim, snapshot)
+        if cls is None or not self._wanted(claim, cls, snapshot):
             return []
         refusal = refused(claim, cls)
         try:
@@ -106,6 +119,12 @@ class Provisioner:
         if refusal:
             return list(note(claim, "provision", ("ProvisioningFailed", refusal), snapshot))
         return steps.together(self._steps(claim, cls, choice, snapshot))
+
+    def _done(self, claim: PersistentVolumeClaim, snapshot: Snapshot) -> bool:
+        volume = snapshot.get(PersistentVolume, "", volume_name(claim))
+        return (
+            volume is not None and is_ours(volume, self.root) and match.refers(volume.spec.claim_ref, claim)
+        )
 
     def _wanted(self, claim: PersistentVolumeClaim, cls: StorageClass, snapshot: Snapshot) -> bool:
         if cls.provisioner not in self.provisioners or claim.deleting or claim.spec.volume_name:
@@ -128,7 +147,7 @@ class Provisioner:
         if choice.enforced and size < choice.least():
             what = choice.fstype or choice.backend
             return f"{size} bytes are too few for {what}: ask for at least {choice.least()}"
-        if not choice.enforced or snapshot.get(PersistentVolume, "", volume_name(claim)) is not None:
+        if not choice.enforced:
             return ""
         coming = [v for v in snapshot.list(PersistentVolume) if self._promised(v, choice.backend)]
         lacks = backends.admit(
@@ -153,10 +172,7 @@ class Provisioner:
             asked[names.SELECTED_NODE] = self.node
         if not asked.items() <= claim.metadata.annotations.items():
             yield steps.put(annotated(claim, asked))
-        if snapshot.get(PersistentVolume, "", volume_name(claim)) is None:
-            yield Put(self.volume(claim, cls, choice, self._hostname(snapshot)), 0)
-        done = ("ProvisioningSucceeded", f"Successfully provisioned volume {volume_name(claim)}")
-        yield from note(claim, "provision", done, snapshot)
+        yield Put(self.volume(claim, cls, choice, self._hostname(snapshot)), 0)
 
     def _hostname(self, snapshot: Snapshot) -> str:
         found = snapshot.get(Node, "", self.node)

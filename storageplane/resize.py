@@ -22,7 +22,7 @@ from netplane.model.storage import ClaimStatus, PersistentVolume, PersistentVolu
 
 from . import backends, events, match, names, steps
 from .provision import backend_of, is_ours
-from .scopes import claim_scopes
+from .scopes import claim_scopes, static
 
 RESIZING, PENDING = "Resizing", "FileSystemResizePending"
 _STAGES = {RESIZING: "ControllerResizeInProgress", PENDING: "NodeResizePending"}
@@ -39,6 +39,9 @@ class Resizer:
         self.fixed = machine
 
     def scopes(self, event: Event | None, snapshot: Snapshot) -> Iterable[Scope]:
+        claim = event.new if event is not None else None
+        if static(event) or (isinstance(claim, PersistentVolumeClaim) and claim.status.phase != "Bound"):
+            return ()
         return claim_scopes(self.name, event, snapshot)
 
     def decide(self, scope: Scope, snapshot: Snapshot) -> list[Write]:
@@ -91,7 +94,7 @@ class Resizer:
             yield steps.put(amend(volume, spec=amend(volume.spec, capacity=larger)))
             said = f"Resizing volume {volume.name}"
             yield from events.note(claim, "resize", ("Resizing", said), snapshot)
-        elif _file_system_lags(volume):
+        elif file_system_lags(volume):
             yield from _at_stage(claim, PENDING)
             said = "Require file system resize of volume on node"
             yield from events.note(claim, "resize", ("FileSystemResizeRequired", said), snapshot)
@@ -117,7 +120,7 @@ def _rounded(volume: PersistentVolume, claim: PersistentVolumeClaim) -> str | in
     return claim.spec.resources.requests["storage"] if whole == size else str(whole)
 
 
-def _file_system_lags(volume: PersistentVolume) -> bool:
+def file_system_lags(volume: PersistentVolume) -> bool:
     """Whether the file system in an image is not yet known to have grown with it."""
     notes = volume.metadata.annotations
     return backend_of(volume) == "image" and int(notes.get(names.GROWN, "0")) < match.capacity(volume)

@@ -8,21 +8,24 @@ Rule 2: a pod that no scheduler has placed is placed on this node, which is what
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from netplane.model.base import Key, amend
 from netplane.model.changes import Put, Write
-from netplane.model.errors import Conflict, Invalid, NotFound, Unavailable
+from netplane.model.errors import Conflict, Invalid, NetplaneError, NotFound, Unavailable
 from netplane.model.pods import Pod
 from netplane.model.snapshot import Snapshot
 from netplane.reconcile.base import Controller
 from netplane.store.base import Change, Store
 
-from . import publish
+from . import wants
 from .bind import Binder
+from .publish import Publication
+from .volumes.base import Context
 
-KINDS = (*Binder.kinds, "Secret")
+KINDS = (*Binder.kinds, "ConfigMap", "Secret", "EndpointSlice")
 ROUNDS = 10_000  # of writes without an end: a bug, not a store
+REPEATS = 5  # of a publication whose objects keep changing
 
 
 def ready(
@@ -33,7 +36,7 @@ def ready(
     objects, revision = store.list(KINDS)
     snapshot = Snapshot.of(objects, revision)
     pod = _pod(snapshot, key)
-    publish.check_pod(pod, node)
+    wants.check(pod, node)
     if not pod.spec.node_name:
         placed = amend(pod, spec=amend(pod.spec, node_name=node))
         snapshot = snapshot.with_put(store.put(placed, expect=pod.revision))
@@ -41,7 +44,7 @@ def ready(
         while True:
             try:
                 pod = _pod(snapshot, key)
-                publish.prepare(pod, snapshot, node, root)
+                wants.every(pod, "", Context(node, root, snapshot))
                 return pod, snapshot
             except Unavailable:
                 if time.monotonic() >= deadline:
@@ -51,6 +54,39 @@ def ready(
                 left = max(0.0, deadline - time.monotonic())
                 settled = folded(snapshot, watch.next(timeout=min(left, 1.0)))
             snapshot = settled
+
+
+def publish(
+    store: Store,
+    found: tuple[Pod, Snapshot],
+    where: tuple[str, str],
+    carry_out: Callable[[Pod, Snapshot], Publication],
+) -> Publication:
+    """Publish; once more while the store holds something newer than what was published.
+
+    An agent follows only what is published already. What changed before that is found here, what changes
+    later is noticed there. ``where``: (node, root). Raises as ``carry_out``.
+    """
+    pod, snapshot = found
+    for _ in range(REPEATS):
+        done = carry_out(pod, snapshot)
+        before = _digest(pod, snapshot, where)
+        snapshot = Snapshot.of(*store.list(KINDS))
+        newer = snapshot.get(Pod, pod.namespace, pod.name)
+        if newer is None or newer.metadata.uid != pod.metadata.uid or newer.deleting:
+            break
+        pod = newer
+        if _digest(pod, snapshot, where) in (before, ""):
+            break
+    return done
+
+
+def _digest(pod: Pod, snapshot: Snapshot, where: tuple[str, str]) -> str:
+    """What the pod's volumes come to; "" when one of them cannot be had any more."""
+    try:
+        return wants.digest(wants.every(pod, "", Context(*where, snapshot)).values())
+    except NetplaneError:
+        return ""
 
 
 def _pod(snapshot: Snapshot, key: Key) -> Pod:

@@ -13,6 +13,7 @@ from typing import Any
 
 from netplane.model.base import Key, amend
 from netplane.model.changes import Put, Write
+from netplane.model.pods import Pod
 from netplane.model.services import ObjectReference
 from netplane.model.snapshot import Snapshot
 from netplane.model.storage import PersistentVolume, PersistentVolumeClaim
@@ -104,6 +105,12 @@ def owner(volume: PersistentVolume, snapshot: Snapshot) -> PersistentVolumeClaim
         return None
     claim = snapshot.get(PersistentVolumeClaim, ref.namespace, ref.name)
     return claim if claim is not None and claim.metadata.uid == ref.uid else None
+
+
+def owned(claim: PersistentVolumeClaim, pod: Pod) -> bool:
+    """Whether the claim was made for one of the pod's ephemeral volumes."""
+    owners = claim.metadata.owner_references
+    return any(r.kind == Pod.KIND and r.controller and r.uid == pod.metadata.uid for r in owners)
 
 
 def reference(claim: PersistentVolumeClaim) -> ObjectReference:

@@ -10,6 +10,7 @@ same on every architecture that Linux has added since 5.1 unified them.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 
 from netplane.model.errors import KernelError
@@ -100,6 +101,23 @@ def _set_options(context: int, what: str, options: tuple[str, ...]) -> None:
         command = 1 if value else 0  # FSCONFIG_SET_STRING, FSCONFIG_SET_FLAG
         text = value.encode() if value else None
         _call(f"{what} option {option}", FSCONFIG, context, command, key.encode(), text, 0)
+
+
+def knows(fstype: str) -> bool:
+    """Whether this kernel has a file system, built in or as a module that it loads now."""
+    try:
+        os.close(_call(f"open file system {fstype}", FSOPEN, fstype.encode(), 1))
+    except KernelError as exc:
+        if exc.errno == errno.ENODEV:
+            return False
+        raise
+    return True
+
+
+def chown(fd: int, gid: int) -> None:
+    """Give what ``fd`` is open on, also by O_PATH and also a link itself, to a group."""
+    if _libc.fchownat(fd, b"", ctypes.c_uint(-1), ctypes.c_uint(gid), AT_EMPTY_PATH) < 0:
+        raise KernelError(ctypes.get_errno(), f"give a file to the group {gid}")
 
 
 def umount(path: str, flags: int = 0) -> None:

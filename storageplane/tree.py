@@ -10,6 +10,7 @@ Rule 3: a tree in which anything is mounted is not touched at all.
 from __future__ import annotations
 
 import errno
+import hashlib
 import itertools
 import os
 import stat
@@ -82,6 +83,8 @@ def make(
 
 def staging(name: str) -> str:
     """The name that a directory has until it is whole."""
+    if len(os.fsencode(name)) > 240:  # of 255 that a name may have
+        name = hashlib.sha256(os.fsencode(name)).hexdigest()
     return f".{name}.new"
 
 
@@ -108,14 +111,14 @@ def remove(root: Path, path: str) -> None:
         raise KernelError(errno.EBUSY, f"remove {whole}", f"{within[-1].point} is mounted in it")
     try:
         with parent(root, path) as (fd, name), translated(f"remove {whole}"):
-            _remove_entry(fd, name)
-            _remove_entry(fd, staging(name))
+            remove_entry(fd, name)
+            remove_entry(fd, staging(name))
     except KernelError as exc:
         if exc.errno != errno.ENOENT:
             raise
 
 
-def _remove_entry(at: int, name: str) -> None:
+def remove_entry(at: int, name: str) -> None:
     try:
         os.unlink(name, dir_fd=at)
         return

@@ -24,10 +24,12 @@ def describe(
     objects: Iterable[Object] = (),
     now: datetime | None = None,
     ejected: Iterable[dict[str, Any]] | None = None,
+    more: Iterable[str] = (),
 ) -> str:
     """The text of ``describe``; endpoints and events are found among ``objects``.
 
     ``ejected``: what this node's agent says of endpoints that are out of rotation; None without an agent.
+    ``more``: lines that stand before the events (see `extra`).
     """
     others = list(objects)
     lines = [_line("Name", obj.name)]
@@ -45,6 +47,7 @@ def describe(
     if isinstance(obj, Service):
         lines.append(_line("Endpoints", _endpoints(obj, others)))
         lines += _ejected(obj, ejected) if obj.ejects else ()
+    lines += more
     lines += _events(obj, others, now or datetime.now(UTC))
     return "\n".join(lines)
 

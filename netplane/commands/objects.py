@@ -19,7 +19,7 @@ from ..model.base import Key
 from ..model.errors import Conflict, Expired, Invalid, NetplaneError, NotFound, Unavailable
 from ..model.services import Service
 from ..store import DEFAULT, Store, merge, open_store
-from . import manifests
+from . import extra, manifests
 from .describe import describe
 from .output import Printer, slug
 from .query import Query
@@ -143,11 +143,13 @@ def describe_command(words: tuple[str, ...], url: str, run_dir: Path, **options:
     with closing(open_store(url)) as store:
         chosen, _ = query.select(store)
         beside, _ = store.list(["EndpointSlice", "Event"])
+        more = extra.lines(chosen, store)
     if not chosen:
         click.echo("No resources found", err=True)
     asked = any(isinstance(obj, Service) and obj.ejects for obj in chosen)
     ejected = _ejected(run_dir) if asked else None
-    click.echo("\n\n\n".join(describe(obj, beside, ejected=ejected) for obj in chosen))
+    texts = (describe(o, beside, ejected=ejected, more=more.get(str(o.key), ())) for o in chosen)
+    click.echo("\n\n\n".join(texts))
 
 
 def _ejected(run_dir: Path) -> list[dict[str, Any]] | None:

@@ -39,6 +39,7 @@ VXLAN_LINK, VXLAN_LOCAL, VXLAN_LOCAL6 = 3, 4, 17
 _VETH_WORDS = {"peer", "peer_netns", "peer_mac", "peer_mtu"}
 _VXLAN_WORDS = {"local", "link"}
 _PROMISC = "promisc"
+_OPERSTATE = 16  # IFLA_OPERSTATE
 _FORMATS = {f: struct.Struct(f) for f in ("=B", "=I", ">H")}
 # A veth uses one queue; the kernel would make one more for each processor that could ever be (5.17), with
 # its directories below /sys, and hide all but the first.
@@ -194,6 +195,11 @@ _GET = nl.IFINFOMSG.pack(0, 0, 0, 0, 0) + nl.attr32(nl.IFLA_EXT_MASK, nl.RTEXT_F
 _DOWN = nl.IFINFOMSG.pack(0, 0, 0, 0, 0)
 _UP = nl.IFINFOMSG.pack(0, 0, 0, nl.IFF_UP, nl.IFF_UP)
 _TO_DOWN = nl.IFINFOMSG.pack(0, 0, 0, 0, nl.IFF_UP)
+
+
+def carries(body: bytes) -> bool:
+    """Whether a link's answer says that it is up and has its carrier (RFC 2863: up, or not known)."""
+    return nl.attrs(body, 16).get(_OPERSTATE, b"\0")[0] in (0, 6)
 
 
 def get_index(index: int) -> Request:

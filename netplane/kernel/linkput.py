@@ -8,6 +8,7 @@ Rule 3: what hangs on a link that must be made again (addresses, routes, entries
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from errno import EEXIST, EINVAL, ENODEV, EOPNOTSUPP
 from itertools import groupby
@@ -32,6 +33,7 @@ _RANK = {
 
 
 _ONLY_UP = {"up": "1"}
+_CARRIED = 1.5  # seconds that a pair may take
 
 
 def put(session: Session, facts: Iterable[Link], known: frozenset[FactKey] = frozenset()) -> None:
@@ -124,6 +126,27 @@ def _raise_pairs(session: Session, facts: list[Link]) -> None:
         _quiet(session, inside, [peer])
         session.after(fact.netns, linkmsg.finish(fact))
         session.after(inside, [linkmsg.up(peer)])
+        if fact.up:
+            session.rising.append((fact.netns, fact.name))
+
+
+def wait_carried(session: Session) -> None:
+    """Return when our ends of the new pairs carry packets.
+
+    The end that goes up first has its carrier from the other, and its queue and its bridge are told by a
+    worker of the kernel (linkwatch), now or, when much happens, within a second: until then it drops.
+    Since 6.8 asking for the link has that done at once.
+    """
+    give_up = time.monotonic() + _CARRIED
+    for netns, group in groupby(sorted(session.rising), key=lambda pair: pair[0]):
+        names = [name for _, name in group]
+        while names:
+            found = session.look_up(netns, names)
+            names = [name for name, body in found.items() if not linkmsg.carries(body)]
+            if time.monotonic() > give_up:
+                return
+            if names:
+                time.sleep(0.001)
 
 
 def _adopt(session: Session, fact: Link) -> None:

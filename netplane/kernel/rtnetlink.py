@@ -25,7 +25,7 @@ from ..model.facts import Address, Fact, FactKey, Fdb, Link, Mark, Neighbour, Pl
 from . import linkmsg, qdiscmsg, sysctl
 from .factput import put_facts
 from .linkdrop import delete, drop, drop_rest
-from .linkput import put
+from .linkput import put, wait_carried
 from .linkread import View, link_faults, peer_faults
 from .linkreap import Departures, Reaper
 from .nlsocket import Pool, Socket
@@ -101,6 +101,7 @@ class LinkDriver:
             sysctl.ensure(pairs, session.path(netns))
         for netns in dict.fromkeys((*session.later, *rest)):
             put_facts(session, netns, rest.get(netns, ()), known)
+        wait_carried(session)
 
     @contextmanager
     def _session(self) -> Iterator[Session]:

@@ -121,6 +121,11 @@ def parse_quantity(value: str | int | float) -> int:
 
     Raises ValueError when it is not one (apimachinery resource.Quantity).
     """
+    return int(exact_quantity(value).to_integral_value(rounding="ROUND_CEILING"))
+
+
+def exact_quantity(value: str | int | float) -> Decimal:
+    """The same, not rounded: "250m" is 0.25."""
     match = _QUANTITY.fullmatch(str(value))
     if not match:
         raise ValueError(f"{value!r} is not a quantity such as 1Gi, 500Mi or 1000000")
@@ -129,8 +134,7 @@ def parse_quantity(value: str | int | float) -> int:
     except InvalidOperation as exc:
         raise ValueError(f"{value!r} is not a quantity such as 1Gi, 500Mi or 1000000") from exc
     unit = match[2]
-    exact = number * (1 << _BINARY[unit]) if unit in _BINARY else number.scaleb(_SUFFIX[unit])
-    return int(exact.to_integral_value(rounding="ROUND_CEILING"))
+    return number * (1 << _BINARY[unit]) if unit in _BINARY else number.scaleb(_SUFFIX[unit])
 
 
 def quantity(path: str, value: str | int | float) -> Iterator[Fault]:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from msgspec import field
 
-from . import checks
+from . import checks, volume_checks
 from .base import Fault, Object, Struct
 from .nodes import Condition
 from .volumes import Volume
@@ -207,11 +207,17 @@ class Pod(Object, frozen=True, kw_only=True):
             yield from checks.dns_label("spec.hostname", spec.hostname)
         if spec.subdomain:
             yield from checks.dns_label("spec.subdomain", spec.subdomain)
-        for section in ("init_containers", "containers"):
-            label = "spec.initContainers" if section == "init_containers" else "spec.containers"
-            containers = getattr(spec, section)
-            yield from checks.unique(label + "[{}].name", (c.name for c in containers))
+        sections = {
+            "spec.initContainers": spec.init_containers,
+            "spec.containers": spec.containers,
+            "spec.ephemeralContainers": spec.ephemeral_containers,
+        }
+        names: set[str] = set()
+        for label, containers in sections.items():
             for i, container in enumerate(containers):
+                if container.name in names:
+                    yield f"{label}[{i}].name", f"duplicate {container.name!r}: all containers count"
+                names.add(container.name)
                 yield from _check_container(f"{label}[{i}]", container, volumes)
         for i, entry in enumerate(self.status.pod_ips):
             yield from checks.ip(f"status.podIPs[{i}].ip", entry.ip)
@@ -233,12 +239,23 @@ def _check_container(path: str, container: Container, volumes: set[str]) -> Iter
     yield from checks.unique(f"{path}.volumeMounts[{{}}].mountPath", paths)
     for i, mount in enumerate(container.volume_mounts):
         yield from _check_mount(f"{path}.volumeMounts[{i}]", mount, volumes)
+    yield from checks.unique(
+        f"{path}.volumeDevices[{{}}].devicePath", (d.device_path for d in container.volume_devices)
+    )
+    for i, device in enumerate(container.volume_devices):
+        if device.name not in volumes:
+            yield f"{path}.volumeDevices[{i}].name", f"no volume named {device.name!r} in spec.volumes"
 
 
 def _check_mount(path: str, mount: VolumeMount, volumes: set[str]) -> Iterator[Fault]:
     if mount.name not in volumes:
         yield f"{path}.name", f"no volume named {mount.name!r} in spec.volumes"
-    if ".." in mount.sub_path.split("/") or mount.sub_path.startswith("/"):
+    if not mount.mount_path or "\0" in mount.mount_path:
+        yield f"{path}.mountPath", "required, and without NUL"
+    if ".." in mount.sub_path.split("/") or mount.sub_path.startswith("/") or "\0" in mount.sub_path:
         yield f"{path}.subPath", "must be a relative path without '..'"
+    if mount.sub_path and mount.sub_path_expr:
+        yield f"{path}.subPathExpr", "cannot be set beside subPath"
+    yield from volume_checks.recursive_read_only(f"{path}.recursiveReadOnly", mount)
     allowed = ("None", "HostToContainer", "Bidirectional")
     yield from checks.one_of(f"{path}.mountPropagation", mount.mount_propagation, allowed)

@@ -12,7 +12,7 @@ from .base import Fault, Object, Struct
 from .nodes import Condition
 from .selectors import LabelSelector
 from .services import ObjectReference
-from .volumes import HostPathSource, NFSSource, check_host_path
+from .volumes import CephFSSource, GlusterfsSource, HostPathSource, NFSSource, check_host_path
 
 ACCESS_MODES = ("ReadWriteOnce", "ReadOnlyMany", "ReadWriteMany", "ReadWriteOncePod")
 VOLUME_MODES = ("Filesystem", "Block")
@@ -71,8 +71,8 @@ class PersistentVolumeSpec(Struct, frozen=True, kw_only=True):
     local: LocalSource | None = None
     nfs: NFSSource | None = None
     csi: CSIVolumeSource | None = None
-    cephfs: dict[str, Any] | None = None
-    glusterfs: dict[str, Any] | None = None
+    cephfs: CephFSSource | None = None
+    glusterfs: GlusterfsSource | None = None
     iscsi: dict[str, Any] | None = None
     fc: dict[str, Any] | None = None
     rbd: dict[str, Any] | None = None

@@ -1,12 +1,14 @@
 """Facts of storage: what must lie and be mounted for this node's pods (driver: storageplane's mounts).
 
 Rule 1: a relative path is beneath storageplane's root, an absolute one is a place that a user named.
-Rule 2: a fact that nobody wants any more is removed, except what users keep: `Data` and `HostPath`
-        are made and never removed; only an explicit `Erase` removes data.
+Rule 2: a fact that nobody wants any more is removed, except what users keep: `Data`, `HostPath`,
+        `SubPath` and `Ownership` are made and never removed; only an explicit `Erase` removes data.
+Rule 3: a key never holds content, and a fact that holds some does not show it (`repr`).
 """
 
 from __future__ import annotations
 
+import hashlib
 from typing import ClassVar
 
 from .facts import Fact, FactKey, Mark
@@ -28,41 +30,17 @@ class Directory(Fact, frozen=True):
 
 
 class Image(Fact, frozen=True):
-    """A sparse file that backs a volume."""
+    """A sparse file that backs a volume, with a file system in it that has ``size`` bytes of room."""
 
     TYPE: ClassVar[str] = "image"
 
     path: str
     size: int  # bytes
+    fstype: str = "ext4"
 
     @property
     def key(self) -> FactKey:
         return ("image", self.path)
-
-
-class Loop(Fact, frozen=True):
-    """A loop device on an image; the device's number is the kernel's choice."""
-
-    TYPE: ClassVar[str] = "loop"
-
-    image: str
-
-    @property
-    def key(self) -> FactKey:
-        return ("loop", self.image)
-
-
-class Filesystem(Fact, frozen=True):
-    """A file system made inside an image."""
-
-    TYPE: ClassVar[str] = "filesystem"
-
-    image: str
-    type: str = "ext4"
-
-    @property
-    def key(self) -> FactKey:
-        return ("filesystem", self.image)
 
 
 class Data(Fact, frozen=True):
@@ -114,13 +92,85 @@ class HostPath(Fact, frozen=True):
         return ("hostpath", self.path, self.type)
 
 
+class File(Fact, frozen=True):
+    """A file of a payload: a path beneath the volume, its exact mode, its content."""
+
+    path: str
+    mode: int
+    content: bytes
+
+    def __repr__(self) -> str:
+        return f"File({self.path!r}, {self.mode:#o}, {len(self.content)} bytes)"
+
+
+class Payload(Fact, frozen=True):
+    """Files that appear and change together, in the layout of kubelet's atomic writer.
+
+    ``gid``: fsGroup, which then owns and may read them; None: root's. ``memory``: secrets, on tmpfs only.
+    """
+
+    TYPE: ClassVar[str] = "payload"
+
+    path: str
+    files: tuple[File, ...]
+    gid: int | None = None
+    memory: bool = True
+
+    @property
+    def key(self) -> FactKey:
+        return ("payload", self.path)
+
+    @property
+    def mark(self) -> Mark:
+        """A hash, so that a ledger that remembers it remembers no secret."""
+        digest = hashlib.sha256()
+        for part in (
+            f.path.encode() + b"\0%o\0%d\0" % (f.mode, len(f.content)) + f.content for f in self.files
+        ):
+            digest.update(part)
+        return (self.gid, digest.hexdigest())
+
+
+class Ownership(Fact, frozen=True):
+    """fsGroup: the group of everything in a volume. ``always``: also when the root already fits."""
+
+    TYPE: ClassVar[str] = "ownership"
+
+    path: str
+    gid: int
+    always: bool = True
+
+    @property
+    def key(self) -> FactKey:
+        return ("ownership", self.path)
+
+
+class SubPath(Fact, frozen=True):
+    """A path in a volume that a container mounts: directories where absent, with the volume's mode."""
+
+    TYPE: ClassVar[str] = "subpath"
+
+    source: str  # the volume
+    path: str  # in it
+    follow: bool = False
+
+    @property
+    def key(self) -> FactKey:
+        return ("subpath", self.source, self.path)
+
+
 class Point(Fact, frozen=True):
-    """The place of a mount: an empty directory, or an empty file where ``source`` is no directory."""
+    """The place of a mount: an empty directory, or an empty file where ``source`` is no directory.
+
+    ``sub``: what is shown is this path in the source, as in `Mount`.
+    """
 
     TYPE: ClassVar[str] = "point"
 
     path: str
     source: str
+    sub: str = ""
+    follow: bool = False
 
     @property
     def key(self) -> FactKey:
@@ -131,7 +181,10 @@ class Mount(Fact, frozen=True):
     """A mount at ``target``: a bind of ``source`` when ``fstype`` is "", else that file system.
 
     ``recursive``: a bind takes the mounts beneath its source along. ``follow``: links in ``source``
-    are the user's own and are followed; else a link in it is refused.
+    are the user's own and are followed; else a link in it is refused. ``sub``: a path in ``source``, whose
+    links may not lead out of it; such a mount is made anew when the path has become another file.
+    ``all_read_only``: with every mount beneath it. A source with a slash under an ``fstype`` is an image,
+    whose loop device goes with the mount; ``emptied``: it is shown as a new directory, without lost+found.
     """
 
     TYPE: ClassVar[str] = "mount"
@@ -144,6 +197,9 @@ class Mount(Fact, frozen=True):
     propagation: str = "private"  # private, rslave, rshared
     recursive: bool = False
     follow: bool = False
+    sub: str = ""
+    emptied: bool = False
+    all_read_only: bool = False
 
     @property
     def key(self) -> FactKey:
@@ -153,6 +209,32 @@ class Mount(Fact, frozen=True):
     def mark(self) -> Mark:
         """What mountinfo tells; whether a bind shows its source, the driver compares by inode."""
         return (self.fstype, self.read_only, self.propagation)
+
+
+class NetworkMount(Fact, frozen=True):
+    """A file system of the network, mounted by its helper, mount.<fstype>.
+
+    ``secret`` is handed to the helper in a file of its own and stands in no key, mark or message.
+    """
+
+    TYPE: ClassVar[str] = "networkmount"
+
+    target: str
+    source: str
+    fstype: str  # nfs, ceph, glusterfs
+    options: tuple[str, ...] = ()
+    secret: bytes = b""
+
+    @property
+    def key(self) -> FactKey:
+        return ("mount", self.target)
+
+    @property
+    def mark(self) -> Mark:
+        return (self.fstype, self.source, self.options)
+
+    def __repr__(self) -> str:
+        return f"NetworkMount({self.target!r}, {self.source!r}, {self.fstype!r})"
 
 
 class CsiVolume(Fact, frozen=True):

@@ -9,44 +9,85 @@ from netplane.model.nodes import Event
 from netplane.model.pods import Pod
 from netplane.model.snapshot import Snapshot
 from netplane.model.storage import PersistentVolume, PersistentVolumeClaim
-from netplane.model.storage_facts import Data, HostPath
+from netplane.model.storage_facts import HostPath, Ownership
 from netplane.model.volumes import HostPathSource, Volume
 
-from .. import match, names
-from ..provision import is_ours
-from . import csi, host_path
-from .base import Context, Prepared
+from .. import access, backends, match, names
+from ..provision import data_of, is_ours
+from . import cephfs, csi, glusterfs, host_path, nfs
+from .base import Context, Prepared, owned, volume_dir
 
 
 def render(pod: Pod, volume: Volume, context: Context) -> Prepared:
     """Raises Unavailable while the claim is not bound, Invalid when its volume cannot be used here."""
     assert volume.persistent_volume_claim is not None
     source = volume.persistent_volume_claim
-    claim = bound(pod.namespace, source.claim_name, context.snapshot)
+    return shown((pod, volume, context), source.claim_name, source.read_only)
+
+
+def shown(place: tuple[Pod, Volume, Context], name: str, read_only: bool) -> Prepared:
+    """What the pod's claim of this name is bound to."""
+    pod, _, context = place
+    claim = bound(pod.namespace, name, context.snapshot)
     found = context.snapshot.get(PersistentVolume, "", claim.spec.volume_name)
     if found is None or not match.refers(found.spec.claim_ref, claim):
         raise Unavailable(f"{claim.key}: its {claim.spec.volume_name!r} is gone or another claim's")
     if not match.fits_node(found.spec.node_affinity, context.node, context.snapshot):
         raise Invalid(f"{found.key}: not reachable from node {context.node} (spec.nodeAffinity)")
+    busy = access.obstacle(pod, claim, context.node, context.snapshot)
+    if busy:
+        raise Unavailable(busy)
+    read_only = read_only or access.mode_of(pod, claim) == "ReadOnlyMany"
     if found.spec.csi is not None:
-        only_read = source.read_only or set(found.spec.access_modes) == {"ReadOnlyMany"}
-        return csi.persistent(found, only_read, (pod, volume, context))
-    if found.spec.volume_mode != "Filesystem":
-        raise Invalid(f"{found.key}: volumeMode {found.spec.volume_mode} is not supported yet")
-    return persistent(found, source.read_only, context)
+        return csi.persistent(found, read_only, place)
+    if found.spec.volume_mode == "Block":
+        return _block(found, read_only)
+    return _filesystem(pod, found, read_only, context)
 
 
-def persistent(volume: PersistentVolume, read_only: bool, context: Context) -> Prepared:
-    read_only = read_only or set(volume.spec.access_modes) == {"ReadOnlyMany"}
+def _filesystem(pod: Pod, volume: PersistentVolume, read_only: bool, context: Context) -> Prepared:
+    spec = volume.spec
     if is_ours(volume, context.root):
-        path = f"{names.FILESYSTEM_DIR}/{volume.name}"
-        return Prepared((Data(path=path),), path, read_only)
-    if volume.spec.host_path is not None:
-        return host_path.prepared(_typed(volume.spec.host_path), read_only)
-    if volume.spec.local is not None:
-        path = volume.spec.local.path
-        return Prepared((HostPath(path=path, type="Directory"),), path, read_only, True, True)
-    raise Invalid(f"{volume.key}: a {volume.source} volume is not supported yet; use hostPath or local")
+        data = data_of(volume)
+        facts, path = backends.shown(data, volume_dir(pod, "local-volume", volume.name))
+        return Prepared((*facts, *_owned(pod, path, read_only)), path, read_only, home=data.path)
+    if spec.host_path is not None:
+        return host_path.prepared(_typed(spec.host_path), read_only)
+    if spec.local is not None:
+        path = spec.local.path
+        facts = (HostPath(path=path, type="Directory"), *_owned(pod, path, read_only))
+        return Prepared(facts, path, read_only, True, True)
+    return _network(pod, volume, read_only, context)
+
+
+def _owned(pod: Pod, path: str, read_only: bool) -> tuple[Ownership, ...]:
+    return () if read_only else owned(pod, path, lasting=True)
+
+
+def _network(pod: Pod, volume: PersistentVolume, read_only: bool, context: Context) -> Prepared:
+    """By a mount helper; fsGroup is not applied: whose files these are, the server says."""
+    spec, options = volume.spec, volume.spec.mount_options
+    ref = spec.claim_ref
+    where = (ref.namespace if ref else pod.namespace, context)
+    if spec.nfs is not None:
+        path = volume_dir(pod, "nfs", volume.name)
+        return nfs.prepared(spec.nfs, path, options, read_only or spec.nfs.read_only)
+    if spec.cephfs is not None:
+        path = volume_dir(pod, "cephfs", volume.name)
+        return cephfs.prepared(spec.cephfs, path, options, read_only or spec.cephfs.read_only, where)
+    if spec.glusterfs is not None:
+        path = volume_dir(pod, "glusterfs", volume.name)
+        return glusterfs.prepared(spec.glusterfs, path, options, read_only or spec.glusterfs.read_only, where)
+    raise Invalid(f"{volume.key}: a {volume.source} volume is not supported; use csi, local, nfs or hostPath")
+
+
+def _block(volume: PersistentVolume, read_only: bool) -> Prepared:
+    """A device of the node, for volumeDevices."""
+    if volume.spec.local is None:
+        raise Invalid(f"{volume.key}: volumeMode Block needs a local or csi source, not {volume.source}")
+    path = volume.spec.local.path
+    facts = (HostPath(path=path, type="BlockDevice"),)
+    return Prepared(facts, path, read_only, follow=True, block=True)
 
 
 def _typed(source: HostPathSource) -> HostPathSource:

@@ -19,7 +19,7 @@ from netplane.model.storage_facts import CsiVolume, Veiled
 from netplane.model.volumes import Volume
 
 from .. import names
-from .base import Context, Prepared, volume_dir
+from .base import Context, Prepared, owned, volume_dir
 
 Secrets = tuple[tuple[str, tuple[tuple[str, str], ...]], ...]
 _CALLS = {
@@ -46,7 +46,7 @@ def render(pod: Pod, volume: Volume, context: Context) -> Prepared:
     named = source.node_publish_secret_ref
     ref = {**named, "namespace": pod.namespace} if named else {}
     fact = CsiVolume(
-        target=f"{volume_dir(pod, 'csi', volume)}/mount",
+        target=f"{volume_dir(pod, 'csi', volume.name)}/mount",
         driver=source.driver,
         handle=f"csi-{handle}",
         context=tuple(sorted(about.items())),
@@ -66,7 +66,7 @@ def persistent(found: PersistentVolume, read_only: bool, place: tuple[Pod, Volum
     read_only = read_only or source.read_only
     refs = {call: getattr(source, field) or {} for call, field in _CALLS.items()}
     fact = CsiVolume(
-        target=f"{volume_dir(pod, 'csi', volume)}/mount",
+        target=f"{volume_dir(pod, 'csi', volume.name)}/mount",
         driver=source.driver,
         handle=source.volume_handle,
         context=tuple(sorted(source.volume_attributes.items())),
@@ -78,7 +78,15 @@ def persistent(found: PersistentVolume, read_only: bool, place: tuple[Pod, Volum
         grown=int(found.metadata.annotations.get(names.NODE_EXPAND, "0")),
         secrets=_values(refs, context.snapshot),
     )
-    return Prepared((fact,), fact.target, read_only, recursive=True)
+    given = owned(pod, fact.target, lasting=True) if _ours_to_give(found, read_only) else ()
+    return Prepared((fact, *given), fact.target, read_only, recursive=True, block=fact.block)
+
+
+def _ours_to_give(found: PersistentVolume, read_only: bool) -> bool:
+    """Whether fsGroup applies: ReadWriteOnceWithFSType, the default of CSIDriver.fsGroupPolicy."""
+    spec = found.spec
+    one = "ReadWriteOnce" in spec.access_modes or "ReadWriteOncePod" in spec.access_modes
+    return bool(spec.csi and spec.csi.fs_type) and one and not read_only and spec.volume_mode != "Block"
 
 
 def _values(refs: dict[str, Any], snapshot: Snapshot) -> Secrets:

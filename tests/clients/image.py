@@ -13,7 +13,7 @@ from pathlib import Path
 
 from .peers import program
 
-APPLETS = ("sh", "cat", "hostname", "httpd", "ip", "nc", "ping", "sleep", "wget")
+APPLETS = ("sh", "cat", "hostname", "httpd", "ip", "nc", "ping", "rm", "sleep", "wget")
 DIRECTORIES = ("bin", "dev", "etc", "proc", "run", "sys", "tmp", "var", "www")
 
 

@@ -18,7 +18,7 @@ from netplane.kernel.nft_limit import LimitDriver
 from netplane.kernel.nftables import NftDriver
 from netplane.kernel.rtnetlink import LinkDriver
 from netplane.model.errors import KernelError
-from netplane.model.facts import Chain, Element, Guard, Limit, Link, Plan, Set, Shaper
+from netplane.model.facts import Address, Chain, Element, Guard, Limit, Link, Plan, Set, Shaper
 
 pytestmark = pytest.mark.root
 MakeNetns = Callable[[str], str]
@@ -85,6 +85,21 @@ def test_the_host_end_of_a_pods_veth_is_found(make_netns: MakeNetns) -> None:
     driver.apply(Plan(add=(veth(pod),)))
     assert driver.peer(pod, "v1") == "v0"
     assert driver.peer(pod, "lo") == "" == driver.peer(pod, "none")
+    driver.close()
+
+
+def test_a_pair_carries_its_first_packet(make_netns: MakeNetns) -> None:
+    """pods p0 … p19 ═ v0 … v19 ─ b0 10.9.0.1/24: no ARP question is lost (the next comes after 1 s)."""
+    driver, pods = netns.call(make_netns("node"), LinkDriver), [make_netns(f"p{i}") for i in range(20)]
+    bridge = Link(name="b0", kind="bridge", alias="netplane:test")
+    driver.apply(Plan(add=(bridge, Address(link="b0", address="10.9.0.1/24"))))
+    for i, pod in enumerate(pods):
+        options = (("peer", "eth0"), ("peer_netns", pod))
+        pair = Link(name=f"v{i}", kind="veth", alias="netplane:test", master="b0", options=options)
+        shaper = Shaper(link=pair.name, rate=10_000_000, burst=100_000)
+        address = Address(link="eth0", address=f"10.9.0.{i + 2}/24", netns=pod)
+        driver.apply(Plan(add=(pair, shaper, address)))
+        netns.run(pod, "ping", "-c", "1", "-W", "0.7", "10.9.0.1")
     driver.close()
 
 

@@ -22,6 +22,7 @@ class World:
     def __init__(self, *objects: Any) -> None:
         self.objects: dict[Key, Object] = {}
         self.revisions = itertools.count(1)
+        self.born: set[Key] = set()  # keys that had an object once
         self.writes: list[str] = []
         self.crash_after: int | None = None
         for obj in objects:
@@ -35,13 +36,14 @@ class World:
         have = self.objects.get(obj.key)
         self._expected(have, obj.key, expect)
         meta: ObjectMeta = obj.metadata
-        uid = (have.metadata.uid if have else meta.uid) or f"uid-{obj.name}"
+        uid = (have.metadata.uid if have else meta.uid) or self._uid(obj.key)
         if have is not None and amend(obj, metadata=amend(meta, resource_version="")) == amend(
             have, metadata=amend(have.metadata, resource_version="")
         ):
             return have
         self._write(f"put {obj.key}")
         revision = str(next(self.revisions))
+        self.born.add(obj.key)
         stored = amend(obj, metadata=amend(meta, uid=uid, resource_version=revision))
         if stored.deleting and not stored.metadata.finalizers:
             self.objects.pop(obj.key, None)
@@ -81,6 +83,9 @@ class World:
             self.put(write.object, write.expect)
         elif write.key in self.objects:
             self.delete(write.key, write.expect)
+
+    def _uid(self, key: Key) -> str:
+        return f"uid-{key.name}" + ("-again" if key in self.born else "")
 
     def _expected(self, have: Any, key: Key, expect: int | None) -> None:
         if expect is not None and expect != (have.revision if have else 0):

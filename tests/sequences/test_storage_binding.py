@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from storageplane import names
+from storageplane import match, names
 from storageplane.bind import Binder
 
+from .binder_cases import MORE
 from .storage_world import Crash, World, on_node, pod, pv, pvc, storage_class
 
 SSD = {"metadata": {"name": "ssd"}}
@@ -253,6 +254,7 @@ CASES: dict[str, tuple[list[dict[str, Any]], dict[str, str], str, str]] = {
     ),
 }
 
+CASES |= MORE
 table = pytest.mark.parametrize("name", CASES)
 
 
@@ -329,6 +331,47 @@ def test_two_claims_never_share_a_volume() -> None:
     world = World(pv("v"), pvc("a"), pvc("b")).settle(Binder())
     phases = sorted(world.pvc(n).status.phase for n in "ab")
     assert phases == ["Bound", "Pending"]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_multisync_each_claim_has_a_volume_of_its_own(seed: int) -> None:
+    """Volumes and claims of three sizes and two sets of modes; decided in any order, replayed, cut."""
+    chance = random.Random(seed)
+    sizes = [f"{chance.choice((1, 2, 4))}Gi" for _ in range(9)]
+    modes = [chance.choice((["ReadWriteOnce"], RWX)) for _ in sizes]
+    objects = [pv(f"v{i}", size, accessModes=m) for i, (size, m) in enumerate(zip(sizes, modes, strict=True))]
+    objects += [
+        pvc(f"c{i}", size, accessModes=m) for i, (size, m) in enumerate(zip(sizes, modes, strict=True))
+    ]
+
+    def shuffled(scopes: list[Any]) -> list[Any]:
+        return chance.sample(sorted(scopes), len(scopes))
+
+    world = World(*objects)
+    world.crash_after = chance.randrange(40)
+    while True:
+        try:
+            world.settle(Binder(), order=shuffled)
+            break
+        except Crash:
+            world.crash_after = len(world.writes) + chance.randrange(5, 40)
+    claims = [world.pvc(f"c{i}") for i in range(9)]
+    taken = [c.spec.volume_name for c in claims if c.status.phase == "Bound"]
+    assert len(taken) == len(set(taken))
+    for claim in claims:
+        if claim.status.phase == "Bound":
+            assert world.pv(claim.spec.volume_name).spec.claim_ref.uid == claim.metadata.uid
+    free = [v for i in range(9) if not (v := world.pv(f"v{i}")).spec.claim_ref]
+    for claim in claims:
+        if claim.status.phase != "Bound":
+            assert all(
+                match.obstacle(v, claim, world.snapshot())
+                or not set(claim.spec.access_modes) <= set(v.spec.access_modes)
+                for v in free
+            )
+    world.writes.clear()
+    world.crash_after = None
+    assert world.settle(Binder(), order=shuffled).writes == []
 
 
 def test_a_volume_that_appears_later_is_taken() -> None:

@@ -1,0 +1,132 @@
+"""CSI drivers as programs, a client that lives a volume's life with them, and the floor below both.
+
+Everything is mounted in a mount namespace of the benchmark's own, and gone with it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from storageplane.csi.client import Client
+
+MIB = 1 << 20
+WRITER = {"mount": {}, "access_mode": {"mode": "SINGLE_NODE_WRITER"}}
+PEER = "hostpathplugin"
+HOW = "csi-driver-host-path is not here: `make .venv/.peers` builds it where the Go modules can be had"
+
+
+class Driver:
+    """A driver's process and a client; ``cycle(i)`` is one volume's life."""
+
+    def __init__(self, home: Path, argv: list[str], parameters: dict[str, str]) -> None:
+        self.home, self.parameters = home, parameters
+        self.socket = home / "csi.sock"
+        self.process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        give_up = time.monotonic() + 20
+        while not self.socket.exists() and time.monotonic() < give_up:
+            time.sleep(0.01)
+        self.client = Client(self.socket)
+        self.staged = self.client.can("Node", "STAGE_UNSTAGE_VOLUME")
+        self.stage = home / "stage"
+        self.stage.mkdir()
+
+    def create(self, name: str, size: int) -> str:
+        made = self.client.call(
+            "CreateVolume", name=name, capacity_range={"required_bytes": size},
+            volume_capabilities=[WRITER], parameters=self.parameters,
+        )  # fmt: skip
+        return str(made.volume.volume_id)
+
+    def publish(self, volume: str, target: Path) -> None:
+        fields: dict[str, Any] = {"volume_id": volume, "volume_capability": WRITER}
+        if self.staged:
+            fields["staging_target_path"] = str(self.stage)
+            self.client.call("NodeStageVolume", **fields)
+        self.client.call("NodePublishVolume", **fields, target_path=str(target))
+
+    def withdraw(self, volume: str, target: Path) -> None:
+        self.client.call("NodeUnpublishVolume", volume_id=volume, target_path=str(target))
+        if self.staged:
+            self.client.call("NodeUnstageVolume", volume_id=volume, staging_target_path=str(self.stage))
+
+    def cycle(self, number: int, size: int = 16 * MIB) -> None:
+        volume, target = self.create(f"v{number}", size), self.home / "target"
+        self.publish(volume, target)
+        self.withdraw(volume, target)
+        self.client.call("DeleteVolume", volume_id=volume)
+
+    def call(self) -> None:
+        """A call that does nothing."""
+        self.client.call("GetPluginInfo")
+
+    def end(self) -> None:
+        self.client.close()
+        self.process.terminate()
+        self.process.wait(10)
+
+
+def ours(home: Path, backend: str) -> Driver:
+    home.mkdir()
+    program = str(Path(sys.executable).parent / "storageplane")
+    argv = [program, "csi", "--endpoint", f"unix://{home}/csi.sock", "--root", f"{home}/root", "--node", "n1"]
+    return Driver(home, argv, {"backend": backend})
+
+
+def peer(home: Path) -> Driver | None:
+    """csi-driver-host-path, or None where it cannot be had."""
+    local = Path(sys.executable).parents[1] / "peers" / "bin" / PEER
+    program = str(local) if local.exists() else shutil.which(PEER)
+    if not program:
+        return None
+    home.mkdir()
+    argv = [
+        program, f"--endpoint=unix://{home}/csi.sock", "--nodeid=n1", f"--statedir={home}/root",
+        "--drivername=hostpath.csi.k8s.io",
+    ]  # fmt: skip
+    return Driver(home, argv, {})
+
+
+class Floor:
+    """mkdir and two binds by system calls: what any driver of directories must at least do."""
+
+    def __init__(self, home: Path) -> None:
+        home.mkdir()
+        self.paths = [os.fsencode(home / name) for name in ("volume", "stage", "target")]
+        self.libc = ctypes.CDLL(None, use_errno=True)
+
+    def cycle(self, _number: int) -> None:
+        volume, stage, target = self.paths
+        for path in self.paths:
+            os.mkdir(path)
+        for source, place in ((volume, stage), (stage, target)):
+            assert self.libc.mount(source, place, None, 4096, None) == 0, os.strerror(ctypes.get_errno())
+        for place in (target, stage):
+            assert self.libc.umount2(place, 0) == 0, os.strerror(ctypes.get_errno())
+        for path in reversed(self.paths):
+            os.rmdir(path)
+
+
+def record(folder: Path) -> None:
+    """One durable record: written, synced, renamed, its directory synced."""
+    fd = os.open(folder / "record.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    os.write(fd, b"x" * 600)
+    os.fsync(fd)
+    os.close(fd)
+    os.rename(folder / "record.new", folder / "record")
+    fd = os.open(folder, os.O_RDONLY)
+    os.fsync(fd)
+    os.close(fd)
+
+
+def dd(*words: str) -> float:
+    """MB/s of one dd."""
+    begin = time.perf_counter()
+    subprocess.run(["dd", *words, "bs=1M", "status=none"], check=True)
+    return 1 / (time.perf_counter() - begin)

@@ -1,0 +1,165 @@
+"""A node given up: what is lost with it, what is not, who may say so, and what becomes of the claims."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from netplane.model.base import Object, amend
+from netplane.model.errors import Invalid
+from storageplane import lost, names, pulse
+from storageplane.bind import Binder
+from storageplane.reclaim import Reclaimer, Volumes
+
+from .binder_cases import BOUND
+from .storage_world import Crash, World, on_node, pod, pv, pvc
+
+MADE: dict[str, Any] = {
+    "annotations": {names.PROVISIONED_BY: names.DIRECTORY, names.BOUND_BY_CONTROLLER: "yes"},
+    "finalizers": [names.PV_PROTECTION, names.DATA],
+}
+
+
+class Shop(World):
+    def list(self, kinds: Iterable[str] | None = None) -> tuple[list[Object], int]:
+        return [o for o in self.objects.values() if kinds is None or o.KIND in set(kinds)], 1
+
+
+def node(name: str) -> dict[str, Any]:
+    return {"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "labels": {"zone": "a"}}}
+
+
+def beat(name: str, ago: float, namespace: str = pulse.NAMESPACE, holder: str = "x") -> dict[str, Any]:
+    when = datetime.now(UTC) - timedelta(seconds=ago)
+    spec = {"holderIdentity": holder, "leaseDurationSeconds": 40, "renewTime": when.isoformat()}
+    return {
+        "apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "spec": spec,
+        "metadata": {"name": name, "namespace": namespace},
+    }  # fmt: skip
+
+
+def pair(claim: str, volume: str, where: str) -> list[dict[str, Any]]:
+    """A claim of its own name, bound to a volume on one node."""
+    uid = f"uid-of-{claim}"
+    local = {"path": f"/r/volumes/{volume}"}
+    affinity = on_node(where)
+    return [
+        pv(volume, claim=f"{claim}:{uid}", local=local, nodeAffinity=affinity, meta=MADE,
+           persistentVolumeReclaimPolicy="Delete", status={"phase": "Bound"}),
+        pvc(claim, volumeName=volume, meta={"uid": uid, "annotations": BOUND}, status={"phase": "Bound"}),
+    ]  # fmt: skip
+
+
+def shop(*more: dict[str, Any]) -> Shop:
+    return Shop(
+        node("n1"), node("n2"), *pair("a", "va", "n1"), *pair("b", "vb", "n2"),
+        pv("everywhere"), pv("shared", local={"path": "/x"}, nodeAffinity=zone()), pod("pa", "n1", "a"),
+        pod("pb", "n2", "b"), *more,
+    )  # fmt: skip
+
+
+def zone() -> dict[str, Any]:
+    need = {"key": "zone", "operator": "In", "values": ["a"]}
+    return {"required": {"nodeSelectorTerms": [{"matchExpressions": [need]}]}}
+
+
+def settled(world: Shop) -> Shop:
+    world.settle(Binder(), Reclaimer())
+    return world
+
+
+def test_only_what_nobody_else_reaches_is_lost() -> None:
+    found = lost.loss("n1", shop().snapshot())
+    assert [v.name for v in found.volumes] == ["va"]
+    assert [c.name for c in found.claims] == ["a"]
+    assert [p.name for p in found.pods] == ["pa"]
+
+
+def test_its_claims_are_lost_and_the_others_go_on() -> None:
+    world = settled(shop())
+    said = list(lost.give_up(world, "n1"))
+    assert said == ["pod default/pa deleted", "volume va given up"]
+    settled(world)
+    assert world.pv("va") is None
+    assert (world.pvc("a").status.phase, world.note("a.binding").reason) == ("Lost", "ClaimLost")
+    assert world.pvc("b").status.phase == "Bound" and world.pv("vb").status.phase == "Bound"
+    assert world.pv("shared").status.phase == world.pv("everywhere").status.phase == "Available"
+    assert list(lost.give_up(world, "n1")) == []
+
+
+def test_a_lost_claim_can_be_deleted_at_once() -> None:
+    world = settled(shop())
+    list(lost.give_up(world, "n1"))
+    world.delete(world.pvc("a").key)
+    assert settled(world).pvc("a") is None
+
+
+def test_its_claims_can_start_anew() -> None:
+    world = settled(shop())
+    list(lost.give_up(world, "n1", rebind=True))
+    world.put(next(iter(World(pv("w")).objects.values())), expect=0)
+    settled(world)
+    claim = world.pvc("a")
+    assert claim.status.phase == "Bound" and claim.spec.volume_name in ("w", "everywhere", "shared")
+    assert names.LOST not in claim.metadata.annotations
+
+
+@pytest.mark.parametrize("rebind", [False, True])
+def test_cut_after_any_write_and_said_again_it_comes_to_the_same(rebind: bool) -> None:
+    whole = settled(shop())
+    begun = len(whole.writes)
+    list(lost.give_up(whole, "n1", rebind))
+    for count in range(begun, len(whole.writes)):
+        world = settled(shop())
+        world.crash_after = count
+        with pytest.raises(Crash):
+            list(lost.give_up(world, "n1", rebind))
+        world.crash_after = None
+        settled(world)  # the controllers go on in between
+        list(lost.give_up(world, "n1", rebind))
+        settled(world)
+        assert world.pv("va") is None
+        assert world.pvc("a").status.phase == ("Bound" if rebind else "Lost"), f"after {count}"
+
+
+@pytest.mark.parametrize("namespace", [pulse.NAMESPACE, pulse.NODES])
+def test_a_node_that_is_alive_is_not_given_up_unless_forced(namespace: str) -> None:
+    world = settled(shop(beat("n1", 5, namespace)))
+    with pytest.raises(Invalid, match=r"node n1 is alive: x holds its lease .* for 3\d s more; stop"):
+        list(lost.give_up(world, "n1"))
+    assert world.pv("va") is not None
+    assert list(lost.give_up(world, "n1", force=True))[-1] == "volume va given up"
+
+
+@pytest.mark.parametrize("lease", [beat("n1", 41), beat("n1", 0, holder=""), beat("n2", 0)])
+def test_a_lease_that_ran_out_or_was_released_or_is_anothers_does_not_hold_it(lease: dict[str, Any]) -> None:
+    assert lost.alive("n1", shop(lease).snapshot(), time.time()) == ""
+
+
+def test_a_volume_that_somebody_else_holds_is_named_and_keeps_none_of_the_others() -> None:
+    world = settled(shop(*pair("c", "vc", "n1")))
+    held = world.pv("va")
+    world.put(amend(held, metadata=amend(held.metadata, finalizers=(*held.metadata.finalizers, "x.org/y"))))
+    with pytest.raises(Invalid, match=r"PersistentVolume va is given up, and held by x\.org/y"):
+        list(lost.give_up(world, "n1"))
+    assert world.pv("vc") is None
+
+
+def test_a_node_that_comes_back_leaves_alone_what_was_given_up(tmp_path: Path) -> None:
+    """Its volume's object may be held by somebody else for long; the data is not touched meanwhile."""
+    more = {**MADE, "annotations": {**MADE["annotations"], names.LOST: "n1"}, "deletionTimestamp": "x"}
+    spec = {"local": {"path": f"{tmp_path}/volumes/v"}, "nodeAffinity": on_node("n1"), "meta": more}
+    world = World(pv("v", persistentVolumeReclaimPolicy="Delete", status={"phase": "Released"}, **spec))
+    room = Volumes("n1", tmp_path)
+    (scope,) = room.scopes(None, world.snapshot())
+    assert room.render(scope, world.snapshot()) == []
+
+
+def test_a_node_that_nobody_has_heard_of_is_a_mistake() -> None:
+    with pytest.raises(Invalid, match="n9"):
+        list(lost.give_up(shop(), "n9"))
