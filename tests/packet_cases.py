@@ -97,7 +97,8 @@ def _ip4(flow: Flow) -> Iterator[Case]:
         yield _one(flow, flags, packet(flow, ip_flags=flags))
     yield _one(flow, "identification 0", packet(flow, ip_id=0))
     for name, option in {"option nop": b"\1\1\1\0", "router alert": b"\x94\4\0\0",
-                         "record route": b"\7\7\4\0\0\0\0\0", "unknown option": b"\x9e\4\0\0", "source route": b"\x83\7\4\x0a\xf4\0\1\0",
+                         "record route": b"\7\7\4\0\0\0\0\0", "unknown option": b"\x9e\4\0\0",
+                         "source route": b"\x83\7\4\x0a\xf4\0\1\0",
                          "broken option": b"\7\0\0\0"}.items():  # fmt: skip
         yield _one(flow, name, packet(flow, ip_options=IPOption(option)))
     whole = packet(flow, b"f" * 1200)
