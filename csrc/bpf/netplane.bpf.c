@@ -87,10 +87,11 @@ int np_to_pod(struct __sk_buff *skb)
 {
 	struct np_config *config = np_config_get();
 	__u32 kind = np_tag_kind(skb);
+	struct np_ct_tuple tuple = {};
 	struct np_port *port;
 	__u8 flags = 0;
 
-	if (!config || kind < NP_POD || kind > NP_WIRE)
+	if (!config || kind < NP_POD || kind > NP_WIRE || !np_learn_wanted(skb, config, &tuple))
 		return TC_ACT_UNSPEC;
 	port = np_port_get(skb->ifindex);
 	if (!port)
@@ -99,7 +100,7 @@ int np_to_pod(struct __sk_buff *skb)
 	/* br_netfilter translates on the bridge: that packet has its sender's MAC, and all of its hops */
 	if (!np_mac_is(skb, ETH_ALEN, config->gateway_mac))
 		flags |= NP_FLOW_BRIDGED;
-	np_learn(skb, config, NP_POD, port->flags & NP_PORT_SHAPED ? flags : flags | NP_FLOW_PEER);
+	np_learn(skb, config, &tuple, NP_POD, port->flags & NP_PORT_SHAPED ? flags : flags | NP_FLOW_PEER);
 	return TC_ACT_UNSPEC;
 }
 
@@ -107,13 +108,14 @@ SEC("tc")
 int np_to_tunnel(struct __sk_buff *skb)
 {
 	struct np_config *config = np_config_get();
+	struct np_ct_tuple tuple = {};
 	__u32 kind = np_tag_kind(skb);
 
 	if (!config)
 		return TC_ACT_UNSPEC;
 	np_pull(skb, NP_ETH_LEN + NP_IP6_LEN + NP_TCP_LEN);
-	if (kind >= NP_POD && kind <= NP_WIRE)
-		np_learn(skb, config, NP_TUNNEL, 0);
+	if (kind >= NP_POD && kind <= NP_WIRE && np_learn_wanted(skb, config, &tuple))
+		np_learn(skb, config, &tuple, NP_TUNNEL, 0);
 	return np_encapsulate(skb, config);
 }
 
@@ -121,6 +123,7 @@ SEC("tc")
 int np_to_wire(struct __sk_buff *skb)
 {
 	struct np_config *config = np_config_get();
+	struct np_ct_tuple tuple = {};
 	__u32 kind = np_tag_kind(skb);
 
 	if (!kind || !config)
@@ -128,8 +131,8 @@ int np_to_wire(struct __sk_buff *skb)
 	np_pull(skb, NP_TEMPLATE_LEN + NP_IP6_LEN + NP_TCP_LEN);
 	if (kind == NP_TAG_ENCAPSULATED)
 		np_tunnel_learn(skb, config);
-	else if (kind <= NP_WIRE)
-		np_learn(skb, config, NP_WIRE, 0);
+	else if (kind <= NP_WIRE && np_learn_wanted(skb, config, &tuple))
+		np_learn(skb, config, &tuple, NP_WIRE, 0);
 	return TC_ACT_UNSPEC;
 }
 
