@@ -40,7 +40,7 @@ int np_from_pod(struct __sk_buff *skb)
 	skb->tc_index = 0; /* whatever the pod may have written there */
 	if (!config)
 		return TC_ACT_UNSPEC;
-	np_pull(skb, NP_ETH_LEN + NP_IP6_LEN + NP_TCP_LEN);
+	np_pull_frame(skb);
 	if (!np_mac_is(skb, 0, config->gateway_mac)) /* bridged, not routed */
 		return TC_ACT_UNSPEC;
 	return np_forward(skb, config, NP_POD, 0);
@@ -58,7 +58,7 @@ int np_from_tunnel(struct __sk_buff *skb)
 	skb->tc_index = 0;
 	if (skb->pkt_type != NP_PACKET_HOST)
 		return TC_ACT_UNSPEC;
-	np_pull(skb, NP_ETH_LEN + NP_IP6_LEN + NP_TCP_LEN);
+	np_pull_frame(skb);
 	return np_forward(skb, config, NP_TUNNEL, 0);
 }
 
@@ -67,18 +67,26 @@ int np_from_wire(struct __sk_buff *skb)
 {
 	struct np_config *config = np_config_get();
 	struct np_outer *outer;
+	bool v6;
 
 	skb->tc_index = 0;
 	if (!config || skb->pkt_type != NP_PACKET_HOST)
 		return TC_ACT_UNSPEC;
-	np_pull(skb, NP_TEMPLATE_LEN + NP_IP6_LEN + NP_TCP_LEN);
+	np_pull_frame(skb);
+	if (np_may_be_tunnel(skb, config))
+		np_pull(skb, NP_TEMPLATE_LEN);
 	outer = np_parse_outer(skb, config);
 	if (!outer)
 		return np_forward(skb, config, NP_WIRE, 0);
 	if ((outer->ip.tos & 3) == NP_ECN_CE || !np_mac_is(skb, NP_OUTER_LEN, config->tunnel_mac))
 		return TC_ACT_UNSPEC;
+	v6 = outer->inner.h_proto == bpf_htons(ETH_P_IPV6);
 	if (!np_peer_proven(skb, outer->ip.saddr, outer->ip.daddr))
 		return TC_ACT_UNSPEC;
+	if (v6)
+		np_pull(skb, NP_TEMPLATE_LEN + NP_IP6_LEN + NP_TCP_LEN);
+	else
+		np_pull(skb, NP_TEMPLATE_LEN + NP_IP4_LEN + NP_TCP_LEN);
 	return np_forward(skb, config, NP_TUNNEL, NP_OUTER_LEN);
 }
 
@@ -96,7 +104,7 @@ int np_to_pod(struct __sk_buff *skb)
 	port = np_port_get(skb->ifindex);
 	if (!port)
 		return TC_ACT_UNSPEC;
-	np_pull(skb, NP_ETH_LEN + NP_IP6_LEN + NP_TCP_LEN);
+	np_pull_frame(skb);
 	/* br_netfilter translates on the bridge: that packet has its sender's MAC, and all of its hops */
 	if (!np_mac_is(skb, ETH_ALEN, config->gateway_mac))
 		flags |= NP_FLOW_BRIDGED;
@@ -113,7 +121,7 @@ int np_to_tunnel(struct __sk_buff *skb)
 
 	if (!config)
 		return TC_ACT_UNSPEC;
-	np_pull(skb, NP_ETH_LEN + NP_IP6_LEN + NP_TCP_LEN);
+	np_pull_frame(skb);
 	if (kind >= NP_POD && kind <= NP_WIRE && np_learn_wanted(skb, config, &tuple))
 		np_learn(skb, config, &tuple, NP_TUNNEL, 0);
 	return np_encapsulate(skb, config);
