@@ -1,6 +1,7 @@
 """What many objects have alike is held once: timestamps, namespaces, ports of services of one make.
 
-Rule 1: only what never changes is shared: text, tuples and frozen structs. What is equal stays equal.
+Rule 1: only what never changes is shared: text, tuples, frozen structs, and the map with nothing in it.
+        What is equal stays equal.
 Rule 2: what is known is bounded; forgetting it costs memory, nothing else.
 """
 
@@ -18,12 +19,13 @@ MOST = 4096  # parts that are remembered
 
 # kind -> (the struct within the object, its fields that are worth a look)
 _PARTS: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
-    Service.KIND: (("", ("status",)), ("spec", ("ports", "ip_families", "ip_family_policy"))),
+    Service.KIND: (("", ("status",)), ("spec", ("selector", "ports", "ip_families", "ip_family_policy"))),
     EndpointSlice.KIND: (("", ("ports", "address_type")),),
     Allocation.KIND: (("spec", ("holder_kind", "holder_namespace")),),
 }
-_META = ("namespace", "creation_timestamp")
+_META = ("namespace", "creation_timestamp", "labels", "annotations")
 _known: dict[Any, Any] = {}
+_EMPTY: dict[str, str] = {}  # as objects never change, nobody puts anything in
 
 
 def thrifty(obj: Object) -> None:
@@ -39,7 +41,7 @@ def _share(part: Any, fields: tuple[str, ...]) -> None:
     for field in fields:
         value = getattr(part, field)
         try:
-            known = _known.setdefault(value, value)
+            known = _EMPTY if value == {} else _known.setdefault(value, value)
         except TypeError:  # there is a list or a map in it
             continue
         if known is not value and type(known) is type(value):
