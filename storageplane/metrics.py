@@ -4,6 +4,7 @@
     kubelet_volume_stats_health_status_abnormal        by namespace and persistentvolumeclaim
     pv_collector_{bound,unbound}_{pv,pvc}_count, pv_collector_total_pv_count
     storage_operation_duration_seconds                  by operation_name, volume_plugin, status
+    csi_operations_seconds                              by driver_name, method_name, grpc_status_code
 
 Rule 1: stats are looked at when somebody scrapes; a volume that does not answer costs its own line only.
 Rule 2: a directory has no size of its own: its stats are those of the file system that it is on.
@@ -52,6 +53,15 @@ class Operations:
     def __init__(self, registry: CollectorRegistry) -> None:
         labels = ("operation_name", "volume_plugin", "status", "migrated")
         self._seconds = Histogram(SECONDS, "Storage operations", labels, buckets=BUCKETS, registry=registry)
+
+        told = ("driver_name", "method_name", "grpc_status_code", "migrated")
+        self._calls = Histogram(
+            "csi_operations_seconds", "Calls of CSI drivers", told, buckets=BUCKETS, registry=registry
+        )
+
+    def called(self, driver: str, method: str, code: str, seconds: float) -> None:
+        """One call of a CSI driver: what csi.client tells."""
+        self._calls.labels(driver, method, code, "false").observe(seconds)
 
     @contextmanager
     def timed(self, operation: str, plugin: str) -> Iterator[None]:

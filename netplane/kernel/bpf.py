@@ -64,6 +64,7 @@ struct test_run {  /* the beginning of struct bpf_test_run_opts */
 struct tc_hook { size_t sz; int ifindex; int attach_point; uint32_t parent; };
 struct tc_opts { size_t sz; int prog_fd; uint32_t flags, prog_id, handle, priority; };
 int bpf_tc_hook_create(struct tc_hook *hook);
+int bpf_tc_hook_destroy(struct tc_hook *hook);
 int bpf_tc_attach(const struct tc_hook *hook, struct tc_opts *opts);
 int bpf_tc_detach(const struct tc_hook *hook, const struct tc_opts *opts);
 int bpf_tc_query(const struct tc_hook *hook, struct tc_opts *opts);

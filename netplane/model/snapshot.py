@@ -194,6 +194,8 @@ class Snapshot:
         """The objects of a kind that an index (see INDEXES) files under ``value``, by name."""
         table = self._index.get((kind.KIND, index), _EMPTY)
         found: Any = table.get(value, _EMPTY)
+        if len(found) <= 1:
+            return tuple(found.values())
         return tuple(obj for _, obj in sorted(found.items(), key=lambda item: item[0]))
 
     def count_by(self, kind: type[Object], index: str, value: str) -> int:
