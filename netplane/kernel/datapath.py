@@ -84,7 +84,7 @@ class PathDriver:
             return False
         try:
             self._load(self._hooks or bpfhook.hooks())
-        except NetplaneError as exc:
+        except (NetplaneError, OSError, AttributeError) as exc:  # also a libbpf that lacks a function
             self.problem = str(exc)
             return False
         return True
@@ -236,7 +236,7 @@ class PathDriver:
         """Every device of this namespace that could have programs; none where programs cannot be."""
         try:
             self._sides()
-        except KernelError:
+        except (KernelError, OSError, AttributeError):
             return []
         return socket.if_nameindex()
 
