@@ -80,7 +80,7 @@ FACTS = (FastPath(gateway_mac="02:00:00:00:00:01"), Hook("v0", "pod", shaped=Tru
 
 
 def driver(place: str, hooks: Hooks) -> PathDriver:
-    made = PathDriver(hooks=hooks)
+    made = PathDriver(ways=(hooks,))
     assert netns.call(place, made.open), made.problem
     return made
 
@@ -132,6 +132,22 @@ def test_a_device_that_was_made_again_gets_its_programs_back(place: str) -> None
     netns.call(place, held.look)
     assert netns.call(place, held.observe)[("hook", "v1")] == Hook("v1", "wire")
     held.close()
+
+
+def test_devices_that_come_and_go_have_clsact_and_those_that_stay_tcx(place: str) -> None:
+    """Also where an earlier version chose otherwise: nothing is attached twice."""
+    first = PathDriver(ways=(Tcx(), Clsact()))
+    assert netns.call(place, first.open), first.problem
+    netns.call(place, first.apply, Plan(add=FACTS))
+    second = PathDriver()
+    assert netns.call(place, second.open), second.problem
+    netns.call(place, second.apply, Plan(change=FACTS))
+    found = {(way.name, link): len(names(place, way, link, side))
+             for way in (Clsact(), Tcx()) for link in ("v0", "lo") for side in (INGRESS, EGRESS)}  # fmt: skip
+    assert found == {("clsact", "v0"): 1, ("tcx", "v0"): 0, ("clsact", "lo"): 0, ("tcx", "lo"): 1}
+    assert netns.call(place, second.observe) == {fact.key: fact.mark for fact in FACTS}
+    first.close()
+    second.close()
 
 
 def test_every_change_makes_entries_stale(place: str) -> None:
