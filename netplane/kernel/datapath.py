@@ -23,11 +23,11 @@ from typing import Any, NamedTuple
 from ..model.errors import KernelError, NetplaneError
 from ..model.facts import Fact, FactKey, FastPath, Hook, Mark, Plan
 from . import bpf, bpfhook
-from .bpfhook import EGRESS, INGRESS, Hooks
+from .bpfhook import INGRESS, OURS, Hooks
 
 log = logging.getLogger(__name__)
 
-SIDES = ((INGRESS, "np_from_"), (EGRESS, "np_to_"))
+SIDES = tuple(OURS.items())
 PLACES = ("", "pod", "tunnel", "wire")  # enum np_place
 CONFIG_KEY = ("fastpath",)
 DIFFERS = "differs"
@@ -84,7 +84,7 @@ class PathDriver:
             return False
         try:
             self._load(self._hooks or bpfhook.hooks())
-        except NetplaneError as exc:
+        except (NetplaneError, OSError, AttributeError) as exc:  # also a libbpf that lacks a function
             self.problem = str(exc)
             return False
         return True
@@ -196,18 +196,7 @@ class PathDriver:
         else:
             self._base[hook.link] = (hook, ifindex)
         for side, prefix in SIDES:
-            self._place(ifindex, side, loaded.programs[prefix + hook.place], prefix)
-
-    def _place(self, ifindex: int, side: int, program: bpf.Program, prefix: str) -> None:
-        """On the device, in the place of an earlier one of ours."""
-        there = self._sides().attached(ifindex, side)
-        ours = [one for one in there if one.name.startswith(prefix)]
-        try:
-            if not any(one.id == program.id for one in ours):
-                self._sides().attach(ifindex, side, program, ours[0] if ours else None)
-        finally:
-            for one in there:
-                one.close()
+            self._sides().attach(ifindex, side, loaded.programs[prefix + hook.place])
 
     def _unhook(self, link: str) -> None:
         self._base.pop(link, None)
@@ -247,7 +236,7 @@ class PathDriver:
         """Every device of this namespace that could have programs; none where programs cannot be."""
         try:
             self._sides()
-        except KernelError:
+        except (KernelError, OSError, AttributeError):
             return []
         return socket.if_nameindex()
 

@@ -73,7 +73,7 @@ class Start:
                 continue
             places = [stage.path, *(t.path for t in volume.targets)]
             if stage.boot != boot() and not any(map(mounted, places)):
-                self._depot.keep(amend(volume, stage=None, targets=()))
+                self._depot.less(self._depot.volumes, amend(volume, stage=None, targets=()))
                 yield f"forgot that {volume.id} was staged: that was before this boot"
                 continue
             if BACKENDS[volume.backend].images and mounted(stage.path) and thaw(stage.path):

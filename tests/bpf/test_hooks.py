@@ -52,7 +52,7 @@ def test_a_program_is_found_replaced_and_taken_away(path: Path, place: str, hook
     netns.call(place, hooks.attach, v0, INGRESS, first)
     assert names(place, hooks, "v0", INGRESS) == [("np_from_wire", first.id)]
     assert names(place, hooks, "v0", EGRESS) == [] == names(place, hooks, "v1", INGRESS)
-    netns.call(place, hooks.attach, v0, INGRESS, second, first)
+    netns.call(place, hooks.attach, v0, INGRESS, second)
     assert names(place, hooks, "v0", INGRESS) == [("np_from_pod", second.id)]
     for _ in range(2):  # the second time it is gone already
         netns.call(place, hooks.detach, v0, INGRESS, second)
@@ -112,7 +112,7 @@ def test_a_fresh_driver_adopts_the_programs_with_their_maps(place: str, hooks: H
 
 
 def test_a_driver_that_is_off_takes_away_what_it_finds(place: str) -> None:
-    first = driver(place, Tcx())
+    first = driver(place, Clsact())
     netns.call(place, first.apply, Plan(add=FACTS))
     first.close()
     off = PathDriver(on=False)
@@ -124,7 +124,7 @@ def test_a_driver_that_is_off_takes_away_what_it_finds(place: str) -> None:
 
 
 def test_a_device_that_was_made_again_gets_its_programs_back(place: str) -> None:
-    held = driver(place, Tcx())
+    held = driver(place, Clsact())
     netns.call(place, held.apply, Plan(add=(FACTS[0], Hook("v1", "wire"))))
     netns.run(place, "ip", "link", "del", "v0")
     netns.run(place, "ip", "link", "add", "v0", "type", "veth", "peer", "name", "v1")
@@ -135,7 +135,7 @@ def test_a_device_that_was_made_again_gets_its_programs_back(place: str) -> None
 
 
 def test_every_change_makes_entries_stale(place: str) -> None:
-    held = driver(place, Tcx())
+    held = driver(place, Clsact())
     before = held.generation
     netns.call(place, held.apply, Plan(add=FACTS))
     assert held.generation > before
