@@ -50,9 +50,10 @@ class Divert(enum.IntFlag):
 class Records(Protocol):
     """What the twin wants to know of an RRset (`table.RRset`)."""
 
-    type: int
-    records: tuple[bytes, ...]
-
+    @property
+    def type(self) -> int: ...
+    @property
+    def records(self) -> tuple[bytes, ...]: ...
     @property
     def rotates(self) -> bool: ...
 
