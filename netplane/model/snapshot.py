@@ -105,7 +105,7 @@ INDEXES: dict[str, dict[str, Callable[[Any], Iterable[str]]]] = {
     },
     Service.KIND: {"selector": _by_selector, "refused": _refused, "ejects": _ejects},
     Node.KIND: {"refused": _refused},
-    Allocation.KIND: {"holder": _by_holder, "type": lambda o: (o.name.partition(".")[0],)},
+    Allocation.KIND: {"holder": _by_holder, "cidr": lambda o: ("",) if "/" in o.spec.value else ()},
     Pod.KIND: {
         "node": _by_node,
         "ip": lambda o: o.ips,

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from ..model.base import Key, Object
 from ..model.errors import Conflict, NetplaneError
 from ..model.snapshot import Snapshot
+from ..model.thrift import thrifty
 from ..store.base import Change, Store, Watch
 from .base import Event
 
@@ -93,6 +94,7 @@ class Mirror:
         grave = self._graves.get(key)
         if (old is not None and old.revision == revision) or (grave is not None and revision <= grave):
             return None
+        thrifty(obj)
         self.snapshot = self.snapshot.with_put(obj)
         return Event(old, obj)
 
