@@ -27,6 +27,7 @@ from .model.own import Attachment
 from .model.snapshot import Snapshot
 from .overlay.room import OverlayRoom, vtep_mac
 
+BIRTH = 0.1  # seconds from a pod's ADD to its fast path
 Drivers = dict[str, tuple[Driver, ...]]
 
 
@@ -34,7 +35,7 @@ class PathEdge:
     """``driver`` is the room's driver. Registers metrics, and `/flows` on the agent's socket."""
 
     def __init__(self, config: AgentConfig, registry: CollectorRegistry, controls: Controls) -> None:
-        self.driver = PathDriver(on=config.datapath != "kernel")
+        self.driver = PathDriver(on=config.datapath != "kernel", delay=BIRTH)
         self._config = config
         self._room: PathRoom | None = None
         registry.register(PathMetrics(self.driver))

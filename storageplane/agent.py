@@ -20,17 +20,18 @@ from netplane.reconcile.base import Controller, Observer, Room
 from netplane.reconcile.core import Core
 from netplane.store.base import Store
 
-from . import match, names, pulse
-from .bind import Binder
-from .ephemeral import Ephemerals
-from .journal import Journal
+from . import names
+from .claims import match, pulse
+from .claims.bind import Binder
+from .claims.ephemeral import Ephemerals
+from .claims.provision import Provisioner, data_of, is_ours
+from .claims.pulse import Pulse
+from .claims.reclaim import Reclaimer, VolumeData, Volumes
+from .claims.resize import Resizer, file_system_lags
+from .host.mounts import Mounts
 from .metrics import Operations, VolumeStats
-from .mounts import Mounts
-from .provision import Provisioner, data_of, is_ours
-from .pulse import Pulse
-from .reclaim import Reclaimer, Timed, VolumeData, Volumes
-from .resize import Resizer, file_system_lags
-from .upkeep import Keeper, Pods
+from .pods.journal import Journal
+from .pods.upkeep import Keeper, Pods
 
 
 class Config(NamedTuple):
@@ -90,7 +91,7 @@ class Agent:
     def __init__(self, store: Store, config: Config, registry: CollectorRegistry) -> None:
         self.config = config
         operations = Operations(registry)
-        self.core, self._data = _built(store, config, timed=operations.timed)
+        self.core, self._data = _built(store, config, operations=operations)
         self._pulse = Pulse(self.core, config.node, self.grow_what_waits)
         registry.register(VolumeStats(self.core.snapshot, config.node, config.root))
 
@@ -120,10 +121,12 @@ def build(store: Store, config: Config, observer: Observer | None = None) -> Cor
 
 
 def _built(
-    store: Store, config: Config, observer: Observer | None = None, timed: Timed | None = None
+    store: Store, config: Config, observer: Observer | None = None, operations: Operations | None = None
 ) -> tuple[Core, VolumeData]:
     late = _Late()
-    driver = VolumeData(config.root, late, Journal(config.root).user_of, timed)
+    driver = VolumeData(
+        config.root, late, Journal(config.root).user_of, operations.timed if operations else None
+    )
     keeper = Keeper(config.node, Mounts(config.root), lambda: late.core.snapshot())
     rooms: list[tuple[Room, list[Driver]]] = [
         (Volumes(config.node, config.root), [driver]),
@@ -131,9 +134,11 @@ def _built(
     ]
     if config.csi_drivers:
         from .csi.claims import CsiVolumes  # gRPC costs memory: for nodes that have drivers
+        from .csi.client import Clients
         from .csi.provisioning import CsiProvisioning
 
-        made = CsiProvisioning(config.root, config.node, late)
+        clients = Clients(config.root, operations.called if operations else None)
+        made = CsiProvisioning(config.root, config.node, late, clients)
         rooms.append((CsiVolumes(config.node, config.csi_drivers), [made]))
     deciding = () if store.allocates else cluster_wide()
     late.core = Core(store, rooms, [*deciding, *of_node(config)], _rank(config.node), observer)

@@ -8,7 +8,6 @@ import os
 import signal
 import socket
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -25,10 +24,12 @@ from netplane.model.errors import NetplaneError, Unavailable
 from netplane.store import DEFAULT, open_store
 
 from . import agent as wiring
-from . import doctor, lost, names, publish, session
-from .mounts import Mounts
-from .output import as_ctr, as_json, as_oci, as_podman, as_spec
-from .wants import all_containers
+from . import csi_commands, doctor, names
+from .claims import lost
+from .host.mounts import Mounts
+from .pods import publish, session
+from .pods.output import as_ctr, as_json, as_oci, as_podman, as_spec
+from .pods.wants import all_containers
 
 FORMS: dict[str, Callable[..., Any]] = {"oci": as_oci, "spec": as_spec, "podman": as_podman, "ctr": as_ctr}
 ROOT = "/var/lib/storageplane"
@@ -112,30 +113,8 @@ def csi(endpoint: str, root: Path, node: str, verbose: bool, **more: Any) -> Non
     driver.stop()
 
 
-@cli.command("csi-check")
-@click.option("--endpoint", required=True, metavar="unix:///PATH", help="The driver to judge.")
-@click.option("--parameter", "parameters", multiple=True, metavar="KEY=VALUE", help="For CreateVolume.")
-@click.option("--size", type=int, default=16, show_default=True, metavar="MIB", help="Of each volume.")
-@click.option("--dir", "folder", type=click.Path(path_type=Path), default=None, metavar="DIR",
-              help="Where to stage and publish; default: a temporary directory.")  # fmt: skip
-def csi_check(endpoint: str, parameters: tuple[str, ...], size: int, folder: Path | None) -> None:
-    """Judge a CSI driver by what csi-sanity does not ask; exit status 1 when a check fails."""
-    from .csi.client import Client
-    from .csi.conformance import bed, checklist
-    from .csi.server import socket_path
-
-    given = dict(pair.split("=", 1) for pair in parameters if "=" in pair)
-    if len(given) != len(parameters):
-        raise click.UsageError("--parameter takes KEY=VALUE, each key once")
-    with tempfile.TemporaryDirectory(prefix="csi-check-", dir=folder) as place:
-        judged = bed.Bed(Client(socket_path(endpoint)), Path(os.path.realpath(place)), given, size << 20)
-        outcomes = []
-        for outcome in bed.run(judged, checklist.CHECKS):
-            click.echo(str(outcome))
-            outcomes.append(outcome.word)
-    click.echo(", ".join(f"{outcomes.count(word)} {word}" for word in ("ok", "FAIL", "skip")))
-    if "FAIL" in outcomes:
-        raise SystemExit(1)
+cli.add_command(csi_commands.csi_check)
+cli.add_command(csi_commands.snapshot)
 
 
 @cli.command()

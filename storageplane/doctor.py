@@ -8,8 +8,9 @@ from pathlib import Path
 
 from netplane.model.errors import KernelError
 
-from . import helper, hugepages, images, mountinfo, syscalls
-from .journal import Journal
+from .csi import intents
+from .host import helper, hugepages, images, mountinfo, syscalls
+from .pods.journal import Journal
 
 Finding = tuple[bool, str]
 
@@ -65,7 +66,7 @@ def _noswap() -> bool:
 
 def _left_over(root: Path) -> Iterator[Finding]:
     journal = Journal(root)
-    yield from ((False, why) for why in journal.damaged())
+    yield from ((False, why) for why in (*journal.damaged(), *intents.damaged(root)))
     uids = {r.uid for r in journal.records()}
     pods = root / "pods"
     found = {p.name for p in pods.iterdir()} if pods.is_dir() else set()

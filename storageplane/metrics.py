@@ -4,6 +4,7 @@
     kubelet_volume_stats_health_status_abnormal        by namespace and persistentvolumeclaim
     pv_collector_{bound,unbound}_{pv,pvc}_count, pv_collector_total_pv_count
     storage_operation_duration_seconds                  by operation_name, volume_plugin, status
+    csi_operations_seconds                              by driver_name, method_name, grpc_status_code
 
 Rule 1: stats are looked at when somebody scrapes; a volume that does not answer costs its own line only.
 Rule 2: a directory has no size of its own: its stats are those of the file system that it is on.
@@ -26,10 +27,11 @@ from netplane.model.errors import NetplaneError
 from netplane.model.snapshot import Snapshot
 from netplane.model.storage import PersistentVolume, PersistentVolumeClaim
 
-from . import backends, loops, mountinfo
-from .match import fits_node
-from .provision import backend_of, data_of, is_ours
-from .steps import owner
+from . import backends
+from .claims.match import fits_node
+from .claims.provision import backend_of, data_of, is_ours
+from .claims.steps import owner
+from .host import loops, mountinfo
 
 BUCKETS = (0.005, 0.025, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 15, 25, 50, 120, 300, 600)  # kubelet's
 SECONDS = "storage_operation_duration_seconds"
@@ -52,6 +54,15 @@ class Operations:
     def __init__(self, registry: CollectorRegistry) -> None:
         labels = ("operation_name", "volume_plugin", "status", "migrated")
         self._seconds = Histogram(SECONDS, "Storage operations", labels, buckets=BUCKETS, registry=registry)
+
+        told = ("driver_name", "method_name", "grpc_status_code", "migrated")
+        self._calls = Histogram(
+            "csi_operations_seconds", "Calls of CSI drivers", told, buckets=BUCKETS, registry=registry
+        )
+
+    def called(self, driver: str, method: str, code: str, seconds: float) -> None:
+        """One call of a CSI driver: what csi.client tells."""
+        self._calls.labels(driver, method, code, "false").observe(seconds)
 
     @contextmanager
     def timed(self, operation: str, plugin: str) -> Iterator[None]:

@@ -133,7 +133,7 @@ def hooks(node: Any) -> int:
 
 
 def _ours(ifindex: int) -> int:
-    found = bpfhook.hooks().attached(ifindex, bpfhook.INGRESS)
+    found = [one for way in bpfhook.ways() for one in way.attached(ifindex, bpfhook.INGRESS)]
     for one in found:
         one.close()
     return sum(one.name.startswith("np_from_") for one in found)

@@ -88,6 +88,7 @@ int np_to_pod(struct __sk_buff *skb)
 	struct np_config *config = np_config_get();
 	__u32 kind = np_tag_kind(skb);
 	struct np_port *port;
+	__u8 flags = 0;
 
 	if (!config || kind < NP_POD || kind > NP_WIRE)
 		return TC_ACT_UNSPEC;
@@ -95,7 +96,10 @@ int np_to_pod(struct __sk_buff *skb)
 	if (!port)
 		return TC_ACT_UNSPEC;
 	np_pull(skb, NP_ETH_LEN + NP_IP6_LEN + NP_TCP_LEN);
-	np_learn(skb, config, NP_POD, port->flags & NP_PORT_SHAPED ? 0 : NP_FLOW_PEER);
+	/* br_netfilter translates on the bridge: that packet has its sender's MAC, and all of its hops */
+	if (!np_mac_is(skb, ETH_ALEN, config->gateway_mac))
+		flags |= NP_FLOW_BRIDGED;
+	np_learn(skb, config, NP_POD, port->flags & NP_PORT_SHAPED ? flags : flags | NP_FLOW_PEER);
 	return TC_ACT_UNSPEC;
 }
 

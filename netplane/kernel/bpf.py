@@ -64,6 +64,7 @@ struct test_run {  /* the beginning of struct bpf_test_run_opts */
 struct tc_hook { size_t sz; int ifindex; int attach_point; uint32_t parent; };
 struct tc_opts { size_t sz; int prog_fd; uint32_t flags, prog_id, handle, priority; };
 int bpf_tc_hook_create(struct tc_hook *hook);
+int bpf_tc_hook_destroy(struct tc_hook *hook);
 int bpf_tc_attach(const struct tc_hook *hook, struct tc_opts *opts);
 int bpf_tc_detach(const struct tc_hook *hook, const struct tc_opts *opts);
 int bpf_tc_query(const struct tc_hook *hook, struct tc_opts *opts);
@@ -107,7 +108,9 @@ def library() -> Any:
     name = ctypes.util.find_library("bpf")
     if name is None:
         raise KernelError(errno.ENOENT, "open libbpf", "it is not installed: apt install libbpf1")
-    return abi().dlopen(name)
+    lib = abi().dlopen(name)
+    lib.libbpf_set_print(_callback())
+    return lib
 
 
 def number_of_cpus() -> int:
@@ -293,30 +296,40 @@ def _info(fd: int, info: Any, operation: str) -> None:
     check(library().bpf_obj_get_info_by_fd(fd, info, length), operation)
 
 
-_telling = threading.Lock()
+_heard = threading.local()  # .words: where libbpf's words of this thread go
 
 
 @contextlib.contextmanager
 def told() -> Iterator[list[str]]:
-    """What libbpf says meanwhile, instead of on stderr."""
-    ffi, words = abi(), list[str]()
-    libc = ffi.dlopen(None)
+    """What libbpf says in this thread meanwhile; at other times nobody listens."""
+    library()
+    _heard.words = words = list[str]()
+    try:
+        yield words
+    finally:
+        del _heard.words
 
-    def say(level: int, text: Any, args: Any) -> int:
-        if level > 1:  # LIBBPF_DEBUG
-            return 0
-        line = ffi.new("char[]", 512)
-        libc.vsnprintf(line, 512, text, args)
-        words.append(ffi.string(line).decode(errors="replace").strip())
+
+def _say(level: int, text: Any, args: Any) -> int:
+    words = getattr(_heard, "words", None)
+    if words is None or level > 1:  # LIBBPF_DEBUG
         return 0
+    ffi = abi()
+    line = ffi.new("char[]", 512)
+    _libc().vsnprintf(line, 512, text, args)
+    words.append(ffi.string(line).decode(errors="replace").strip())
+    return 0
 
-    with _telling:
-        callback = ffi.callback("int(int, const char *, void *)", say)
-        before = library().libbpf_set_print(callback)
-        try:
-            yield words
-        finally:
-            library().libbpf_set_print(before)
+
+@cache
+def _libc() -> Any:
+    return abi().dlopen(None)
+
+
+@cache
+def _callback() -> Any:
+    """Kept for good: libbpf may call it from any thread."""
+    return abi().callback("int(int, const char *, void *)", _say)
 
 
 def _reason(words: list[str]) -> str:

@@ -23,11 +23,11 @@ from typing import Any, NamedTuple
 from ..model.errors import KernelError, NetplaneError
 from ..model.facts import Fact, FactKey, FastPath, Hook, Mark, Plan
 from . import bpf, bpfhook
-from .bpfhook import EGRESS, INGRESS, Hooks
+from .bpfhook import INGRESS, OURS, Hooks
 
 log = logging.getLogger(__name__)
 
-SIDES = ((INGRESS, "np_from_"), (EGRESS, "np_to_"))
+SIDES = tuple(OURS.items())
 PLACES = ("", "pod", "tunnel", "wire")  # enum np_place
 CONFIG_KEY = ("fastpath",)
 DIFFERS = "differs"
@@ -62,10 +62,12 @@ class PathDriver:
     accepts: tuple[type[Fact], ...] = (Hook, FastPath)
     parallel = False
 
-    def __init__(self, on: bool = True, hooks: Hooks | None = None) -> None:
+    def __init__(self, on: bool = True, ways: tuple[Hooks, ...] = (), delay: float = 0.0) -> None:
         self.problem = "" if on else "switched off (--datapath kernel)"
         self._on = on
-        self._hooks = hooks
+        self._ways = ways
+        self._delay = delay  # seconds that a new pod's link has to come up before it is attached
+        self._born: dict[str, threading.Timer] = {}
         self._loaded: bpf.Loaded | None = None
         self._memory: mmap.mmap | None = None
         self._config: Any = None  # struct np_config, in shared memory
@@ -83,15 +85,14 @@ class PathDriver:
         if not self._on:
             return False
         try:
-            self._load(self._hooks or bpfhook.hooks())
-        except NetplaneError as exc:
+            self._load()
+        except (NetplaneError, OSError, AttributeError) as exc:  # also a libbpf that lacks a function
             self.problem = str(exc)
             return False
         return True
 
-    def _load(self, hooks: Hooks) -> None:
-        self._hooks = hooks
-        held = _maps_in_use(hooks)
+    def _load(self) -> None:
+        held = _maps_in_use(self._all_ways())
         try:
             try:
                 self._loaded = bpf.load(reuse=held)
@@ -120,11 +121,12 @@ class PathDriver:
     def tried(self) -> str:
         """Put a program on the loopback device and take it away again. Raises KernelError."""
         loaded = self._ready()
-        hooks = self._sides()
-        hooks.attach(1, INGRESS, loaded.programs["np_from_wire"])
-        hooks.detach(1, INGRESS, loaded.programs["np_from_wire"])
+        for way in self._all_ways():
+            way.attach(1, INGRESS, loaded.programs["np_from_wire"])
+            way.detach(1, INGRESS, loaded.programs["np_from_wire"])
+        names = " and ".join(way.name for way in self._ways)
         size = sum(one.memory for one in loaded.maps.values())
-        return f"{len(loaded.programs)} programs loaded, attached by {hooks.name}, {size >> 10} KiB of maps"
+        return f"{len(loaded.programs)} programs loaded, attached by {names}, {size >> 10} KiB of maps"
 
     # --- forgetting ----------------------------------------------------------------------------
 
@@ -151,11 +153,8 @@ class PathDriver:
     def _hook_at(self, ifindex: int, name: str) -> Mark | None:
         """The fact's mark when both programs are ours and these; DIFFERS for others of ours."""
         tags = []
-        for side, prefix in SIDES:
-            for program in self._sides().attached(ifindex, side):
-                if program.name.startswith(prefix):
-                    tags.append((program.name, program.tag))
-                program.close()
+        for side, _ in SIDES:
+            tags += [(program.name, program.tag) for _, program in self._attached(ifindex, side)]
         if not tags or self._loaded is None:
             return DIFFERS if tags else None
         place = tags[0][0].rpartition("_")[2]
@@ -180,8 +179,25 @@ class PathDriver:
                 self._configure(fact)
         for fact in (*plan.change, *plan.add):
             if isinstance(fact, Hook):
-                self._hook(fact)
+                self._hook_soon(fact)
         self.forget()
+
+    def _hook_soon(self, hook: Hook) -> None:
+        """A pod's link becomes a forwarding port under the RTNL lock, which attaching would hold."""
+        if hook.place != "pod" or not self._delay:
+            return self._hook(hook)
+        timer = threading.Timer(self._delay, self._hook_late, (hook,))
+        timer.daemon = True
+        self._born[hook.link] = timer
+        return timer.start()
+
+    def _hook_late(self, hook: Hook) -> None:
+        """What fails here is seen by the next full pass; until then the kernel path serves the pod."""
+        try:
+            if self._born.pop(hook.link, None) is not None and _ifindex(hook.link):
+                self._hook(hook)
+        except KernelError as exc:
+            log.warning("%s", exc)
 
     def _hook(self, hook: Hook) -> None:
         loaded = self._ready()
@@ -195,30 +211,23 @@ class PathDriver:
             loaded.maps["np_ports"].put(_u32(ifindex), flags.to_bytes(8, sys.byteorder).ljust(size, b"\0"))
         else:
             self._base[hook.link] = (hook, ifindex)
+        chosen = self._all_ways()[0 if hook.place == "pod" else -1]
         for side, prefix in SIDES:
-            self._place(ifindex, side, loaded.programs[prefix + hook.place], prefix)
-
-    def _place(self, ifindex: int, side: int, program: bpf.Program, prefix: str) -> None:
-        """On the device, in the place of an earlier one of ours."""
-        there = self._sides().attached(ifindex, side)
-        ours = [one for one in there if one.name.startswith(prefix)]
-        try:
-            if not any(one.id == program.id for one in ours):
-                self._sides().attach(ifindex, side, program, ours[0] if ours else None)
-        finally:
-            for one in there:
-                one.close()
+            chosen.attach(ifindex, side, loaded.programs[prefix + hook.place])
+            for way, program in self._attached(ifindex, side):
+                if way is not chosen:
+                    way.detach(ifindex, side, program)
 
     def _unhook(self, link: str) -> None:
         self._base.pop(link, None)
+        if (timer := self._born.pop(link, None)) is not None:
+            timer.cancel()
         ifindex = _ifindex(link)
         if not ifindex:
             return
-        for side, prefix in SIDES:
-            for program in self._sides().attached(ifindex, side):
-                if program.name.startswith(prefix):
-                    self._sides().detach(ifindex, side, program)
-                program.close()
+        for side, _ in SIDES:
+            for way, program in self._attached(ifindex, side):
+                way.detach(ifindex, side, program)
         if self._loaded is not None:
             self._loaded.maps["np_ports"].drop(_u32(ifindex))
 
@@ -238,16 +247,23 @@ class PathDriver:
             self._config.enabled = 0
         self._path = None
 
-    def _sides(self) -> Hooks:
-        if self._hooks is None:
-            self._hooks = bpfhook.hooks()
-        return self._hooks
+    def _all_ways(self) -> tuple[Hooks, ...]:
+        self._ways = self._ways or bpfhook.ways()
+        return self._ways
+
+    def _attached(self, ifindex: int, side: int) -> Iterator[tuple[Hooks, bpf.Program]]:
+        """Our programs there, and how they are attached; each is closed when the next is asked for."""
+        for way in self._all_ways():
+            for program in way.attached(ifindex, side):
+                if program.name.startswith(OURS[side]):
+                    yield way, program
+                program.close()
 
     def _devices(self) -> list[tuple[int, str]]:
         """Every device of this namespace that could have programs; none where programs cannot be."""
         try:
-            self._sides()
-        except KernelError:
+            self._all_ways()
+        except (KernelError, OSError, AttributeError):
             return []
         return socket.if_nameindex()
 
@@ -257,12 +273,16 @@ class PathDriver:
         return self._loaded
 
     def look(self) -> None:
-        """A device of the base that was made again gets its programs back."""
+        """A device of the base that was made again gets its programs back; what fails, the loop mends."""
         for hook, ifindex in list(self._base.values()):
-            if _ifindex(hook.link) not in (0, ifindex):
+            if _ifindex(hook.link) in (0, ifindex):
+                continue
+            try:
                 if self._path is not None:
                     self._configure(self._path)
                 self._hook(hook)
+            except KernelError as exc:
+                log.warning("%s", exc)
 
     def clean(self) -> None:
         """Take everything of ours off every device of this namespace."""
@@ -327,18 +347,18 @@ class PathDriver:
         return None if value is None else int.from_bytes(value[:8], sys.byteorder)
 
 
-def _maps_in_use(hooks: Hooks) -> list[bpf.Map]:
-    """The maps of the first program of ours on a device; none: nothing is attached."""
+def _maps_in_use(ways: tuple[Hooks, ...]) -> list[bpf.Map]:
+    """The maps of the programs of ours that are on devices; none: nothing is attached."""
     held: dict[str, bpf.Map] = {}
-    for ifindex, _ in socket.if_nameindex():
-        for program in hooks.attached(ifindex, INGRESS):
-            if program.name.startswith(SIDES[0][1]):
-                for one in program.maps():
-                    if one.name.startswith("np_") and one.name not in held:
-                        held[one.name] = one
-                    else:
-                        one.close()
-            program.close()
+    there = (way.attached(ifindex, INGRESS) for ifindex, _ in socket.if_nameindex() for way in ways)
+    for program in (one for several in there for one in several):
+        if program.name.startswith(OURS[INGRESS]):
+            for one in program.maps():
+                if one.name.startswith("np_") and one.name not in held:
+                    held[one.name] = one
+                else:
+                    one.close()
+        program.close()
     return list(held.values())
 
 

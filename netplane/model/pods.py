@@ -207,11 +207,17 @@ class Pod(Object, frozen=True, kw_only=True):
             yield from checks.dns_label("spec.hostname", spec.hostname)
         if spec.subdomain:
             yield from checks.dns_label("spec.subdomain", spec.subdomain)
-        for section in ("init_containers", "containers"):
-            label = "spec.initContainers" if section == "init_containers" else "spec.containers"
-            containers = getattr(spec, section)
-            yield from checks.unique(label + "[{}].name", (c.name for c in containers))
+        sections = {
+            "spec.initContainers": spec.init_containers,
+            "spec.containers": spec.containers,
+            "spec.ephemeralContainers": spec.ephemeral_containers,
+        }
+        names: set[str] = set()
+        for label, containers in sections.items():
             for i, container in enumerate(containers):
+                if container.name in names:
+                    yield f"{label}[{i}].name", f"duplicate {container.name!r}: all containers count"
+                names.add(container.name)
                 yield from _check_container(f"{label}[{i}]", container, volumes)
         for i, entry in enumerate(self.status.pod_ips):
             yield from checks.ip(f"status.podIPs[{i}].ip", entry.ip)

@@ -8,6 +8,7 @@ Rule 2: what it decided is one immutable mapping, `room.ejected`, replaced whole
 from __future__ import annotations
 
 import logging
+import operator
 import threading
 import time
 from collections import Counter
@@ -18,15 +19,17 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from ..model.errors import NetplaneError
 from ..model.facts import Scope
-from ..model.services import Service
+from ..model.nodes import Node
+from ..model.services import EndpointSlice, Service
 from ..model.snapshot import Snapshot
 from . import watch
-from .ejection import LOOK, Ejected, Record, judge, rule
+from .ejection import LOOK, Ejected, Record, Rule, judge, rule
 from .endpoints import Backend
 from .room import ROOM, ServicesRoom
 
 log = logging.getLogger(__name__)
 Records = dict[str, dict[Backend, Record]]
+Asking = tuple[str, Rule, set[Backend]]  # a service's name, what it asks for, whom it concerns
 
 
 class Ejector:
@@ -42,6 +45,8 @@ class Ejector:
         self._room, self._snapshot, self._counts, self._settle = room, snapshot, counts, settle
         self._records: Records = {}
         self._times: Counter[str] = Counter()  # ejections of each service
+        self._versions: list[object] = [None] * 3
+        self._asked: list[Asking] = []
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="ejector", daemon=True)
 
@@ -75,17 +80,18 @@ class Ejector:
     def _judged(self, snapshot: Snapshot, now: float) -> Records:
         counts = watch.read(self._counts)
         found: Records = {}
-        for service in snapshot.by(Service, "ejects", ""):
-            name = f"{service.namespace}/{service.name}"
-            try:
-                wanted = rule(service)
-            except NetplaneError:  # the room says so
-                continue
+        for name, wanted, mine in self._asking(snapshot):
             known = self._records.get(name, {})
-            mine = self._room.watched(service, snapshot)
-            if wanted is not None:
-                found[name] = {b: judge(known.get(b), counts[b], wanted, now) for b in mine & counts.keys()}
+            found[name] = {b: judge(known.get(b), counts[b], wanted, now) for b in mine & counts.keys()}
         return found
+
+    def _asking(self, snapshot: Snapshot) -> list[Asking]:
+        """The services that ask for it; found anew only when an object changed that it rests on."""
+        versions = [snapshot.version(kind) for kind in (Service, EndpointSlice, Node)]
+        if not all(map(operator.is_, versions, self._versions)):
+            self._versions = versions
+            self._asked = list(asking(self._room, snapshot))
+        return self._asked
 
     def _tell(self, before: Ejected, after: Ejected) -> None:
         for name, backend, why in _pairs(after):
@@ -122,6 +128,16 @@ class Ejector:
             ever.add_metric(name.split("/"), self._times[name])
             now.add_metric(name.split("/"), len(ejected.get(name, {})))
         yield from (ever, now)
+
+
+def asking(room: ServicesRoom, snapshot: Snapshot) -> Iterator[Asking]:
+    for service in snapshot.by(Service, "ejects", ""):
+        try:
+            wanted = rule(service)
+        except NetplaneError:  # the room says so
+            continue
+        if wanted is not None:
+            yield f"{service.namespace}/{service.name}", wanted, room.watched(service, snapshot)
 
 
 def out(records: Records) -> Ejected:

@@ -4,7 +4,8 @@
 
 Rule 1: it is asked for (annotation netplane.io/count-packets), because these hooks see every packet of
         every flow, where all others of ours see a flow's first packet only.
-Rule 2: a flow's first packet has no translation yet and is counted by svc-services4/6; the sum is all.
+Rule 2: it counts the kernel's path: what the fast path carries never comes here.
+Rule 3: a flow's first packet has no translation yet and is counted by svc-services4/6; the sum is all.
 """
 
 from __future__ import annotations

@@ -5,7 +5,8 @@ Rule 2: a field that an earlier manifest named and this one does not is dropped.
         kept as Kubernetes keeps it, in metadata.managedFields (names of fields, never values).
 Rule 3: everything else stays as controllers wrote it: status, clusterIP, nodePort, podCIDR,
         volumeName, claimRef, finalizers, annotations of their own.
-Rule 4: what is chosen once (IMMUTABLE) cannot be changed by a manifest.
+Rule 4: what is chosen once (IMMUTABLE) cannot be changed by a manifest, and a claim never asks for less
+        than it has.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ import msgspec
 
 from ..model import codec
 from ..model.base import Object, amend
+from ..model.checks import parse_quantity
 from ..model.errors import Invalid
 from ..model.services import Service
+from ..model.storage import PersistentVolumeClaim
 
 Manifest = dict[str, Any]
 MANAGER = "netplane-apply"
@@ -155,8 +158,21 @@ def _hold_immutable(live: Object, merged: Manifest) -> None:
                 f"{live.key}: {label}: {_show(was)} is set and cannot change to {_show(now)}; "
                 f"leave {label} out, or delete the {live.KIND} first"
             )
+    _hold_size(live, obj)
     if getattr(live, "immutable", False) and amend(live, metadata=obj.metadata) != obj:
         raise Invalid(f"{live.key}: immutable: true, so its data cannot change; delete the {live.KIND} first")
+
+
+def _hold_size(live: Object, obj: Object) -> None:
+    if not (isinstance(live, PersistentVolumeClaim) and isinstance(obj, PersistentVolumeClaim)):
+        return
+    was, asks = (parse_quantity(c.spec.resources.requests.get("storage", 0)) for c in (live, obj))
+    have = live.status.capacity.get("storage", 0)
+    if asks < min(was, parse_quantity(have)):
+        raise Invalid(
+            f"{live.key}: spec.resources.requests.storage: less than the {have} that it has; "
+            "a volume never shrinks"
+        )
 
 
 def _at(obj: Any, path: str) -> Any:

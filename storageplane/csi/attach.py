@@ -18,31 +18,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from netplane.model.base import amend
 from netplane.model.errors import KernelError, NotFound
 from netplane.model.storage_facts import CsiVolume
 
-from .. import mountinfo, tree
-from ..corrupt import replaced
-from ..durable import Shelf
+from ..host import mountinfo, tree
+from ..host.corrupt import replaced
 from .client import Client, Clients
+from .intents import FOLDER, Attached, attached
 from .shape import access_mode
-
-FOLDER = "csi-client"
-ADVICE = "it was damaged; unpublish that volume at its driver by hand, then remove the file"
-
-
-class Attached(msgspec.Struct, frozen=True, kw_only=True):
-    """One volume of one driver on this node; paths are absolute."""
-
-    driver: str
-    handle: str
-    staging: str
-    node: str = ""
-    ephemeral: bool = False
-    targets: tuple[str, ...] = ()
 
 
 class Attachments:
@@ -51,7 +35,7 @@ class Attachments:
     def __init__(self, root: str | Path, clients: Clients | None = None) -> None:
         self.root = Path(os.path.realpath(root))
         self._clients = clients or Clients(self.root)
-        self._shelf = Shelf(self.root / FOLDER / "attached", Attached, ADVICE)
+        self._shelf = attached(self.root)
 
     def publish(self, want: CsiVolume) -> None:
         """Raises Invalid, Unavailable, KernelError; then what was begun is on record, for `unpublish`."""

@@ -11,6 +11,8 @@ Rule 3: a call has a deadline; that it passed says nothing about what the driver
 from __future__ import annotations
 
 import threading
+import time
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -32,11 +34,15 @@ _ENUMS = {
 }
 
 
+Called = Callable[[str, str, str, float], None]  # (driver, method, gRPC code, seconds): metrics
+
+
 class Client:
     """One driver behind its socket."""
 
-    def __init__(self, path: Path, deadline: float = DEADLINE) -> None:
+    def __init__(self, path: Path, deadline: float = DEADLINE, called: Called | None = None) -> None:
         self.path = path
+        self._called = called
         self._deadline = deadline
         self._channel = grpc.insecure_channel(f"unix:{path}")
         self._methods = {
@@ -64,7 +70,16 @@ class Client:
             request_serializer=request.SerializeToString,
             response_deserializer=response.FromString,
         )
-        return send(request(**fields), timeout=self._deadline)
+        begin, code = time.perf_counter(), "OK"
+        try:
+            return send(request(**fields), timeout=self._deadline)
+        except grpc.RpcError as exc:
+            code = exc.code().name
+            raise
+        finally:
+            if self._called is not None:
+                where = f"/{protocol.PACKAGE}.{service}/{method}"
+                self._called(self.path.parent.name, where, code, time.perf_counter() - begin)
 
     @cached_property
     def name(self) -> str:
@@ -95,8 +110,9 @@ class Client:
 class Clients:
     """The drivers of one root, each connected once."""
 
-    def __init__(self, root: str | Path) -> None:
+    def __init__(self, root: str | Path, called: Called | None = None) -> None:
         self._folder = Path(root) / SOCKETS
+        self._called = called
         self._lock = threading.Lock()
         self._known: dict[str, Client] = {}
 
@@ -110,7 +126,7 @@ class Clients:
         if "/" in name or not path.exists():
             raise Unavailable(f"CSI driver {name!r} is not here: there is no socket at {path}; start it")
         with self._lock:
-            client = self._known.setdefault(name, Client(path))
+            client = self._known.setdefault(name, Client(path, called=self._called))
         if client.name != name:
             raise Invalid(f"CSI driver {name!r}: {client.name!r} answers at {path}; correct the path")
         return client

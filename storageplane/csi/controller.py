@@ -11,8 +11,9 @@ from typing import Any
 
 from netplane.model.base import amend
 
-from .. import backends, images
+from .. import backends
 from ..backends import BACKENDS, Choice
+from ..host import images
 from . import checks, wish
 from .depot import Depot, Snapshot, Volume, id_of, now
 from .freeze import frozen
@@ -118,7 +119,7 @@ class Controller:
             volume = self._depot.peek(self._depot.volumes, request.volume_id)
             if volume is not None:
                 _refuse_used(volume)
-                self._depot.keep(amend(volume, phase="removing"))
+                self._depot.less(self._depot.volumes, amend(volume, phase="removing"))
                 self._depot.drop(volume.id)
                 self._depot.volumes.remove(volume.id)
         return message("DeleteVolumeResponse")()
@@ -158,7 +159,7 @@ class Controller:
             if volume is not None and request.node_id in ("", self._node) and volume.attached:
                 if volume.stage or volume.targets:
                     raise in_use(f"{volume.id} is still staged on {self._node}; unstage it first")
-                self._depot.keep(amend(volume, attached=None))
+                self._depot.less(self._depot.volumes, amend(volume, attached=None))
         return message("ControllerUnpublishVolumeResponse")()
 
     def ValidateVolumeCapabilities(self, request: Any) -> Any:

@@ -1,6 +1,8 @@
 """What the driver keeps: records of volumes, snapshots and groups, and the data they stand for.
 
     ROOT/csi/volumes/ID.json    ROOT/csi/snapshots/ID.json    ROOT/csi/groups/ID.json
+    ROOT/csi/here/ID.json: what of a volume is mounted
+    ROOT/csi/spare: given up when the disk is full, so that what makes room can be recorded
     ROOT/csi/data/ID/image or ROOT/csi/data/ID/tree (see `backends`)
 
 Rule 1: a record is written before what it stands for is made, and removed after that is gone, so that
@@ -11,24 +13,30 @@ Rule 3: one call at a time works on one volume; a second one is told so (ABORTED
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 
-from .. import backends, trash, tree
+from netplane.model.base import amend
+from netplane.model.errors import KernelError
+
+from .. import backends
 from ..backends import BACKENDS, Machine, Place
-from ..durable import Shelf
+from ..host import trash, tree
+from ..host.durable import Shelf
 from .refusal import CODE, Refused, missing
 
 ADVICE = "it was damaged; look at its data beneath csi/data, then remove the file"
+SPARE = 1 << 16  # bytes
 _ID = re.compile(r"(vol|snap|group)-[0-9a-f]{32}")
 R = TypeVar("R", bound=msgspec.Struct)
 
@@ -99,6 +107,53 @@ def id_of(kind: str, name: str) -> str:
     return f"{kind}-{hashlib.sha256(name.encode()).hexdigest()[:32]}"
 
 
+class Here(msgspec.Struct, frozen=True):
+    """What of a volume is mounted on this node; nothing of it outlives the boot."""
+
+    stage: Stage | None
+    targets: tuple[Target, ...]
+
+
+class Volumes(Shelf[Volume]):
+    """Volumes, in two records each: what they are, synced; what is mounted of them, not synced.
+
+    The second is worth nothing after the machine has crashed, since nothing is mounted then. So a stage
+    or a publish waits for no disk, and still a killed driver leaves it whole.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, Volume, ADVICE)
+        self._here = Shelf(folder.parent / "here", Here, ADVICE, synced=False)
+
+    def open(self) -> None:
+        super().open()
+        self._here.open()
+        began = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+        for path in self._here.folder.glob("*.json"):
+            if path.stat().st_mtime < began and not path.stat().st_size:
+                path.unlink()  # what a crash of the machine left of it
+
+    def get(self, name: str) -> Volume | None:
+        found, here = super().get(name), self._here.get(name)
+        if found is None or here is None:
+            return found
+        joined: Volume = amend(found, stage=here.stage, targets=here.targets)
+        return joined
+
+    def put(self, name: str, record: Volume) -> None:
+        lasting: Volume = amend(record, stage=None, targets=())
+        if lasting != super().get(name):
+            super().put(name, lasting)
+        if record.stage or record.targets:
+            self._here.put(name, Here(record.stage, record.targets))
+        else:
+            self._here.remove(name)
+
+    def remove(self, name: str) -> None:
+        self._here.remove(name)
+        super().remove(name)
+
+
 class Depot:
     """``root`` as everywhere in storageplane; what is kept lies in its directory csi.
 
@@ -109,7 +164,7 @@ class Depot:
         self.root = Path(os.path.realpath(root))
         self.trash = trash.Trash(self.root, "csi/trash", grace)
         self.data = self.root / "csi" / "data"
-        self.volumes = Shelf(self.root / "csi" / "volumes", Volume, ADVICE)
+        self.volumes = Volumes(self.root / "csi" / "volumes")
         self.snapshots = Shelf(self.root / "csi" / "snapshots", Snapshot, ADVICE)
         self.groups = Shelf(self.root / "csi" / "groups", Group, ADVICE)
         self._busy: set[str] = set()
@@ -118,6 +173,8 @@ class Depot:
         for shelf in (self.volumes, self.snapshots, self.groups):
             shelf.open()
         self.data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._spare = self.root / "csi" / "spare"
+        self._save_spare()
         self._machine = backends.look(self.root)
 
     @contextmanager
@@ -155,6 +212,24 @@ class Depot:
     def keep(self, volume: Volume) -> Volume:
         self.volumes.put(volume.id, volume)
         return volume
+
+    def less(self, shelf: Shelf[R], record: R) -> R:
+        """Write that less is there than before; a full disk does not stop that, by giving up the spare."""
+        name = str(record.id)  # type: ignore[attr-defined]
+        try:
+            shelf.put(name, record)
+        except KernelError as exc:
+            if exc.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            self._spare.unlink(missing_ok=True)
+            shelf.put(name, record)
+        return record
+
+    def _save_spare(self) -> None:
+        """Room for the records of calls that make room."""
+        with suppress(OSError):
+            if not self._spare.exists():
+                self._spare.write_bytes(bytes(SPARE))
 
     def home(self, name: str) -> Path:
         return self.data / name
@@ -197,6 +272,7 @@ class Depot:
     def drop(self, name: str) -> None:
         """Remove the data; gone already: fine. Raises KernelError(EBUSY) while anything is mounted in it."""
         self.trash.take(f"csi/data/{name}")
+        self._save_spare()
 
 
 def now() -> float:

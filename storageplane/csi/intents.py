@@ -1,4 +1,4 @@
-"""What is about to be made at other people's drivers, recorded before they are asked.
+"""What is recorded about other people's drivers: what is about to be made there, and what is attached here.
 
 Rule 1: an intent is written before CreateVolume and removed after the PersistentVolume stands in the
         store. So whatever step a crash falls on, either the store knows the volume, or an intent does
@@ -12,8 +12,9 @@ from pathlib import Path
 
 import msgspec
 
-from ..durable import Shelf
+from ..host.durable import Shelf
 
+FOLDER = "csi-client"  # beneath the root
 ADVICE = "it was damaged; look for that volume at its driver, then remove the file"
 
 
@@ -32,9 +33,30 @@ class Intent(msgspec.Struct, frozen=True, kw_only=True):
     handle: str = ""
 
 
+class Attached(msgspec.Struct, frozen=True, kw_only=True):
+    """One volume of one driver on this node; paths are absolute."""
+
+    driver: str
+    handle: str
+    staging: str
+    node: str = ""
+    ephemeral: bool = False
+    targets: tuple[str, ...] = ()
+
+
+def attached(root: str | Path) -> Shelf[Attached]:
+    advice = "it was damaged; unpublish that volume at its driver by hand, then remove the file"
+    return Shelf(Path(root) / FOLDER / "attached", Attached, advice)
+
+
+def damaged(root: str | Path) -> list[str]:
+    """What is wrong with each of these records that cannot be read."""
+    return [*Intents(root).damaged(), *attached(root).damaged()]
+
+
 class Intents:
     def __init__(self, root: str | Path) -> None:
-        self._shelf = Shelf(Path(root) / "csi-client" / "intents", Intent, ADVICE)
+        self._shelf = Shelf(Path(root) / FOLDER / "intents", Intent, ADVICE)
 
     def write(self, intent: Intent) -> Intent:
         """Durable when this returns. Raises KernelError (ENOSPC); then nothing may be asked of a driver."""
@@ -47,6 +69,10 @@ class Intents:
 
     def all(self) -> list[Intent]:
         return self._shelf.all()
+
+    def damaged(self) -> list[str]:
+        """What is wrong with each intent that cannot be read."""
+        return self._shelf.damaged()
 
     def remove(self, name: str) -> None:
         if self._shelf.get(name) is not None:

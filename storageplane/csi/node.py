@@ -8,20 +8,21 @@ Rule 3: an image's loop device comes with its stage and goes with it.
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 from typing import Any
 
 from netplane.model.base import amend
-from netplane.model.errors import NetplaneError
+from netplane.model.errors import KernelError, NetplaneError
 from netplane.model.facts import Fact, Plan
 from netplane.model.storage_facts import Directory, Mount, Point
 
-from .. import loops, mountinfo
 from ..backends import BACKENDS
-from ..corrupt import replaced
-from ..mounts import Mounts
-from ..tree import translated
+from ..host import loops, mountinfo
+from ..host.corrupt import replaced
+from ..host.mounts import Mounts
+from ..host.tree import translated
 from . import checks
 from .depot import Depot, Stage, Target, Volume
 from .identity import TOPOLOGY
@@ -111,7 +112,7 @@ class Node:
                 self._remove(("mount", path))
                 if volume.block:
                     loops.detach(self._depot.content(volume))
-                self._depot.keep(amend(volume, stage=None, targets=()))
+                self._depot.less(self._depot.volumes, amend(volume, stage=None, targets=()))
         return message("NodeUnstageVolumeResponse")()
 
     # --- publish ----------------------------------------------------------------------------------
@@ -166,9 +167,10 @@ class Node:
             volume = self._depot.volume(request.volume_id)
             path = request.target_path.rstrip("/")
             if any(t.path == path for t in volume.targets):
-                self._remove(("mount", path), ("point", path))
+                self._remove(("mount", path))
+                self._remove_point(path)
                 rest = tuple(t for t in volume.targets if t.path != path)
-                self._depot.keep(amend(volume, targets=rest))
+                self._depot.less(self._depot.volumes, amend(volume, targets=rest))
         return message("NodeUnpublishVolumeResponse")()
 
     # --- look and grow ----------------------------------------------------------------------------
@@ -216,6 +218,13 @@ class Node:
         except NetplaneError:
             self._mounts.apply(Plan(remove=tuple(f.key for f in made if isinstance(f, Mount | Point))))
             raise
+
+    def _remove_point(self, path: str) -> None:
+        try:
+            self._remove(("point", path))
+        except KernelError as exc:
+            if exc.errno != errno.ELOOP:  # a link in its path: nothing of ours was made behind it
+                raise
 
     def _remove(self, *keys: tuple[str, str]) -> None:
         self._mounts.apply(Plan(remove=keys))

@@ -23,12 +23,13 @@ from netplane.model.storage import PersistentVolume, PersistentVolumeClaim, Stor
 from netplane.model.storage_facts import Grow, Provision, Withdraw
 
 from .. import names
-from ..reclaim import Writer, holds, released
-from ..steps import phased, without
+from ..claims.reclaim import Writer, holds, released
+from ..claims.steps import phased, without
 from . import shape
 from .attach import Attachments
 from .client import Client, Clients
 from .intents import Intent, Intents
+from .snapshotting import Snapshotting
 
 TRIES = 10
 UNFINISHED = "unfinished"
@@ -45,6 +46,7 @@ class CsiProvisioning:
         self._clients = clients or Clients(root)
         self._intents = Intents(root)
         self._attached = Attachments(root, self._clients)
+        self._snapshots = Snapshotting(root, store, self._clients)
 
     def observe(self) -> Mapping[FactKey, Mark]:
         return {("provision", intent.name): UNFINISHED for intent in self._intents.all()}
@@ -213,10 +215,12 @@ class CsiProvisioning:
         raise Unavailable(f"{volume.key}: deleted at its driver, but others keep writing to the object")
 
     def _source(self, claim: PersistentVolumeClaim) -> tuple[str, str]:
-        """What a claim is to be a copy of, as ("volume", handle)."""
-        name = shape.cloned(claim)
+        """What a claim is to be a copy of, as ("volume" or "snapshot", handle)."""
+        kind, name = shape.source_of(claim)
         if not name:
             return ("", "")
+        if kind == "VolumeSnapshot":
+            return ("snapshot", self._snapshots.find(claim.namespace, name).handle)
         other = self._store.get(Key("PersistentVolumeClaim", claim.namespace, name))
         bound = other.spec.volume_name if isinstance(other, PersistentVolumeClaim) else ""
         volume = self._store.get(Key(PersistentVolume.KIND, "", bound)) if bound else None

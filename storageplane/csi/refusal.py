@@ -32,8 +32,13 @@ def in_use(message: str) -> Refused:
     return Refused(CODE.FAILED_PRECONDITION, message)
 
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
-_BUSY = {errno.EBUSY: CODE.FAILED_PRECONDITION}
+_BY_ERRNO = {
+    errno.EBUSY: CODE.FAILED_PRECONDITION,
+    errno.ELOOP: CODE.INVALID_ARGUMENT,  # a link in a path that was given
+    errno.ENOTDIR: CODE.INVALID_ARGUMENT,  # or at its end
+    errno.ENOSPC: CODE.RESOURCE_EXHAUSTED,
+    errno.EDQUOT: CODE.RESOURCE_EXHAUSTED,
+}
 _CODES: tuple[tuple[type[NetplaneError], Any], ...] = (
     (Invalid, CODE.INVALID_ARGUMENT),
     (NotFound, CODE.NOT_FOUND),
@@ -47,5 +52,5 @@ def code_of(error: NetplaneError) -> Any:
     if isinstance(error, Refused):
         return error.code
     if isinstance(error, KernelError):
-        return CODE.RESOURCE_EXHAUSTED if error.errno in _FULL else _BUSY.get(error.errno, CODE.INTERNAL)
+        return _BY_ERRNO.get(error.errno, CODE.INTERNAL)
     return next((code for kind, code in _CODES if isinstance(error, kind)), CODE.INTERNAL)

@@ -24,8 +24,9 @@ from netplane.model.storage import (
     VolumeNodeAffinity,
 )
 
-from .. import match, names
-from ..steps import reference
+from .. import names
+from ..claims import match
+from ..claims.steps import reference
 from .client import Client
 from .intents import Intent
 
@@ -82,8 +83,9 @@ def request(intent: Intent, client: Client, secrets: dict[str, str]) -> dict[str
     if client.can("Identity", "VOLUME_ACCESSIBILITY_CONSTRAINTS"):
         here = [client.node.accessible_topology]
         fields["accessibility_requirements"] = {"requisite": here, "preferred": here}
-    if intent.source[0]:
-        fields["volume_content_source"] = {"volume": {"volume_id": intent.source[1]}}
+    source, handle = intent.source
+    if source:
+        fields["volume_content_source"] = {source: {f"{source}_id": handle}}
     return fields
 
 
@@ -131,14 +133,14 @@ def on_node(host: str) -> VolumeNodeAffinity:
     )
 
 
-def cloned(claim: PersistentVolumeClaim) -> str:
-    """The claim that this one is to be a copy of, or "". Raises Invalid for another kind of source."""
+def source_of(claim: PersistentVolumeClaim) -> tuple[str, str]:
+    """(kind, name) of what a claim is to be a copy of; ("", "") for nothing. Raises Invalid."""
     source = claim.spec.data_source or claim.spec.data_source_ref
     if not source:
-        return ""
-    if source.get("kind") != "PersistentVolumeClaim" or not source.get("name"):
-        raise Invalid(f"{claim.key}: spec.dataSource: a claim of the same namespace is the only source here")
-    return str(source["name"])
+        return ("", "")
+    if source.get("kind") not in ("PersistentVolumeClaim", "VolumeSnapshot") or not source.get("name"):
+        raise Invalid(f"{claim.key}: spec.dataSource: name a PersistentVolumeClaim or a VolumeSnapshot")
+    return (str(source["kind"]), str(source["name"]))
 
 
 # --- secrets ----------------------------------------------------------------------------------------

@@ -73,7 +73,7 @@ class Snapshots:
         return message("DeleteSnapshotResponse")()
 
     def _remove(self, snapshot: Snapshot) -> None:
-        self._depot.snapshots.put(snapshot.id, amend(snapshot, phase="removing"))
+        self._depot.less(self._depot.snapshots, amend(snapshot, phase="removing"))
         self._depot.drop(snapshot.id)
         self._depot.snapshots.remove(snapshot.id)
 
@@ -148,7 +148,7 @@ class Snapshots:
             group = self._depot.peek(self._depot.groups, request.group_snapshot_id)
             if group is not None:
                 _refuse_others(group, request.snapshot_ids)
-                self._depot.groups.put(group.id, amend(group, phase="removing"))
+                self._depot.less(self._depot.groups, amend(group, phase="removing"))
                 for name in group.snapshots:
                     snapshot = self._depot.peek(self._depot.snapshots, name)
                     if snapshot is not None:

@@ -20,10 +20,10 @@ from typing import Any
 from netplane.model.base import amend
 from netplane.model.errors import NetplaneError
 
-from .. import loops, mountinfo
 from ..backends import BACKENDS
-from ..corrupt import dead
-from ..durable import Shelf
+from ..host import loops, mountinfo
+from ..host.corrupt import dead
+from ..host.durable import Shelf
 from .depot import Depot, Group, Snapshot, Volume
 from .freeze import thaw
 from .node import Node, boot, mounted
@@ -73,7 +73,7 @@ class Start:
                 continue
             places = [stage.path, *(t.path for t in volume.targets)]
             if stage.boot != boot() and not any(map(mounted, places)):
-                self._depot.keep(amend(volume, stage=None, targets=()))
+                self._depot.less(self._depot.volumes, amend(volume, stage=None, targets=()))
                 yield f"forgot that {volume.id} was staged: that was before this boot"
                 continue
             if BACKENDS[volume.backend].images and mounted(stage.path) and thaw(stage.path):

@@ -52,7 +52,7 @@ def test_a_program_is_found_replaced_and_taken_away(path: Path, place: str, hook
     netns.call(place, hooks.attach, v0, INGRESS, first)
     assert names(place, hooks, "v0", INGRESS) == [("np_from_wire", first.id)]
     assert names(place, hooks, "v0", EGRESS) == [] == names(place, hooks, "v1", INGRESS)
-    netns.call(place, hooks.attach, v0, INGRESS, second, first)
+    netns.call(place, hooks.attach, v0, INGRESS, second)
     assert names(place, hooks, "v0", INGRESS) == [("np_from_pod", second.id)]
     for _ in range(2):  # the second time it is gone already
         netns.call(place, hooks.detach, v0, INGRESS, second)
@@ -80,7 +80,7 @@ FACTS = (FastPath(gateway_mac="02:00:00:00:00:01"), Hook("v0", "pod", shaped=Tru
 
 
 def driver(place: str, hooks: Hooks) -> PathDriver:
-    made = PathDriver(hooks=hooks)
+    made = PathDriver(ways=(hooks,))
     assert netns.call(place, made.open), made.problem
     return made
 
@@ -112,7 +112,7 @@ def test_a_fresh_driver_adopts_the_programs_with_their_maps(place: str, hooks: H
 
 
 def test_a_driver_that_is_off_takes_away_what_it_finds(place: str) -> None:
-    first = driver(place, Tcx())
+    first = driver(place, Clsact())
     netns.call(place, first.apply, Plan(add=FACTS))
     first.close()
     off = PathDriver(on=False)
@@ -124,7 +124,7 @@ def test_a_driver_that_is_off_takes_away_what_it_finds(place: str) -> None:
 
 
 def test_a_device_that_was_made_again_gets_its_programs_back(place: str) -> None:
-    held = driver(place, Tcx())
+    held = driver(place, Clsact())
     netns.call(place, held.apply, Plan(add=(FACTS[0], Hook("v1", "wire"))))
     netns.run(place, "ip", "link", "del", "v0")
     netns.run(place, "ip", "link", "add", "v0", "type", "veth", "peer", "name", "v1")
@@ -134,8 +134,24 @@ def test_a_device_that_was_made_again_gets_its_programs_back(place: str) -> None
     held.close()
 
 
+def test_devices_that_come_and_go_have_clsact_and_those_that_stay_tcx(place: str) -> None:
+    """Also where an earlier version chose otherwise: nothing is attached twice."""
+    first = PathDriver(ways=(Tcx(), Clsact()))
+    assert netns.call(place, first.open), first.problem
+    netns.call(place, first.apply, Plan(add=FACTS))
+    second = PathDriver()
+    assert netns.call(place, second.open), second.problem
+    netns.call(place, second.apply, Plan(change=FACTS))
+    found = {(way.name, link): len(names(place, way, link, side))
+             for way in (Clsact(), Tcx()) for link in ("v0", "lo") for side in (INGRESS, EGRESS)}  # fmt: skip
+    assert found == {("clsact", "v0"): 1, ("tcx", "v0"): 0, ("clsact", "lo"): 0, ("tcx", "lo"): 1}
+    assert netns.call(place, second.observe) == {fact.key: fact.mark for fact in FACTS}
+    first.close()
+    second.close()
+
+
 def test_every_change_makes_entries_stale(place: str) -> None:
-    held = driver(place, Tcx())
+    held = driver(place, Clsact())
     before = held.generation
     netns.call(place, held.apply, Plan(add=FACTS))
     assert held.generation > before

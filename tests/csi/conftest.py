@@ -46,10 +46,7 @@ class Driver:
         self.socket.unlink(missing_ok=True)
         self._log = self._log or open(self.home / "log", "ab")  # noqa: SIM115 - the driver's, as long as it lives
         self.launch([*self._program, "csi", *where, *self._options])
-        give_up = time.monotonic() + 20
-        while not self.socket.exists():  # a channel that is refused once waits a second
-            assert time.monotonic() < give_up, "the driver does not listen"
-            time.sleep(0.005)
+        until_there(self.socket)  # a channel that is refused once waits a second
         self._channel = grpc.insecure_channel(f"unix:{self.socket}")
         grpc.channel_ready_future(self._channel).result(timeout=20)
 
@@ -143,8 +140,8 @@ def loops(beneath: Path) -> list[str]:
     return [row[0] for row in rows if len(row) == 2 and row[1].startswith(f"{beneath}/")]
 
 
-def until_gone(path: Path) -> None:
-    give_up = time.monotonic() + 5
-    while path.exists():
-        assert time.monotonic() < give_up, f"{path} is still there"
-        time.sleep(0.01)
+def until_there(path: Path) -> None:
+    give_up = time.monotonic() + 20
+    while not path.exists():
+        assert time.monotonic() < give_up, f"{path} does not come"
+        time.sleep(0.005)

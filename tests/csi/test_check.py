@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import PROGRAM, Driver, mounts
+from .conftest import PROGRAM, Driver, mounts, until_there
 
 pytestmark = pytest.mark.root
 
@@ -66,3 +66,26 @@ def test_a_wrong_command_line_is_refused(tmp_path: Path) -> None:
     for argv in (["--endpoint", "tcp://x"], ["--endpoint", f"unix://{tmp_path}/s", "--parameter", "novalue"]):
         done = subprocess.run([*PROGRAM, "csi-check", *argv], capture_output=True, text=True, check=False)
         assert done.returncode in (1, 2) and done.stderr
+
+
+@pytest.mark.peer
+def test_the_reference_driver_fails_what_it_is_known_for(tmp_path: Path) -> None:
+    """csi-driver-host-path, green in csi-sanity."""
+    plugin = Path(sys.executable).parents[1] / "peers" / "bin" / "hostpathplugin"
+    if not plugin.exists():
+        pytest.skip("csi-driver-host-path: tools/csi-peers builds it where its Go module can be had")
+    socket = tmp_path / "csi.sock"
+    argv = [plugin, f"--endpoint=unix://{socket}", "--nodeid=n1", f"--statedir={tmp_path}/state"]
+    process = subprocess.Popen([*map(str, argv), "--drivername=hostpath.csi.k8s.io"])
+    try:
+        until_there(socket)
+        done = subprocess.run(
+            [*PROGRAM, "csi-check", "--endpoint", f"unix://{socket}", "--dir", str(tmp_path)],
+            capture_output=True, text=True, timeout=100, check=False,
+        )  # fmt: skip
+    finally:
+        process.kill()
+        process.wait(10)
+    found = {line.split(":")[0].split()[1] for line in done.stdout.splitlines() if line.startswith("FAIL")}
+    assert done.returncode == 1
+    assert found >= {"delete-while-published", "long-names-and-maps", "size-is-enforced"}, done.stdout

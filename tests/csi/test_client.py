@@ -16,18 +16,20 @@ import pytest
 
 from netplane.model.base import Key, amend
 from netplane.model.codec import parse
-from netplane.model.errors import Invalid, NetplaneError, Unavailable
+from netplane.model.errors import Conflict, Invalid, NetplaneError, Unavailable
 from netplane.model.facts import Plan
 from netplane.model.snapshot import Snapshot
 from netplane.model.storage_facts import CsiVolume, Provision, Veiled, Withdraw
 from netplane.model.volumes import CSISource, Volume
 from netplane.store import open_store
-from storageplane import agent, publish, session
+from storageplane import agent
 from storageplane.csi.attach import Attachments
 from storageplane.csi.client import Clients, veiled
 from storageplane.csi.intents import Intents
 from storageplane.csi.provisioning import CsiProvisioning
-from storageplane.mounts import Mounts
+from storageplane.csi.snapshotting import Snapshotting
+from storageplane.host.mounts import Mounts
+from storageplane.pods import publish, session
 from tests.sequences.storage_world import Crash, World, pod, pvc, storage_class
 
 from .conftest import MIB, Driver, loops, mounts
@@ -281,6 +283,50 @@ def test_the_driver_dies_at_every_step_of_publishing(mortal: Mortal, tmp_path: P
             break
     assert 5 < step < 99
     mortal.call("DeleteVolume", volume_id=handle)
+
+
+def test_a_snapshot_is_taken_restored_and_deleted(mortal: Mortal, tmp_path: Path) -> None:
+    """By name, whatever step the driver dies at."""
+    bench = Bench(tmp_path / "ours")
+    bench.driver().apply(Plan(add=(bench.fact,)))
+    volume = bench.volume()
+    bench.world.put(amend(bench.claim, spec=amend(bench.claim.spec, volume_name=volume.name)))
+    fact = CsiVolume(target="pods/u/v/mount", driver=NAME, handle=volume.spec.csi.volume_handle)
+    Attachments(bench.root).publish(fact)
+    (bench.root / fact.target / "word").write_text("of that moment")
+    for step in range(1, 100, 3):
+        mortal.death.write_text(str(step))
+        died = False
+        try:
+            Snapshotting(bench.root, bench.world).create("default", "s", "c")
+        except Unavailable:
+            died = True
+        mortal.death.unlink()
+        if died:
+            mortal.kill()
+            mortal.start()
+        else:
+            break
+        Snapshotting(bench.root).delete("default", "s")
+        assert not mortal.call("ListSnapshots").entries and not Snapshotting(bench.root).all()
+    assert step > 3
+    (bench.root / fact.target / "word").write_text("later")
+    Attachments(bench.root).unpublish(fact.target)
+
+    source = {"kind": "VolumeSnapshot", "name": "s"}
+    copy = bench.world.put(parse(pvc("copy", "8Mi", storageClassName="fast", dataSource=source)))
+    wanted = Provision(namespace="default", claim="copy", uid=copy.metadata.uid, driver=NAME)
+    bench.driver().apply(Plan(add=(wanted,)))
+    made = bench.world.get(Key("PersistentVolume", "", f"pvc-{copy.metadata.uid}"))
+    restored = CsiVolume(target=fact.target, driver=NAME, handle=made.spec.csi.volume_handle)
+    Attachments(bench.root).publish(restored)
+    assert (bench.root / restored.target / "word").read_text() == "of that moment"
+    Attachments(bench.root).unpublish(restored.target)
+    with pytest.raises(Conflict, match="exists, of claim c"):
+        Snapshotting(bench.root, bench.world).create("default", "s", "other")
+    Snapshotting(bench.root).delete("default", "s")
+    Snapshotting(bench.root).delete("default", "s")
+    assert not mortal.call("ListSnapshots").entries
 
 
 # --- what is wrong is said ----------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from typing import Any
 from netplane import standalone
 from netplane.cli import main
 from netplane.kernel import sysctl
+from netplane.kernel.nft_limit import LimitDriver
 from netplane.kernel.nftables import NftDriver
 from netplane.kernel.nlsocket import Socket
 from netplane.spare import Spare
@@ -29,6 +30,7 @@ OPERATIONS: list[tuple[Any, str]] = [
     (SqliteStore, "write"),
     (Socket, "send"),
     (NftDriver, "_run"),
+    (LimitDriver, "_commit"),
     (sysctl, "write"),
     (standalone.Journal, "add"),
     (standalone.Journal, "clear"),

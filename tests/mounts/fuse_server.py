@@ -1,9 +1,9 @@
 """A FUSE file system with an empty root directory, and nothing else: it is there to be killed.
 
-    python -m tests.mounts.fuse_server DIR
+    python -m tests.mounts.fuse_server DIR [ERRNO]
 
-Prints "ready" once it is mounted. The protocol is that of linux/fuse.h 7.31: INIT, GETATTR, and ENOENT or
-ENOSYS for the rest.
+Prints "ready" once it is mounted. From SIGUSR1 on it answers GETATTR with ERRNO, and prints "broken". The
+protocol is that of linux/fuse.h 7.31: INIT, GETATTR, and ENOENT or ENOSYS for the rest.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import signal
 import struct
 import sys
 
 LOOKUP, FORGET, GETATTR, INIT, INTERRUPT, BATCH_FORGET = 1, 2, 3, 26, 36, 42
 MODE = 0o40755
+broken: list[int] = []
 
 
 def main() -> None:
@@ -24,6 +26,7 @@ def main() -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.mount(b"test", os.fsencode(sys.argv[1]), b"fuse", 0, options) < 0:
         raise OSError(ctypes.get_errno(), "mount")
+    signal.signal(signal.SIGUSR1, lambda *_: (broken.append(int(sys.argv[2])), print("broken", flush=True)))
     print("ready", flush=True)
     while True:
         try:
@@ -41,6 +44,8 @@ def main() -> None:
 def answer(opcode: int, node: int) -> tuple[int, bytes]:
     if opcode == INIT:
         return 0, struct.pack("<IIIIHHIIHHI28x", 7, 31, 0, 0, 0, 0, 4096, 1, 0, 0, 0)
+    if opcode == GETATTR and broken:
+        return broken[0], b""
     if opcode == GETATTR:  # never cached, so that every look asks us
         return 0, struct.pack("<QII6Q10I", 0, 0, 0, node, 0, 0, 0, 0, 0, 0, 0, 0, MODE, 2, 0, 0, 0, 4096, 0)
     return (errno.ENOENT if opcode == LOOKUP else errno.ENOSYS), b""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -17,14 +18,15 @@ from pathlib import Path
 import pytest
 
 from netplane.model.codec import parse
-from netplane.model.errors import Conflict, Invalid, NetplaneError, Unavailable
+from netplane.model.errors import Conflict, Invalid, KernelError, NetplaneError, Unavailable
 from netplane.model.facts import Plan
 from netplane.model.snapshot import Snapshot
 from netplane.model.storage_facts import NetworkMount
-from storageplane import helper, loops, mountinfo, podlock, publish
-from storageplane.mounts import Mounts
-from storageplane.publish import again
-from storageplane.upkeep import Keeper, Published
+from storageplane.host import helper, loops, mountinfo
+from storageplane.host.mounts import Mounts
+from storageplane.pods import podlock, publish
+from storageplane.pods.publish import again
+from storageplane.pods.upkeep import Keeper, Published
 
 from .bed import Bed, bound, claim, config_map, container, empty, host, mounts, run, secret, world
 
@@ -45,12 +47,12 @@ def ids(bed: Bed) -> dict[str, int]:
 
 
 @pytest.fixture
-def fuse() -> Iterator[Callable[[Path], subprocess.Popen[str]]]:
+def fuse() -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """Start a server; when it is killed its mount stays, broken."""
     started: list[subprocess.Popen[str]] = []
 
-    def start(place: Path) -> subprocess.Popen[str]:
-        argv = [sys.executable, "-m", "tests.mounts.fuse_server", str(place)]
+    def start(place: Path, code: int = errno.EIO) -> subprocess.Popen[str]:
+        argv = [sys.executable, "-m", "tests.mounts.fuse_server", str(place), str(code)]
         server = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
         started.append(server)
         assert server.stdout is not None
@@ -122,15 +124,28 @@ def test_what_stands_is_adopted_untouched(bed: Bed) -> None:
     bed.unpublish()
 
 
+def test_what_is_being_unpublished_is_not_repaired_until_published_again(bed: Bed) -> None:
+    pod = bed.pod(empty("cache"), empty("other"))
+    bed.publish(pod)
+    with open(bed.target / "cache/open", "w"), pytest.raises(KernelError, match="still uses it"):
+        bed.unpublish()
+    left = mounts()
+    assert again(pod, world(), "n1", bed.driver) is None
+    assert mounts() == left != bed.mounts
+    bed.publish(pod)
+    assert {str(bed.target / "cache"), str(bed.target / "other")} <= set(mounts())
+    assert again(pod, world(), "n1", bed.driver) == []
+    bed.unpublish()
+    assert mounts() == bed.mounts
+
+
 def test_a_pod_that_is_not_published_is_left_alone(bed: Bed) -> None:
     before = bed.tree()
     assert again(bed.pod(empty("v")), world(), "n1", bed.driver) is None
     bed.clean(before)
 
 
-def test_a_mount_whose_server_died_is_replaced(
-    bed: Bed, fuse: Callable[[Path], subprocess.Popen[str]]
-) -> None:
+def test_a_mount_whose_server_died_is_replaced(bed: Bed, fuse: Callable[..., subprocess.Popen[str]]) -> None:
     server = fuse(bed.host)
     view = {"name": "host", "mountPath": "/m", "readOnly": True, "recursiveReadOnly": "Enabled"}
     pod = bed.pod(host(bed.host), empty("cache"), containers=[container(view)])
@@ -149,8 +164,30 @@ def test_a_mount_whose_server_died_is_replaced(
     assert mounts() == bed.mounts
 
 
+@pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE], ids=["EIO", "ESTALE"])
+def test_a_mount_that_answers_with_an_error_is_replaced(
+    bed: Bed, fuse: Callable[..., subprocess.Popen[str]], code: int
+) -> None:
+    server = fuse(bed.host, code)
+    pod = bed.pod(host(bed.host))
+    bed.publish(pod)
+    server.send_signal(signal.SIGUSR1)
+    assert server.stdout is not None and server.stdout.readline() == "broken\n"
+    with pytest.raises(OSError, match=os.strerror(code)):
+        os.stat(bed.target / "host")
+    with pytest.raises(NetplaneError, match=errno.errorcode[code]):
+        bed.publish(pod)
+    run("umount", "-l", bed.host)
+    fuse(bed.host)
+    bed.publish(pod)
+    assert (bed.target / "host").stat().st_dev == bed.host.stat().st_dev
+    bed.unpublish()
+    run("umount", bed.host)
+    assert mounts() == bed.mounts
+
+
 def test_a_dead_source_is_named_and_does_not_stop_the_others(
-    bed: Bed, fuse: Callable[[Path], subprocess.Popen[str]]
+    bed: Bed, fuse: Callable[..., subprocess.Popen[str]]
 ) -> None:
     server = fuse(bed.host)
     pod = bed.pod(host(bed.host), empty("cache"), empty("late"))
@@ -167,7 +204,7 @@ def test_a_dead_source_is_named_and_does_not_stop_the_others(
 
 
 def test_a_dead_source_in_use_is_unpublished_too(
-    bed: Bed, fuse: Callable[[Path], subprocess.Popen[str]]
+    bed: Bed, fuse: Callable[..., subprocess.Popen[str]]
 ) -> None:
     before = bed.tree()
     server = fuse(bed.host)
@@ -296,3 +333,19 @@ def test_a_server_that_does_not_answer_keeps_nobody_waiting(
     for name in "pq":
         publish.unpublish("default", name, bed.driver)
     assert mounts() == bed.mounts
+
+
+def test_a_full_disk_does_not_stop_unpublishing(bed: Bed) -> None:
+    run("mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", bed.root)
+    pod = bed.pod(empty("disk"), empty("memory", medium="Memory"), {"name": "c", "configMap": {"name": "c"}})
+    bed.publish(pod, world(config_map(a="1")))
+    with pytest.raises(OSError, match="No space left"):
+        (bed.target / "disk/big").write_bytes(bytes(1 << 20))
+    with pytest.raises(NetplaneError, match="ENOSPC"):
+        bed.publish(pod, world(config_map(a="2" * 9000)))
+    assert (bed.target / "c/a").read_text() == "1", "what cannot be written leaves what was there"
+    (shown,) = bed.root.glob("pods/*/volumes/kubernetes.io~configmap/c")
+    assert len([n for n in os.listdir(shown) if n.startswith("..")]) == 2
+    bed.unpublish()
+    assert mounts() == [*bed.mounts, str(bed.root)]
+    run("umount", bed.root)

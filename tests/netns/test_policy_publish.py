@@ -12,13 +12,14 @@ import functools
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from typing import Any
 
 import pytest
 
 from netplane.lab import Lab
 from netplane.model import codec
+from netplane.model.base import Key
 from netplane.store import open_store
 
 from ..policy_cases import block, np, port
@@ -28,8 +29,6 @@ pytestmark = pytest.mark.root
 FAMILIES = pytest.mark.parametrize("family", ["IPv4", "IPv6"])
 HOST_PORT, CLUSTER, LOCAL = 8088, 30080, 30081
 OUTSIDE = {"IPv4": "192.168.77.1", "IPv6": "fd00:77::1"}
-GATEWAY = {"IPv4": "10.244.0.1", "IPv6": "fd00:10:244::1"}
-OVERLAY = {"IPv4": "10.244.1.0", "IPv6": "fd00:10:244:1::"}  # node-2 towards pods of other nodes
 SERVER = """
 import socket
 s = socket.create_server(("::", 8080), family=socket.AF_INET6, dualstack_ipv6=True); print("ready", flush=True)
@@ -43,6 +42,8 @@ class Shop:
 
     def __init__(self, lab: Lab) -> None:
         self.lab, self.store = lab, open_store(lab.store)
+        self.gateway = {family: str(net[1]) for family, net in self.pod_cidrs("node-1").items()}
+        self.overlay = {family: str(net[0]) for family, net in self.pod_cidrs("node-2").items()}  # to pods
         for name, number, policy in (("spread", CLUSTER, "Cluster"), ("near", LOCAL, "Local")):
             self.put({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name, "namespace": "x"},
                       "spec": {"type": "NodePort", "selector": {"app": "web"}, "externalTrafficPolicy": policy, "ipFamilyPolicy": "PreferDualStack",
@@ -55,6 +56,11 @@ class Shop:
             for family in OUTSIDE:
                 ask = functools.partial(self.seen, node, number, family)
                 wait(ask, 20, f"port {number} of node-{node + 1} answers without policy")
+
+    def pod_cidrs(self, name: str) -> dict[str, Any]:
+        """By family; who came first has the first range."""
+        node: Any = self.store.get(Key("Node", "", name))
+        return {f"IPv{net.version}": net for net in map(ip_network, node.pod_cidrs)}
 
     def put(self, doc: dict[str, Any]) -> None:
         self.store.put(codec.parse(doc))
@@ -101,8 +107,8 @@ def test_where_the_pod_is_the_client_is_judged_by_its_own_address(
     assert shop.seen(0, number, family) == "", "denied by default deny"
     shop.allow(single(OUTSIDE[family]))
     sees = shop.seen(0, number, family)  # masquerade comes after policy: Cluster shows the pod its gateway
-    assert sees == (GATEWAY if number == CLUSTER else OUTSIDE)[family]
-    shop.allow(*map(single, (*shop.lab.nodes[0].addresses, *GATEWAY.values())))
+    assert sees == (shop.gateway if number == CLUSTER else OUTSIDE)[family]
+    shop.allow(*map(single, (*shop.lab.nodes[0].addresses, *shop.gateway.values())))
     assert shop.seen(0, number, family) == "", "the node's address is not the client's"
 
 
@@ -120,7 +126,7 @@ def test_through_another_node_the_client_has_that_nodes_address(shop: Shop, fami
     """Cluster masquerades: an ipBlock of the client does not match, one of what the pod sees does."""
     shop.allow(block("0.0.0.0/0"), block("::/0"))
     masqueraded = shop.seen(1, CLUSTER, family)
-    assert masqueraded == OVERLAY[family]
+    assert masqueraded == shop.overlay[family]
     shop.allow()
     assert shop.seen(1, CLUSTER, family) == ""
     shop.allow(single(OUTSIDE[family]))

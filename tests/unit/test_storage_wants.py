@@ -10,7 +10,7 @@ from netplane.model.codec import parse
 from netplane.model.errors import Invalid, Unavailable
 from netplane.model.pods import Container, Pod, ResourceRequirements
 from netplane.model.snapshot import Snapshot
-from storageplane import wants
+from storageplane.pods import wants
 from storageplane.volumes import RENDERERS, empty_dir, environment, fields
 from storageplane.volumes.base import Context
 
@@ -151,9 +151,17 @@ def test_a_volume_has_a_dns_label_for_a_name(name: str) -> None:
         ({"volumeDevices": [{"name": "v", "devicePath": "/dev/a"}] * 2}, "duplicate"),
     ],
 )
-def test_a_mount_of_nothing_is_named_when_the_pod_is_read(container: dict[str, Any], said: str) -> None:
+@pytest.mark.parametrize("section", ["initContainers", "containers", "ephemeralContainers"])
+def test_a_mount_of_nothing_is_named_when_the_pod_is_read(
+    section: str, container: dict[str, Any], said: str
+) -> None:
     with pytest.raises(Invalid, match=said):
-        pod({"name": "v", "emptyDir": {}}, containers=[{"name": "main", **container}])
+        pod({"name": "v", "emptyDir": {}}, **{section: [{"name": "one", **container}]})
+
+
+def test_two_containers_of_one_name_are_refused_over_all_sections() -> None:
+    with pytest.raises(Invalid, match=r"spec\.containers\[0\]\.name: duplicate 'one'"):
+        pod(initContainers=[{"name": "one"}], containers=[{"name": "one"}])
 
 
 def test_every_kind_of_volume_that_people_have_is_known_or_refused_by_name() -> None:

@@ -30,12 +30,16 @@ class _File(msgspec.Struct, frozen=True):
 
 
 class Shelf(Generic[R]):
-    """Records of one type in one folder. ``advice``: what to do about one that was damaged."""
+    """Records of one type in one folder. ``advice``: what to do about one that was damaged.
 
-    def __init__(self, folder: str | Path, record: type[R], advice: str) -> None:
+    ``synced`` False: whole after a crash of the program, but maybe not of the machine.
+    """
+
+    def __init__(self, folder: str | Path, record: type[R], advice: str, synced: bool = True) -> None:
         self.folder = Path(folder)
         self._decoder = msgspec.json.Decoder(record)
         self._advice = advice
+        self._synced = synced
 
     def open(self) -> None:
         """Make the folder, and remove what a crash left half written."""
@@ -56,6 +60,8 @@ class Shelf(Generic[R]):
             return self._decoded(path.read_bytes(), path)
         except FileNotFoundError:
             return None
+        except OSError as exc:
+            raise Invalid(f"{path}: unreadable ({exc.strerror}): {self._advice}") from None
 
     def all(self) -> list[R]:
         """Every readable record, by name."""
@@ -83,7 +89,8 @@ class Shelf(Generic[R]):
             with open(fd, "wb") as file:
                 file.write(text)
                 file.flush()
-                os.fsync(fd)
+                if self._synced:
+                    os.fsync(fd)
             os.replace(fresh, path)
             self._sync()
         except OSError as exc:
@@ -95,6 +102,8 @@ class Shelf(Generic[R]):
         self._sync()
 
     def _sync(self) -> None:
+        if not self._synced:
+            return
         fd = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             os.fsync(fd)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import msgspec
 
-from .durable import Shelf
+from ..host.durable import Shelf
 
 ADVICE = "it was damaged; unmount what lies beneath the root by hand, then remove the file"
 
@@ -32,6 +32,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     keys: tuple[tuple[str, str], ...] = ()
     sources: tuple[str, ...] = ()  # absolute paths of what is shown
     exclusive: tuple[str, ...] = ()  # ReadWriteOncePod volumes, by name
+    leaving: bool = False  # unpublishing has begun: nobody repairs it any more
 
 
 class Journal:

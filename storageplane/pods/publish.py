@@ -13,39 +13,30 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import msgspec
 
 from netplane.model.errors import Invalid, KernelError, NetplaneError, Unavailable
-from netplane.model.facts import Fact, FactKey, Plan
+from netplane.model.facts import Fact, Plan
 from netplane.model.pods import Pod
 from netplane.model.snapshot import Snapshot
-from netplane.model.storage import PersistentVolume, PersistentVolumeClaim
 from netplane.model.storage_facts import (
     CsiVolume,
-    Data,
-    Directory,
-    HostPath,
-    Image,
     NetworkMount,
     Ownership,
-    Payload,
-    Point,
-    SubPath,
 )  # fmt: skip
 from netplane.model.volume_checks import NAME_MAX, PATH_MAX
 from netplane.model.volumes import Volume
 
-from . import alive, mountinfo, podlock, wants
+from ..host import mountinfo
+from ..volumes.base import Context
+from . import podlock, recording, wants
 from .journal import Journal, Record
-from .volumes import ephemeral
-from .volumes.base import Context
 from .wants import Place, Wanted
 
-_KEPT = (Data, HostPath, Ownership, SubPath)  # a user's, so it outlives the pod
-_WITHIN = (Payload, Image)  # goes with the pod's directory
 Found = dict[str, Wanted]
 Failures = dict[str, NetplaneError]
 
@@ -89,19 +80,20 @@ def publish(pod: Pod, snapshot: Snapshot, node: str, driver: Applier, target: st
 def again(
     pod: Pod, snapshot: Snapshot, node: str, driver: Applier, far: bool | None = None
 ) -> list[str] | None:
-    """Repair the publication of a pod; None when it has none here. Waits for nobody else at work on it.
+    """Repair the publication of a pod; None when it has none here, or one that is being taken away.
 
     ``far``: only the volumes for which somebody else must answer, a server or a CSI driver (True), or only
-    the others (False); the names of those left out are returned. Raises as `publish`.
+    the others (False); the names of those left out are returned. Waits for nobody else at work on it, and
+    raises Unavailable then; else as `publish`.
     """
     uid = pod.metadata.uid
     old = Journal(driver.root).read(uid)
-    if old is None:
+    if old is None or old.leaving:
         return None
     context = Context(node, str(driver.root), snapshot)
     with podlock.alone(driver.root, uid, wait=False):
-        if Journal(driver.root).read(uid) is None:
-            return None
+        if Journal(driver.root).read(uid) != old:
+            return []  # somebody else has just worked on it
         wants.check(pod, node)
         work = _recorded(pod, context, driver, old.target)
         chosen = {n: w for n, w in work.found.items() if far is None or _is_far(w) is far}
@@ -127,23 +119,26 @@ class _Work(NamedTuple):
 
 
 def _recorded(pod: Pod, context: Context, driver: Applier, target: str) -> _Work:
-    """What is to be done, and the record of it written. Raises Invalid, Unavailable, KernelError."""
+    """What is to be done, and the record of it written. Raises Invalid, Unavailable, KernelError.
+
+    The caller has the pod's lock, so nobody else touches its record; all records are looked at, and this
+    one written, under the journal's.
+    """
     journal = Journal(driver.root)
+    old = journal.read(pod.metadata.uid)
+    if old is not None and old.target != target:
+        raise Invalid(f"{pod.key} is published at {old.target or 'no target'}; unpublish it there first")
+    found, failed = _found(pod, target, context, old)
+    base = wants.base(pod, target)
+    facts = [*base, *(f for w in found.values() for f in w.facts)]
+    sources = [s for w in found.values() for s in _sources(w, driver)]
+    record = recording.record(pod, target, context, (facts, sources), old)
     with journal.locked():
-        old = journal.read(pod.metadata.uid)
-        if old is not None and old.target != target:
-            raise Invalid(f"{pod.key} is published at {old.target or 'no target'}; unpublish it there first")
-        found, failed = _found(pod, target, context, old)
-        base = wants.base(pod, target)
-        facts = [*base, *(f for w in found.values() for f in w.facts)]
-        record = _record(pod, context, target)
-        _check_exclusive(record, journal)
-        sources = tuple(s for w in found.values() for s in _sources(w, driver))
-        record = _with(record, _merge(old, _ours(facts, old)), (*(old.sources if old else ()), *sources))
+        others = [r for r in journal.records() if r.uid != record.uid]
+        recording.check_exclusive(record, others)
         if record != old:
             journal.write(record)
-        shared = {s for r in journal.records() if r.uid != record.uid for s in r.sources}
-    return _Work(journal, old, record, base, found, failed, shared)
+    return _Work(journal, old, record, base, found, failed, {s for r in others for s in r.sources})
 
 
 def _found(pod: Pod, target: str, context: Context, old: Record | None) -> tuple[Found, Failures]:
@@ -165,9 +160,7 @@ def _stands(volume: Volume, target: str) -> bool:
     """Whether a claim's volume is there: what becomes of its objects later does not concern a pod."""
     if not (volume.persistent_volume_claim or volume.ephemeral):
         return False
-    place = f"{target}/{volume.name}"
-    there = [m for m in mountinfo.read() if m.point == place]
-    return not target or bool(there and not alive.broken(place, there[-1].fstype))
+    return not target or any(m.point == f"{target}/{volume.name}" for m in mountinfo.read())
 
 
 def _make_whole(work: _Work, driver: Applier) -> None:
@@ -266,69 +259,9 @@ def unpublish(namespace: str, name: str, driver: Applier, target: str = "") -> i
 
 def _undo(journal: Journal, driver: Applier, record: Record) -> None:
     shared = tuple(k for k in record.keys if k[0] == "directory" and k[1].startswith("/"))
+    with journal.locked(), suppress(KernelError):  # on a full disk it goes on without: this makes room
+        journal.write(msgspec.structs.replace(record, leaving=True))
     driver.apply(Plan(remove=tuple(k for k in record.keys if k not in shared)))
     with journal.locked():
         driver.apply(Plan(remove=shared))
         journal.remove(record.uid)
-
-
-# --- the record ---------------------------------------------------------------------------------
-
-
-def _record(pod: Pod, context: Context, target: str) -> Record:
-    alone = tuple(sorted(_exclusive(pod, context.snapshot)))
-    return Record(
-        uid=pod.metadata.uid, namespace=pod.namespace, name=pod.name, node=context.node, target=target,
-        exclusive=alone,
-    )  # fmt: skip
-
-
-def _exclusive(pod: Pod, snapshot: Snapshot) -> set[str]:
-    found = set()
-    for volume in pod.spec.volumes:
-        name = _claim_name(pod, volume)
-        claim = snapshot.get(PersistentVolumeClaim, pod.namespace, name) if name else None
-        held = snapshot.get(PersistentVolume, "", claim.spec.volume_name) if claim else None
-        if held is not None and "ReadWriteOncePod" in held.spec.access_modes:
-            found.add(held.name)
-    return found
-
-
-def _claim_name(pod: Pod, volume: Volume) -> str:
-    if volume.ephemeral is not None:
-        return ephemeral.claim_name(pod, volume)
-    return volume.persistent_volume_claim.claim_name if volume.persistent_volume_claim else ""
-
-
-def _check_exclusive(record: Record, journal: Journal) -> None:
-    for other in journal.records():
-        shared = set(other.exclusive) & set(record.exclusive)
-        if shared and other.uid != record.uid:
-            who = f"pod {other.namespace}/{other.name}"
-            raise Unavailable(f"{min(shared)} is ReadWriteOncePod and published for {who}")
-
-
-def _with(record: Record, keys: tuple[tuple[str, str], ...], sources: tuple[str, ...]) -> Record:
-    return Record(
-        uid=record.uid, namespace=record.namespace, name=record.name, node=record.node,
-        target=record.target, keys=keys, sources=tuple(dict.fromkeys(sources)), exclusive=record.exclusive,
-    )  # fmt: skip
-
-
-def _ours(facts: list[Fact], old: Record | None) -> list[FactKey]:
-    """The keys that unpublishing removes: not what a user keeps, not a place that was there before."""
-    before = set(old.keys) if old else set()
-    keys = []
-    for fact in facts:
-        absolute = str(fact.key[1]).startswith("/")
-        placed = isinstance(fact, (Directory, Point)) and absolute
-        stood = placed and fact.key not in before and os.path.lexists(str(fact.key[1]))
-        if not isinstance(fact, (*_KEPT, *_WITHIN)) and not stood:
-            keys.append(fact.key)
-    return keys
-
-
-def _merge(old: Record | None, new: list[FactKey]) -> tuple[tuple[str, str], ...]:
-    have = old.keys if old else ()
-    fresh = dict.fromkeys((str(k[0]), str(k[1])) for k in new)
-    return (*have, *(k for k in fresh if k not in set(have)))

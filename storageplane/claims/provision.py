@@ -33,9 +33,10 @@ from netplane.model.storage import (
 )
 from netplane.model.storage_facts import Data
 
-from . import backends, match, names, steps
+from .. import backends, names
+from . import match, steps
 from .events import note
-from .scopes import claim_scopes
+from .scopes import claim_scopes, static
 from .steps import annotated, reference
 
 
@@ -66,6 +67,11 @@ class Here:
         return (self.root / names.FILESYSTEM_DIR / volume).exists()
 
 
+def _served(claim: PersistentVolumeClaim) -> bool:
+    """Whether it has a volume, and not by a provisioner: then there is nothing to do or to say."""
+    return bool(claim.spec.volume_name) and names.STORAGE_PROVISIONER not in claim.metadata.annotations
+
+
 class Provisioner:
     """Makes volumes for the claims of this node. ``provisioners``: the class names it answers to."""
 
@@ -89,6 +95,9 @@ class Provisioner:
         if event is not None and event.new is None and isinstance(event.old, PersistentVolume):
             waiting = snapshot.by(PersistentVolumeClaim, "volume", "")
             return {Scope(self.name, f"claim/{match.claim_key(c)}") for c in waiting}
+        claim = event.new if event is not None else None
+        if static(event) or (isinstance(claim, PersistentVolumeClaim) and _served(claim)):
+            return ()
         return claim_scopes(self.name, event, snapshot)
 
     def decide(self, scope: Scope, snapshot: Snapshot) -> list[Write]:

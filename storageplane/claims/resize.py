@@ -20,9 +20,10 @@ from netplane.model.nodes import Condition
 from netplane.model.snapshot import Snapshot
 from netplane.model.storage import ClaimStatus, PersistentVolume, PersistentVolumeClaim, StorageClass
 
-from . import backends, events, match, names, steps
+from .. import backends, names
+from . import events, match, steps
 from .provision import backend_of, is_ours
-from .scopes import claim_scopes
+from .scopes import claim_scopes, static
 
 RESIZING, PENDING = "Resizing", "FileSystemResizePending"
 _STAGES = {RESIZING: "ControllerResizeInProgress", PENDING: "NodeResizePending"}
@@ -39,6 +40,9 @@ class Resizer:
         self.fixed = machine
 
     def scopes(self, event: Event | None, snapshot: Snapshot) -> Iterable[Scope]:
+        claim = event.new if event is not None else None
+        if static(event) or (isinstance(claim, PersistentVolumeClaim) and claim.status.phase != "Bound"):
+            return ()
         return claim_scopes(self.name, event, snapshot)
 
     def decide(self, scope: Scope, snapshot: Snapshot) -> list[Write]:

@@ -65,21 +65,31 @@ def _current(at: int) -> str:
 
 
 def _written(at: int, payload: Payload) -> str:
+    """The name of a new set, whole and synced; a failure (a full disk) leaves none."""
     name = time.strftime("..%Y_%m_%d_%H_%M_%S.", time.gmtime()) + str(random.randrange(10**8, 10**9))
     os.mkdir(name, 0o700, dir_fd=at)
-    with tree.opened(at, name, _FOLDER) as top:
-        _own(top, 0o755, payload.gid, ENTER)
-        for folder in sorted(_folders(payload.files)):
-            os.mkdir(folder, 0o700, dir_fd=top)
-            with tree.opened(top, folder, _FOLDER) as fd:
-                _own(fd, 0o755, payload.gid, ENTER)
-        for file in payload.files:
-            _write_one(top, file, payload.gid)
-        for folder in _folders(payload.files):
-            with tree.opened(top, folder, _FOLDER) as fd:
-                os.fsync(fd)
-        os.fsync(top)
+    try:
+        with tree.opened(at, name, _FOLDER) as top:
+            _fill(top, payload)
+    except (OSError, KernelError):
+        tree.remove_entry(at, name)
+        raise
     return name
+
+
+def _fill(top: int, payload: Payload) -> None:
+    _own(top, 0o755, payload.gid, ENTER)
+    folders = sorted(_folders(payload.files))
+    for folder in folders:
+        os.mkdir(folder, 0o700, dir_fd=top)
+        with tree.opened(top, folder, _FOLDER) as fd:
+            _own(fd, 0o755, payload.gid, ENTER)
+    for file in payload.files:
+        _write_one(top, file, payload.gid)
+    for folder in folders:
+        with tree.opened(top, folder, _FOLDER) as fd:
+            os.fsync(fd)
+    os.fsync(top)
 
 
 def _folders(files: Iterable[File]) -> set[str]:

@@ -24,7 +24,9 @@ from netplane.model.snapshot import Snapshot
 from netplane.model.storage import RECLAIM_POLICIES, PersistentVolume, PersistentVolumeClaim
 from netplane.model.storage_facts import Data, Erase, Scrub
 
-from . import backends, events, growth, names, steps, tree
+from .. import backends, names
+from ..host import growth, tree
+from . import events, steps
 from .match import fits_node
 from .provision import backend_of, data_of, is_ours
 from .scopes import volume_scopes
@@ -72,11 +74,21 @@ class Reclaimer:
     name = "reclaim"
 
     def scopes(self, event: Event | None, snapshot: Snapshot) -> Iterable[Scope]:
+        """A claim's events come as those of its volume, whose phase they change."""
+        if event is not None and not _ended(event):
+            return ()
         return volume_scopes(self.name, event, snapshot)
 
     def decide(self, scope: Scope, snapshot: Snapshot) -> list[Write]:
         volume = snapshot.get(PersistentVolume, "", scope.name.removeprefix("volume/"))
         return steps.together(_reclaim(volume, snapshot)) if volume is not None else []
+
+
+def _ended(event: Event) -> bool:
+    """Whether it is of a volume that is, or was, beyond its use; or of a pod, which may have ended that."""
+    states = [o for o in (event.old, event.new) if isinstance(o, PersistentVolume)]
+    over = ("Released", "Failed")
+    return any(o.deleting or o.status.phase in over for o in states) or isinstance(event.object, Pod)
 
 
 def _reclaim(volume: PersistentVolume, snapshot: Snapshot) -> Iterator[Write]:
@@ -133,6 +145,11 @@ def impossible(volume: PersistentVolume, snapshot: Snapshot) -> tuple[str, str]:
     return "", ""
 
 
+def _concerns(volume: PersistentVolume) -> bool:
+    made = names.PROVISIONED_BY in volume.metadata.annotations or names.DATA in volume.metadata.finalizers
+    return made or volume.spec.persistent_volume_reclaim_policy == "Recycle"
+
+
 class Volumes:
     """The room of provisioned volumes: the data of those that live, the removal of those released."""
 
@@ -143,6 +160,9 @@ class Volumes:
         self.root = Path(root)
 
     def scopes(self, event: Event | None, snapshot: Snapshot) -> Iterable[Scope]:
+        states = [] if event is None else [o for o in event if isinstance(o, PersistentVolume)]
+        if states and not any(map(_concerns, states)):
+            return ()
         return volume_scopes(self.name, event, snapshot)
 
     def render(self, scope: Scope, snapshot: Snapshot) -> Facts:
