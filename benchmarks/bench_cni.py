@@ -21,7 +21,7 @@ from pathlib import Path
 from netplane.cni.config import CAPABILITIES
 from netplane.kernel import netns
 
-from .cni_rig import HERE, PEER, Plugin, Rig, Times
+from .cni_rig import DATAPATH, HERE, PEER, Plugin, Rig, Times
 
 ROUNDS, SERIAL, PARALLEL, AT_ONCE = 3, 20, 200, 32
 FEW, MANY, GROWTH = 10, 1000, 20  # a bridge has at most 1,023 ports
@@ -136,7 +136,7 @@ def _report(
     whole = (
         f"; NOT with {' and '.join(missing)}, which it does not have" if missing else ", a port, bandwidth"
     )
-    print(f"cni: ours with masquerade{whole}; median of {ROUNDS} rounds in turn")
+    print(f"cni: ours with masquerade{whole}, --datapath {DATAPATH}; median of {ROUNDS} rounds in turn")
     print(f"  floor: spawn of a static program {spawn.p50:.2f} ms")
     report = Report()
     for command, share in (("ADD", 1 / 3), ("DEL", 1.0)):

@@ -17,7 +17,7 @@ from typing import Protocol
 
 from ..model.base import Key, Object
 from ..model.changes import assumed, key_of
-from ..model.errors import Conflict, NetplaneError, NotFound
+from ..model.errors import Conflict, NetplaneError, NotFound, Unavailable
 from ..model.facts import Scope
 from ..model.snapshot import Snapshot
 from .base import Controller, Event, Put, Write
@@ -77,7 +77,7 @@ class ControlLoop:
             for scope in self.queue.take(BATCH, timeout=60):
                 if self._stopping:
                     return
-                if getattr(self.controllers[scope.room], "together", False):
+                if self._at_once(scope):
                     batch.append(scope)
                 else:
                     self._decide(scope)
@@ -108,6 +108,10 @@ class ControlLoop:
         if writes:
             try:
                 self._writer.write(writes)
+            except Unavailable as exc:
+                for scope in done:
+                    self._failed(scope, str(exc))
+                done = []
             except NetplaneError as exc:
                 log.debug("%d decisions are taken one by one: %s", len(done), exc)
                 alone, done = [*done, *alone], []
@@ -118,20 +122,30 @@ class ControlLoop:
 
     def _decide(self, scope: Scope) -> None:
         try:
-            for write in self.controllers[scope.room].decide(scope, self._writer.snapshot()):
-                self._carry_out(write)
+            writes = list(self.controllers[scope.room].decide(scope, self._writer.snapshot()))
+            if len(writes) > 1 and self._at_once(scope) and all(isinstance(w, Put) for w in writes):
+                self._writer.write(writes)
+            else:
+                for write in writes:
+                    self._carry_out(write)
         except Conflict as exc:
             log.debug("%s: decided again: %s", scope, exc)
             self.queue.retry(scope)
         except Exception as exc:
             known = isinstance(exc, NetplaneError)
             why = str(exc) if known else f"{type(exc).__name__}: {exc}"
-            if self.failures.get(scope) != why:
-                log.warning("%s: %s", scope, why, exc_info=not known)
-            self.failures[scope] = why
-            self.queue.retry(scope)
+            self._failed(scope, why, unknown=not known)
         else:
             self._settled(scope)
+
+    def _at_once(self, scope: Scope) -> bool:
+        return bool(getattr(self.controllers[scope.room], "together", False))
+
+    def _failed(self, scope: Scope, why: str, unknown: bool = False) -> None:
+        if self.failures.get(scope) != why:
+            log.warning("%s: %s", scope, why, exc_info=unknown)
+        self.failures[scope] = why
+        self.queue.retry(scope)
 
     def _settled(self, scope: Scope) -> None:
         self.queue.done(scope)

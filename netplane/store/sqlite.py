@@ -301,11 +301,13 @@ class SqliteWatch:
             return self._since if self._in_hand is None else self._in_hand
 
     def _go_on(self, revision: int) -> None:
-        self._since = max(self._since, revision)
+        """On to ``revision``, and over what is known behind it; each revision is looked at once."""
+        if revision > self._since:
+            self._since = revision
+            self._skipped = {r for r in self._skipped if r > revision}
         while self._since + 1 in self._skipped:
             self._since += 1
-        if self._skipped:
-            self._skipped = {r for r in self._skipped if r > self._since}
+            self._skipped.remove(self._since)
 
     def next(self, timeout: float | None = None) -> Changes:
         """The changes since the last call; [] after ``timeout`` seconds, or when closed."""

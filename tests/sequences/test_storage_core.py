@@ -12,14 +12,14 @@ import pytest
 
 from netplane.model.changes import Put, Write
 from netplane.model.codec import parse
-from netplane.model.errors import Conflict
+from netplane.model.errors import Conflict, NetplaneError, Unavailable
 from netplane.model.facts import Scope
 from netplane.model.snapshot import Snapshot
 from netplane.model.storage import PersistentVolumeClaim
 from netplane.reconcile.controlloop import ControlLoop
 from netplane.reconcile.core import Core
 from netplane.store import Store, open_store
-from storageplane.bind import Binder
+from storageplane.claims.bind import Binder
 
 from .storage_world import pv, pvc
 
@@ -108,8 +108,9 @@ def relabelled(obj: Any, n: str) -> Any:
 class Shelf:
     """A writer that counts transactions and refuses the first whole one."""
 
-    def __init__(self, snapshot: Snapshot, refuse: bool) -> None:
+    def __init__(self, snapshot: Snapshot, refuse: bool, error: NetplaneError | None = None) -> None:
         self.now, self.refuse, self.batches = snapshot, refuse, list[int]()
+        self.error = error or Conflict("somebody was faster")
 
     def snapshot(self) -> Snapshot:
         return self.now
@@ -117,7 +118,7 @@ class Shelf:
     def write(self, writes: Any) -> Any:
         self.batches.append(len(writes))
         if self.refuse:
-            raise Conflict("somebody was faster")
+            raise self.error
         for write in writes:
             self.now = self.now.with_put(write.object)
         return []
@@ -129,6 +130,16 @@ class Shelf:
 
     def delete(self, key: Any, expect: int | None = None) -> Any:
         raise AssertionError(key, expect)
+
+
+def test_while_the_store_is_away_nothing_is_decided_one_by_one() -> None:
+    """A batch that could not be written for want of the store waits; it is not tried object by object."""
+    shelf = Shelf(Snapshot.of([parse(pvc(f"c{i}")) for i in range(5)]), True, Unavailable("the disk is full"))
+    counter = Counter()
+    loop = ControlLoop([counter], shelf, lambda _: 0)
+    loop._decide_all(counter.scopes(None, shelf.now))
+    assert (shelf.batches, len(loop.failures)) == ([5], 5)
+    assert all("the disk is full" in why for why in loop.failures.values())
 
 
 @pytest.mark.parametrize("refuse", [False, True])

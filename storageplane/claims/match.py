@@ -28,7 +28,7 @@ from netplane.model.storage import (
     VolumeNodeAffinity,
 )
 
-from . import names
+from .. import names
 
 # A volume that nobody has looked at yet will be Available: taking it now makes the result the same
 # whichever of the two is looked at first.
@@ -108,12 +108,20 @@ def waiting(volume: PersistentVolume, snapshot: Snapshot) -> Iterator[Persistent
     """The claims that wait and that a free volume would do for, the largest first."""
     group = f"{volume.spec.storage_class_name}\0{volume.spec.volume_mode}"
     for claim in snapshot.at_most(PersistentVolumeClaim, "waiting", group, capacity(volume)):
-        lost = names.BIND_COMPLETED in claim.metadata.annotations
-        if not lost and set(claim.spec.access_modes) <= set(volume.spec.access_modes):
+        if names.BIND_COMPLETED in claim.metadata.annotations or _being_bound(claim, snapshot):
+            continue
+        if set(claim.spec.access_modes) <= set(volume.spec.access_modes):
             late = waits(claim, snapshot)
             place = late, consumer_node(claim, snapshot) if late else ""
             if not obstacle(volume, claim, snapshot, place):
                 yield claim
+
+
+def _being_bound(claim: PersistentVolumeClaim, snapshot: Snapshot) -> bool:
+    """Whether a volume is the claim's by UID already, and the other writes are only to come."""
+    own = snapshot.by(PersistentVolume, "claim", claim_key(claim))
+    refs = (volume.spec.claim_ref for volume in own)
+    return any(ref is not None and ref.uid == claim.metadata.uid for ref in refs)
 
 
 @cache
