@@ -156,7 +156,7 @@ static __always_inline void np_flow_store(const struct np_flow_key *key, struct 
 static __always_inline bool np_learn_wanted(struct __sk_buff *skb, const struct np_config *config,
 					    struct np_ct_tuple *tuple)
 {
-	if (np_tag_fresh(skb, config) && np_ct_read(skb, tuple))
+	if (np_tag_fresh(skb, config) && !(skb->mark & NP_MARK_KERNEL) && np_ct_read(skb, tuple))
 		return true;
 	np_verdict_count(NP_VERDICT_WAIT, skb->len);
 	return false;

@@ -11,6 +11,7 @@
 #define NP_PORTS_MAX 4096
 #define NP_TUNNELS_MAX 1024
 #define NP_PEERS_MAX 4096
+#define NP_MARK_KERNEL 0x20000 /* a mark's bit: somebody looks at every packet of this flow; not to be learnt */
 #define NP_ASK_NS 1000000000 /* an entry asks the kernel again after this long */
 #define NP_TEMPLATE_LEN 64   /* Ethernet, IPv4, UDP, VXLAN, inner Ethernet */
 

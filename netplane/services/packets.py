@@ -4,7 +4,7 @@
 
 Rule 1: it is asked for (annotation netplane.io/count-packets), because these hooks see every packet of
         every flow, where all others of ours see a flow's first packet only.
-Rule 2: it counts the kernel's path: what the fast path carries never comes here.
+Rule 2: a packet that is counted is marked, so that the fast path does not remember its flow: all come here.
 Rule 3: a flow's first packet has no translation yet and is counted by svc-services4/6; the sum is all.
 """
 
@@ -15,9 +15,10 @@ from functools import lru_cache
 
 from ..model.facts import Chain, Element, Fact, Set
 from .frontends import Frontend, family
-from .words import WORDS
+from .words import KERNEL_PATH, WORDS
 
 SETS = tuple(f"svc-packets{digit}" for digit, _, _ in WORDS.values())
+KEEP = f"meta mark set meta mark | {KERNEL_PATH:#x}"
 BEFORE_NAT = "-101"  # one before dstnat: the packet still has the address that the client asked
 
 
@@ -30,7 +31,7 @@ def _sets_and_chains() -> Iterator[Fact]:
     for digit, ip, _ in WORDS.values():
         yield Set(f"svc-packets{digit}", (f"typeof {ip} daddr . meta l4proto . th dport", "counter"))
     words = [(digit, ip) for digit, ip, _ in WORDS.values()]
-    look = (f"{ip} daddr . meta l4proto . th dport @svc-packets{digit}" for digit, ip in words)
+    look = (f"{ip} daddr . meta l4proto . th dport @svc-packets{digit} {KEEP}" for digit, ip in words)
     yield Chain("svc-count", tuple(look))
     go = ("ct direction original ct status dnat jump svc-count",)
     for hook in ("prerouting", "output"):

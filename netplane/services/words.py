@@ -6,6 +6,7 @@ import ipaddress
 
 MASQUERADE = 0x4000  # the mark's bit that kube-proxy uses, so other tools leave it alone
 MESH = 0x2000  # masquerade, unless the endpoint is on this node
+KERNEL_PATH = 0x20000  # NP_MARK_KERNEL: the fast path does not remember what has it
 PROTOCOLS = ("tcp", "udp", "sctp")
 WORDS = {"IPv4": ("4", "ip", "ipv4_addr"), "IPv6": ("6", "ip6", "ipv6_addr")}
 MARK = f"meta mark set meta mark | {MASQUERADE:#x}"

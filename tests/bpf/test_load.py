@@ -12,6 +12,7 @@ import pytest
 
 from netplane.kernel import bpf
 from netplane.model.errors import KernelError
+from netplane.services.words import KERNEL_PATH
 
 from .kit import UNSPEC, Path
 
@@ -89,3 +90,7 @@ def test_a_later_load_shares_the_maps_of_an_earlier_one(path: Path) -> None:
     other = bpf.load(reuse=path.loaded.maps.values())
     assert {n: m.id for n, m in other.maps.items()} == {n: m.id for n, m in path.loaded.maps.items()}
     other.close()
+
+
+def test_the_mark_that_keeps_a_packet_to_the_kernel_is_one_number() -> None:
+    assert f"#define NP_MARK_KERNEL {KERNEL_PATH:#x} " in HEADER.read_text()

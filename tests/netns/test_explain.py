@@ -25,7 +25,7 @@ pytestmark = pytest.mark.root
 
 @pytest.fixture(scope="module")
 def world(make_module_lab: Any) -> World:
-    args = ("--rooms", "cni,services", "--http-listen", "127.0.0.1:9081", "--datapath", "kernel")
+    args = ("--rooms", "cni,services", "--http-listen", "127.0.0.1:9081")
     world = World(make_module_lab(nodes=1, settings=Settings(agent_args=args)))
     world.serve("web", vip(world, "IPv4", 1), "a")
     world.serve("empty", vip(world, "IPv4", 2))
