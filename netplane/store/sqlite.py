@@ -160,8 +160,9 @@ class SqliteStore:
                 self._write_all([asked])
 
     def _write_one(self, db: sqlite3.Connection, asked: _Asked, alone: bool) -> None:
-        before = len(self._fresh)
-        if not alone:
+        """One write is refused before it has changed anything; several may have to be undone."""
+        before, undoable = len(self._fresh), not alone and len(asked.writes) > 1
+        if undoable:
             db.execute("SAVEPOINT one")
         try:
             asked.stored = [
@@ -173,8 +174,9 @@ class SqliteStore:
                 raise
             asked.error = exc
             del self._fresh[before:]
-            db.execute("ROLLBACK TO one")
-        if not alone:
+            if undoable:
+                db.execute("ROLLBACK TO one")
+        if undoable:
             db.execute("RELEASE one")
 
     def _put(self, db: sqlite3.Connection, obj: Object, expect: int | None) -> Object:
@@ -202,7 +204,8 @@ class SqliteStore:
 
     def _record(self, db: sqlite3.Connection, obj: Object, gone: bool) -> Object:
         """Write the object's row and the log's line; the caller holds the transaction."""
-        revision: int = db.execute(_HEAD).fetchone()[0] + 1
+        last: int = self._fresh[-1] if self._fresh else db.execute(_HEAD).fetchone()[0]
+        revision = last + 1
         self._fresh.append(revision)
         obj = rules.at_revision(obj, revision)
         key, body = obj.key, codec.encode(obj)
