@@ -67,7 +67,7 @@ class SqliteStore:
         self._beats = 0  # grows with every sign of a change; watches wait for it
         self._head = 0
         self._fresh: list[int] = []  # the revisions of the transaction in hand
-        self._wrote = 0.0  # when we wrote last; the pulse feels our own writes too
+        self._wrote = 0.0  # when we wrote last, or began to; the pulse feels our own writes too
         self._watches: weakref.WeakSet[SqliteWatch] = weakref.WeakSet()
         self._pulse: Pulse | None = None
         self._pulse_lock = threading.Lock()
@@ -223,6 +223,7 @@ class SqliteStore:
         """The writer's connection inside a transaction that commits when the block ends well."""
         with self._writer.use() as db:
             self._fresh.clear()
+            self._wrote = time.monotonic()  # the pulse feels the file before it is committed
             db.execute("BEGIN IMMEDIATE")
             try:
                 yield db
