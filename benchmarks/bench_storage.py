@@ -29,7 +29,8 @@ from netplane.model.volumes import HostPathSource
 from netplane.reconcile.base import Settled
 from netplane.store import open_store
 from netplane.store.base import Store
-from storageplane import agent, steps
+from storageplane import agent
+from storageplane.claims import steps
 
 COUNTS = (1_000, 5_000, 10_000)
 BUDGET = 10.0  # seconds for the last of them

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from netplane.kernel import netns
-from storageplane import images
+from storageplane.host import images
 
 from . import volumes_rig as rig
 

@@ -135,8 +135,9 @@ class Rig:
         return Plugin("+".join(["bridge+host-local", *chained]), self.node(name), tuple(chain))
 
     @contextmanager
-    def ours(self, name: str = "netplane") -> Iterator[Plugin]:
-        """Our plugin with ports, bandwidth and masquerade, as far as it has them, and a running agent."""
+    def ours(self, name: str = "netplane", *words: str) -> Iterator[Plugin]:
+        """Our plugin with ports, bandwidth and masquerade, as far as it has them, and a running agent
+        (with these words on its command line)."""
         node, run_dir = self.node(name), self.work / f"run-{name}"
         run_dir.mkdir()  # as /run is; the namespaces of mounts are the benchmark's own
         subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(run_dir)], check=True)
@@ -144,7 +145,7 @@ class Rig:
         runtime = {key: value for key, value in asked.items() if key in CAPABILITIES}
         keys = {"type": "netplane", "socket": str(run_dir / "cni.sock"), "ipMasq": True}
         path = self.config(name, runtimeConfig=runtime, **keys)
-        agent = self._agent(node, name, run_dir)
+        agent = self._agent(node, name, run_dir, words)
         try:
             yield Plugin(name, node, ((path, BINARY),))
         finally:
@@ -152,7 +153,7 @@ class Rig:
             agent.wait(30)
             subprocess.run(["umount", str(run_dir)], check=True)
 
-    def _agent(self, node: str, name: str, run_dir: Path) -> subprocess.Popen[Any]:
+    def _agent(self, node: str, name: str, run_dir: Path, more: tuple[str, ...]) -> subprocess.Popen[Any]:
         options = {
             "--node": "n1",
             "--store": f"sqlite://{self.work / name}.db",
@@ -164,7 +165,7 @@ class Rig:
             "--service-cidr": "10.96.0.0/16",
             "--datapath": DATAPATH,
         }
-        words = [word for pair in options.items() for word in pair]
+        words = [*(word for pair in options.items() for word in pair), *more]
         log = self.work / f"agent-{name}.log"
         with log.open("wb") as out:
             agent = netns.popen(node, [NETPLANE, "agent", *words], stdout=out, stderr=out)

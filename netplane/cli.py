@@ -6,23 +6,49 @@ Exit status: 0 done; 1 refused or failed, with one clear line on stderr; 2 wrong
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 
 import click
 
-from .commands import agent, clean, dns, doctor, explain, flows, install, lab, objects, policy, status
 from .model.errors import NetplaneError
 
-GROUPS = (agent, status, objects, install, dns, doctor, explain, flows, policy, clean, lab)
+# command -> the module of netplane.commands that has it
+COMMANDS = {
+    **dict.fromkeys(("apply", "get", "describe", "delete"), "objects"),
+    **{
+        name: name
+        for name in (
+            "agent",
+            "status",
+            "install",
+            "dns",
+            "doctor",
+            "explain",
+            "flows",
+            "policy",
+            "clean",
+            "lab",
+        )
+    },
+}
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+class Commands(click.Group):
+    """Loads a command's module when it is asked for: an agent holds no other's, and none waits for all."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in COMMANDS and cmd_name not in self.commands:
+            import_module(f".commands.{COMMANDS[cmd_name]}", __package__).register(self)
+        return super().get_command(ctx, cmd_name)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="netplane")
 def netplane() -> None:
     """The network data plane of a container node: CNI, overlay, services, DNS."""
-
-
-for _group in GROUPS:
-    _group.register(netplane)
 
 
 def main() -> None:

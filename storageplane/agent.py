@@ -20,17 +20,18 @@ from netplane.reconcile.base import Controller, Observer, Room
 from netplane.reconcile.core import Core
 from netplane.store.base import Store
 
-from . import match, names, pulse
-from .bind import Binder
-from .ephemeral import Ephemerals
-from .journal import Journal
+from . import names
+from .claims import match, pulse
+from .claims.bind import Binder
+from .claims.ephemeral import Ephemerals
+from .claims.provision import Provisioner, data_of, is_ours
+from .claims.pulse import Pulse
+from .claims.reclaim import Reclaimer, VolumeData, Volumes
+from .claims.resize import Resizer, file_system_lags
+from .host.mounts import Mounts
 from .metrics import Operations, VolumeStats
-from .mounts import Mounts
-from .provision import Provisioner, data_of, is_ours
-from .pulse import Pulse
-from .reclaim import Reclaimer, VolumeData, Volumes
-from .resize import Resizer, file_system_lags
-from .upkeep import Keeper, Pods
+from .pods.journal import Journal
+from .pods.upkeep import Keeper, Pods
 
 
 class Config(NamedTuple):

@@ -24,10 +24,12 @@ from netplane.model.errors import NetplaneError, Unavailable
 from netplane.store import DEFAULT, open_store
 
 from . import agent as wiring
-from . import csi_commands, doctor, lost, names, publish, session
-from .mounts import Mounts
-from .output import as_ctr, as_json, as_oci, as_podman, as_spec
-from .wants import all_containers
+from . import csi_commands, doctor, names
+from .claims import lost
+from .host.mounts import Mounts
+from .pods import publish, session
+from .pods.output import as_ctr, as_json, as_oci, as_podman, as_spec
+from .pods.wants import all_containers
 
 FORMS: dict[str, Callable[..., Any]] = {"oci": as_oci, "spec": as_spec, "podman": as_podman, "ctr": as_ctr}
 ROOT = "/var/lib/storageplane"

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from netplane.model.errors import KernelError
 
-from . import helper, hugepages, images, mountinfo, syscalls
 from .csi import intents
-from .journal import Journal
+from .host import helper, hugepages, images, mountinfo, syscalls
+from .pods.journal import Journal
 
 Finding = tuple[bool, str]
 

@@ -27,10 +27,11 @@ from netplane.model.errors import NetplaneError
 from netplane.model.snapshot import Snapshot
 from netplane.model.storage import PersistentVolume, PersistentVolumeClaim
 
-from . import backends, loops, mountinfo
-from .match import fits_node
-from .provision import backend_of, data_of, is_ours
-from .steps import owner
+from . import backends
+from .claims.match import fits_node
+from .claims.provision import backend_of, data_of, is_ours
+from .claims.steps import owner
+from .host import loops, mountinfo
 
 BUCKETS = (0.005, 0.025, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 15, 25, 50, 120, 300, 600)  # kubelet's
 SECONDS = "storage_operation_duration_seconds"

@@ -14,7 +14,14 @@ import pytest
 from netplane.kernel import netns
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    help = "the packet path of every agent that does not ask for another: kernel, fast or auto"
+    parser.addoption("--datapath", choices=("auto", "kernel", "fast"), help=help)
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    if mode := config.getoption("--datapath"):
+        os.environ["NETPLANE_DATAPATH"] = mode
     if os.geteuid() == 0 and not hasattr(config, "workerinput"):
         netns.make_private(mounts=True, network=True)
 

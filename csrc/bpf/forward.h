@@ -179,7 +179,7 @@ static __always_inline int np_forward(struct __sk_buff *skb, const struct np_con
 	np_flow_count(flow, port, skb->len);
 	if (flow->flags & NP_FLOW_REWRITES && np_rewrite_tuple(skb, &packet, flow))
 		return TC_ACT_SHOT;
-	if (np_rewrite_hops(skb, &packet))
+	if (!(flow->flags & NP_FLOW_BRIDGED) && np_rewrite_hops(skb, &packet))
 		return TC_ACT_SHOT;
 	return np_send(skb, config, &packet, flow);
 }

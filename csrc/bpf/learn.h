@@ -152,23 +152,33 @@ static __always_inline void np_flow_store(const struct np_flow_key *key, struct 
 	bpf_map_update_elem(&np_flows, key, flow, BPF_ANY);
 }
 
-/* Called where packets leave: remember what became of this one. `to`, `flags`: of the way out. */
-static __always_inline void np_learn(struct __sk_buff *skb, const struct np_config *config, __u8 to, __u8 flags)
+/* Whether there is anything to learn from this packet: asked first, it is what most misses end with. */
+static __always_inline bool np_learn_wanted(struct __sk_buff *skb, const struct np_config *config,
+					    struct np_ct_tuple *tuple)
 {
-	struct np_ct_tuple tuple = {};
+	if (np_tag_fresh(skb, config) && np_ct_read(skb, tuple))
+		return true;
+	np_verdict_count(NP_VERDICT_WAIT, skb->len);
+	return false;
+}
+
+/* Called where packets leave: remember what became of this one, which arrived as `tuple`.
+ * `to`, `flags`: of the way out. */
+static __always_inline void np_learn(struct __sk_buff *skb, const struct np_config *config,
+				     const struct np_ct_tuple *tuple, __u8 to, __u8 flags)
+{
 	struct np_flow_key key = {};
 	struct np_flow flow = {};
 	struct np_packet now;
 
-	if (!np_tag_fresh(skb, config) || !np_parse_frame(skb, &now, 0) || !np_ct_read(skb, &tuple) ||
-	    tuple.protocol != now.key.protocol) {
+	if (!np_parse_frame(skb, &now, 0) || tuple->protocol != now.key.protocol) {
 		np_verdict_count(NP_VERDICT_WAIT, skb->len);
 		return;
 	}
-	__builtin_memcpy(key.source, tuple.source, 16);
-	__builtin_memcpy(key.destination, tuple.destination, 16);
-	key.source_port = tuple.source_port;
-	key.destination_port = tuple.destination_port;
+	__builtin_memcpy(key.source, tuple->source, 16);
+	__builtin_memcpy(key.destination, tuple->destination, 16);
+	key.source_port = tuple->source_port;
+	key.destination_port = tuple->destination_port;
 	key.protocol = now.key.protocol;
 	key.family = now.key.family;
 	key.from = np_tag_kind(skb);

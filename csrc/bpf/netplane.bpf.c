@@ -40,7 +40,7 @@ int np_from_pod(struct __sk_buff *skb)
 	skb->tc_index = 0; /* whatever the pod may have written there */
 	if (!config)
 		return TC_ACT_UNSPEC;
-	np_pull(skb, NP_ETH_LEN + NP_IP6_LEN + NP_TCP_LEN);
+	np_pull_frame(skb);
 	if (!np_mac_is(skb, 0, config->gateway_mac)) /* bridged, not routed */
 		return TC_ACT_UNSPEC;
 	return np_forward(skb, config, NP_POD, 0);
@@ -58,7 +58,7 @@ int np_from_tunnel(struct __sk_buff *skb)
 	skb->tc_index = 0;
 	if (skb->pkt_type != NP_PACKET_HOST)
 		return TC_ACT_UNSPEC;
-	np_pull(skb, NP_ETH_LEN + NP_IP6_LEN + NP_TCP_LEN);
+	np_pull_frame(skb);
 	return np_forward(skb, config, NP_TUNNEL, 0);
 }
 
@@ -67,18 +67,26 @@ int np_from_wire(struct __sk_buff *skb)
 {
 	struct np_config *config = np_config_get();
 	struct np_outer *outer;
+	bool v6;
 
 	skb->tc_index = 0;
 	if (!config || skb->pkt_type != NP_PACKET_HOST)
 		return TC_ACT_UNSPEC;
-	np_pull(skb, NP_TEMPLATE_LEN + NP_IP6_LEN + NP_TCP_LEN);
+	np_pull_frame(skb);
+	if (np_may_be_tunnel(skb, config))
+		np_pull(skb, NP_TEMPLATE_LEN);
 	outer = np_parse_outer(skb, config);
 	if (!outer)
 		return np_forward(skb, config, NP_WIRE, 0);
 	if ((outer->ip.tos & 3) == NP_ECN_CE || !np_mac_is(skb, NP_OUTER_LEN, config->tunnel_mac))
 		return TC_ACT_UNSPEC;
+	v6 = outer->inner.h_proto == bpf_htons(ETH_P_IPV6);
 	if (!np_peer_proven(skb, outer->ip.saddr, outer->ip.daddr))
 		return TC_ACT_UNSPEC;
+	if (v6)
+		np_pull(skb, NP_TEMPLATE_LEN + NP_IP6_LEN + NP_TCP_LEN);
+	else
+		np_pull(skb, NP_TEMPLATE_LEN + NP_IP4_LEN + NP_TCP_LEN);
 	return np_forward(skb, config, NP_TUNNEL, NP_OUTER_LEN);
 }
 
@@ -87,15 +95,20 @@ int np_to_pod(struct __sk_buff *skb)
 {
 	struct np_config *config = np_config_get();
 	__u32 kind = np_tag_kind(skb);
+	struct np_ct_tuple tuple = {};
 	struct np_port *port;
+	__u8 flags = 0;
 
-	if (!config || kind < NP_POD || kind > NP_WIRE)
+	if (!config || kind < NP_POD || kind > NP_WIRE || !np_learn_wanted(skb, config, &tuple))
 		return TC_ACT_UNSPEC;
 	port = np_port_get(skb->ifindex);
 	if (!port)
 		return TC_ACT_UNSPEC;
-	np_pull(skb, NP_ETH_LEN + NP_IP6_LEN + NP_TCP_LEN);
-	np_learn(skb, config, NP_POD, port->flags & NP_PORT_SHAPED ? 0 : NP_FLOW_PEER);
+	np_pull_frame(skb);
+	/* br_netfilter translates on the bridge: that packet has its sender's MAC, and all of its hops */
+	if (!np_mac_is(skb, ETH_ALEN, config->gateway_mac))
+		flags |= NP_FLOW_BRIDGED;
+	np_learn(skb, config, &tuple, NP_POD, port->flags & NP_PORT_SHAPED ? flags : flags | NP_FLOW_PEER);
 	return TC_ACT_UNSPEC;
 }
 
@@ -103,13 +116,14 @@ SEC("tc")
 int np_to_tunnel(struct __sk_buff *skb)
 {
 	struct np_config *config = np_config_get();
+	struct np_ct_tuple tuple = {};
 	__u32 kind = np_tag_kind(skb);
 
 	if (!config)
 		return TC_ACT_UNSPEC;
-	np_pull(skb, NP_ETH_LEN + NP_IP6_LEN + NP_TCP_LEN);
-	if (kind >= NP_POD && kind <= NP_WIRE)
-		np_learn(skb, config, NP_TUNNEL, 0);
+	np_pull_frame(skb);
+	if (kind >= NP_POD && kind <= NP_WIRE && np_learn_wanted(skb, config, &tuple))
+		np_learn(skb, config, &tuple, NP_TUNNEL, 0);
 	return np_encapsulate(skb, config);
 }
 
@@ -117,6 +131,7 @@ SEC("tc")
 int np_to_wire(struct __sk_buff *skb)
 {
 	struct np_config *config = np_config_get();
+	struct np_ct_tuple tuple = {};
 	__u32 kind = np_tag_kind(skb);
 
 	if (!kind || !config)
@@ -124,8 +139,8 @@ int np_to_wire(struct __sk_buff *skb)
 	np_pull(skb, NP_TEMPLATE_LEN + NP_IP6_LEN + NP_TCP_LEN);
 	if (kind == NP_TAG_ENCAPSULATED)
 		np_tunnel_learn(skb, config);
-	else if (kind <= NP_WIRE)
-		np_learn(skb, config, NP_WIRE, 0);
+	else if (kind <= NP_WIRE && np_learn_wanted(skb, config, &tuple))
+		np_learn(skb, config, &tuple, NP_WIRE, 0);
 	return TC_ACT_UNSPEC;
 }
 

@@ -137,6 +137,16 @@ static __always_inline void np_pull(struct __sk_buff *skb, __u32 len)
 		bpf_skb_pull_data(skb, len < skb->len ? len : skb->len);
 }
 
+/* The frame's headers and no byte more: what is pulled out of a page leaves the rest of its data at an odd
+ * address, and whoever copies it pays. */
+static __always_inline void np_pull_frame(struct __sk_buff *skb)
+{
+	if (skb->protocol == bpf_htons(ETH_P_IPV6))
+		np_pull(skb, NP_ETH_LEN + NP_IP6_LEN + NP_TCP_LEN);
+	else
+		np_pull(skb, NP_ETH_LEN + NP_IP4_LEN + NP_TCP_LEN);
+}
+
 static __always_inline bool np_mac_is(struct __sk_buff *skb, __u32 offset, const __u8 *mac)
 {
 	void *data = (void *)(long)skb->data;

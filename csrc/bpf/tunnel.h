@@ -28,6 +28,16 @@ struct np_outer {
 
 _Static_assert(sizeof(struct np_outer) == NP_TEMPLATE_LEN, "the outer header");
 
+/* Whether the outer headers are worth being brought in reach. */
+static __always_inline bool np_may_be_tunnel(struct __sk_buff *skb, const struct np_config *config)
+{
+	void *data = (void *)(long)skb->data;
+	struct udphdr *udp = data + NP_ETH_LEN + NP_IP4_LEN;
+
+	return skb->protocol == bpf_htons(ETH_P_IP) && (void *)(udp + 1) <= (void *)(long)skb->data_end &&
+	       udp->dest == config->vxlan_port;
+}
+
 /* The outer headers of a tunnel packet of ours (either way); NULL when it is none, or unusual. */
 static __always_inline struct np_outer *np_parse_outer(struct __sk_buff *skb, const struct np_config *config)
 {

@@ -166,7 +166,7 @@ struct np_miss { /* goes before a packet that is left to Python */
 	uint8_t info[20];     /* in_pktinfo or in6_pktinfo as it came */
 };
 
-struct np_table *np_table_new(const uint8_t *apex, int len);
+struct np_table *np_table_new(const uint8_t *apex, int len, uint64_t names);
 void np_table_free(struct np_table *t);
 int np_table_put(struct np_table *t, const uint8_t *name, int name_len, const uint8_t *data, int len);
 int np_table_remove(struct np_table *t, const uint8_t *name, int name_len);

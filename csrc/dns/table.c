@@ -44,12 +44,16 @@ static struct buckets *buckets_new(uint64_t count)
 	return b;
 }
 
-struct np_table *np_table_new(const uint8_t *apex, int len)
+/* Empty, with room for so many names before it must grow. */
+struct np_table *np_table_new(const uint8_t *apex, int len, uint64_t names)
 {
+	uint64_t count = BUCKETS_MIN;
 	struct np_table *t;
 
-	if (len < 1 || len > NP_NAME_MAX)
+	if (len < 1 || len > NP_NAME_MAX || names > UINT32_MAX)
 		return NULL;
+	while (count / 2 < names)
+		count *= 2;
 	t = aligned_alloc(64, (sizeof(*t) + 63) / 64 * 64);
 	if (!t)
 		return NULL;
@@ -57,7 +61,7 @@ struct np_table *np_table_new(const uint8_t *apex, int len)
 	t->readers.epoch = 1;
 	memcpy(t->zone.apex, apex, (size_t)len);
 	t->zone.apex_len = len;
-	t->buckets = buckets_new(BUCKETS_MIN);
+	t->buckets = buckets_new(count);
 	if (!t->buckets || getrandom(t->key, sizeof(t->key), 0) != sizeof(t->key)) {
 		free(t->buckets);
 		free(t);

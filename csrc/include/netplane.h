@@ -47,6 +47,7 @@ enum np_port_flags {
 enum np_flow_flags {
 	NP_FLOW_REWRITES = 1, /* addresses or ports change */
 	NP_FLOW_PEER = 2,     /* straight to the other end of the veth */
+	NP_FLOW_BRIDGED = 4,  /* its last packet did not go through a router: no hop less */
 };
 
 struct np_counter {

@@ -18,9 +18,6 @@ from ..model.changes import Delete, Put
 from ..model.own import Allocation, AllocationSpec
 from ..model.snapshot import Snapshot
 
-FOR_REVISION = "netplane.io/for-revision"  # the holder's revision that the claim was made for
-PURPOSE = "netplane.io/purpose"  # which of the holder's wants it meets: "tcp/80"
-
 
 class Claim(NamedTuple):
     """``settled``: the holder's spec names the value already, so nothing is left to decide."""
@@ -67,24 +64,21 @@ def taken_by(snapshot: Snapshot, name: str, holder: Object) -> str:
 
 def take(snapshot: Snapshot, claim: Claim, holder: Object) -> list[Put]:
     """The write that makes the claim the holder's, at most one."""
-    notes = {FOR_REVISION: str(holder.revision)}
-    if claim.purpose:
-        notes[PURPOSE] = claim.purpose
-    meta = ObjectMeta(name=claim.name, annotations=notes)
     spec = AllocationSpec(
         value=claim.value,
         holder_kind=holder.KIND,
         holder_namespace=holder.namespace,
         holder_name=holder.name,
         holder_uid=holder.metadata.uid,
+        for_revision=holder.revision,
+        purpose=claim.purpose,
     )
     found = snapshot.get(Allocation, "", claim.name)
     if found is None:
-        return [Put(Allocation(metadata=meta, spec=spec), expect=0)]
-    if found.spec == spec and (claim.settled or found.metadata.annotations == notes):
+        return [Put(Allocation(metadata=ObjectMeta(name=claim.name), spec=spec), expect=0)]
+    if found.spec == (amend(spec, for_revision=found.spec.for_revision) if claim.settled else spec):
         return []
-    metadata = amend(found.metadata, annotations=notes)
-    return [Put(amend(found, metadata=metadata, spec=spec), expect=found.revision)]
+    return [Put(amend(found, spec=spec), expect=found.revision)]
 
 
 def release(held: Iterable[Allocation], keep: Collection[str] = ()) -> list[Delete]:

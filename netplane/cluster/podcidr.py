@@ -62,7 +62,7 @@ class PodCIDRs:
 
     def _wanted(self, node: Node, held: tuple[Allocation, ...], snapshot: Snapshot) -> list[Claim]:
         """What the node declares, then one of each family that the cluster has and it has not."""
-        others = [a for a in snapshot.by(Allocation, "type", TYPE) if a.spec.holder_name != node.name]
+        others = [a for a in snapshot.by(Allocation, "cidr", "") if a.spec.holder_name != node.name]
         wanted = [self._declared(node, cidr, held, others) for cidr in node.pod_cidrs]
         have = [family_of(claim.value) for claim in wanted]
         if len(set(have)) < len(have):
@@ -151,7 +151,7 @@ def _refuse(node: Node, held: tuple[Allocation, ...], why: str) -> list[Write]:
 def _touched(event: Event | None, snapshot: Snapshot) -> Iterator[str]:
     if event is None:
         yield from (node.name for node in snapshot.list(Node))
-        yield from (a.spec.holder_name for a in snapshot.by(Allocation, "type", TYPE))
+        yield from (a.spec.holder_name for a in snapshot.by(Allocation, "cidr", ""))
     elif isinstance(event.object, Node):
         yield event.object.name
     elif isinstance(event.object, Allocation) and event.object.spec.holder_kind == Node.KIND:

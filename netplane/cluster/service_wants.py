@@ -14,7 +14,7 @@ from ..model.own import Allocation
 from ..model.services import Service, ServicePort, ServiceSpec
 from ..model.snapshot import Snapshot
 from . import claims
-from .claims import PURPOSE, Claim, claim_name
+from .claims import Claim, claim_name
 from .config import ClusterConfig, family_of, network
 from .families import families, requested_ips
 
@@ -206,7 +206,7 @@ def _held_port(ask: Ask, want: PortWant, used: set[str]) -> Claim | None:
     low, high = ask.config.node_port_range
     for held in ask.held:
         type_ = f"nodeport.{want.protocol}"
-        mine = held.metadata.annotations.get(PURPOSE) == want.purpose and held.name.startswith(f"{type_}.")
+        mine = held.spec.purpose == want.purpose and held.name.startswith(f"{type_}.")
         if mine and held.name not in used and low <= int(held.spec.value) <= high:
             return Claim(type_, held.spec.value, want.purpose)
     return None

@@ -54,7 +54,8 @@ def _masks(_context: click.Context, _parameter: click.Parameter, value: str) -> 
     metavar="CIDR[,CIDR]",
     help="Node ports answer at the node's addresses in these networks.  [default: the node IPs]",
 )
-@click.option("--datapath", type=click.Choice(DATAPATHS), default="auto", show_default=True)
+@click.option("--datapath", type=click.Choice(DATAPATHS), default="auto", show_default=True,
+              envvar="NETPLANE_DATAPATH", show_envvar=True)  # fmt: skip
 @click.option("--rooms", callback=_split, default=",".join(ROOMS), show_default=True)
 @click.option("--domain", default="cluster.local", show_default=True, help="The cluster's DNS domain.")
 @click.option("--dns-listen", callback=_split, default="", metavar="IP:PORT[,IP:PORT]")

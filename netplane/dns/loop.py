@@ -50,18 +50,20 @@ class Divert(enum.IntFlag):
 class Records(Protocol):
     """What the twin wants to know of an RRset (`table.RRset`)."""
 
-    type: int
-    records: tuple[bytes, ...]
-
+    @property
+    def type(self) -> int: ...
+    @property
+    def records(self) -> tuple[bytes, ...]: ...
     @property
     def rotates(self) -> bool: ...
 
 
 class Twin:
-    """The table in C, a `table.Twin`. ``bytes`` and ``names`` say what it takes."""
+    """The table in C, a `table.Twin`; ``room`` is for how many names, before it must grow and so be
+    copied. ``bytes`` and ``names`` say what it takes."""
 
-    def __init__(self, apex: bytes) -> None:
-        table = lib.np_table_new(apex, len(apex))
+    def __init__(self, apex: bytes, room: int = 0) -> None:
+        table = lib.np_table_new(apex, len(apex), room)
         if table == ffi.NULL:
             raise MemoryError("the table of DNS names")
         self.table = ffi.gc(table, lib.np_table_free)

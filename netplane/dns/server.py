@@ -113,7 +113,8 @@ class DnsServer:
     def _start_fast(self) -> None:
         if not self._fast.on:
             return
-        self._twin = Twin(self._table.view.apex)
+        view = self._table.view
+        self._twin = Twin(view.apex, len(view.names) + len(view.below))
         self._table.attach(self._twin)
         self.divert()
         sockets = [udp.sock for udp in self._udp]

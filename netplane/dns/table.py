@@ -2,7 +2,7 @@
 
 Rule 1: readers take `view` once and see one state of all names, whatever is applied meanwhile; a plan
         is there for them whole or not at all.
-Rule 2: everything that can be known before a question comes is prepared when a record is applied.
+Rule 2: a record that has no wire form is refused when it is applied, not when it is asked for.
 Rule 3: a name above another name exists, though it has no records (RFC 8020; RFC 4592 2.2.2).
 Rule 4: a twin (the table of the C loop) gets the names that a plan touched, and no others.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from itertools import chain, count
 from typing import ClassVar, NamedTuple, Protocol
 
@@ -20,21 +21,22 @@ from ..model.errors import Invalid
 from ..model.facts import Fact, FactKey, Mark, Plan, Record
 from . import wire
 
-_Names = MapMutation[bytes, "Entry"]
-_Below = MapMutation[bytes, int]
-_NAMES: Map[bytes, Entry] = Map()
+Records = tuple[Record, ...]
+Turn = tuple[bytes, str]  # a name, and a type
+_NAMES: Map[bytes, Records] = Map()
 _BELOW: Map[bytes, int] = Map()
+_TURNS: Map[Turn, count[int]] = Map()
 
 
-class RRset:
-    """The records of one name and type, as bytes whose owner is the name in the question."""
+class RRset(NamedTuple):
+    """The records of one name and type, as bytes whose owner is the name in the question.
 
-    __slots__ = ("records", "turn", "type")
+    ``turn``: of sets that rotate; whoever replaces such a set goes on with it.
+    """
 
-    def __init__(self, kind: int, records: tuple[bytes, ...], turn: count[int] | None) -> None:
-        self.type = kind
-        self.records = records
-        self.turn = turn  # of sets that rotate; whoever replaces this set goes on with it
+    type: int
+    records: tuple[bytes, ...]
+    turn: count[int] | None = None
 
     @property
     def rotates(self) -> bool:
@@ -48,27 +50,24 @@ class RRset:
         return self.records[first:] + self.records[:first]
 
 
-class Entry(NamedTuple):
-    """One name: what was applied, and the answers made of it (a tuple: there are one to three)."""
-
-    facts: tuple[Record, ...]
-    rrsets: tuple[RRset, ...]
-
-
 class View(NamedTuple):
-    """One state of the table. ``below`` counts the names that exist one label beneath a name."""
+    """One state of the table. ``below`` counts the names that exist one label beneath a name, ``turns``
+    are of the sets that rotate, by name and type."""
 
     apex: bytes
     synced: bool = False
-    names: Map[bytes, Entry] = _NAMES
+    names: Map[bytes, Records] = _NAMES
     below: Map[bytes, int] = _BELOW
+    turns: Map[Turn, count[int]] = _TURNS
 
     def find(self, name: bytes) -> tuple[RRset, ...] | None:
         """The RRsets of a name, none for one that only has names beneath it; None: it does not exist."""
-        entry = self.names.get(name)
-        if entry is not None:
-            return entry.rrsets
-        return () if name in self.below else None
+        facts = self.names.get(name)
+        if facts is None:
+            return () if name in self.below else None
+        return tuple(
+            [RRset(wire.TYPES[kind], rrs, self.turns.get((name, kind))) for kind, rrs in _wired(facts)]
+        )
 
     def rrset(self, name: bytes, kind: int) -> RRset | None:
         return pick(self.find(name) or (), kind)
@@ -131,26 +130,28 @@ class NameTable:
                 twin.sync(True)
 
     def observe(self) -> Mapping[FactKey, Mark]:
-        return {fact.key: fact.mark for entry in self.view.names.values() for fact in entry.facts}
+        return {fact.key: fact.mark for facts in self.view.names.values() for fact in facts}
 
     def apply(self, plan: Plan) -> None:
         """Raises Invalid for a record that has no wire form; then nothing is changed."""
         with self._lock:
             view = self.view
-            names, below = view.names.mutate(), view.below.mutate()
+            names, below, turns = view.names.mutate(), view.below.mutate(), view.turns.mutate()
             touched: dict[bytes, None] = {}
             for name, (gone, new) in _by_name(plan).items():
-                old = names.get(name)
-                entry = _entry(old, gone, new)
-                if entry is not None:
-                    names[name] = entry
-                elif old is not None:
+                old = names.get(name, ())
+                facts = (*(f for f in old if f.key not in gone), *new)
+                _wired(facts)
+                if facts:
+                    names[name] = facts
+                elif old:
                     del names[name]
+                _keep_turns(name, old, facts, turns)
                 touched[name] = None
-                if (entry is None) != (old is None) and wire.within(name, view.apex):
-                    above = _count(name, -1 if entry is None else 1, names, below)
+                if bool(facts) != bool(old) and wire.within(name, view.apex):
+                    above = _count(name, 1 if facts else -1, names, below)
                     touched |= dict.fromkeys(n for n in above if wire.within(n, view.apex))
-            view = self.view = view._replace(names=names.finish(), below=below.finish())
+            view = self.view = View(view.apex, view.synced, names.finish(), below.finish(), turns.finish())
             for twin in self._twins:
                 twin.change((name, view.find(name)) for name in touched)
 
@@ -167,35 +168,41 @@ def _by_name(plan: Plan) -> dict[bytes, tuple[set[FactKey], list[Record]]]:
     return changes
 
 
-def _entry(old: Entry | None, gone: set[FactKey], new: list[Record]) -> Entry | None:
-    kept = [f for f in old.facts if f.key not in gone] if old is not None else []
-    facts = (*kept, *new)
-    if not facts:
-        return None
+@lru_cache(maxsize=1024)
+def _wired(facts: Records) -> tuple[tuple[str, tuple[bytes, ...]], ...]:
+    """A name's types, each with its records as bytes. Raises Invalid.
+
+    Made when somebody asks, and kept while they go on: most names are asked for in C, which has its own.
+    """
     kinds: dict[str, list[Record]] = {}
     for fact in facts:
         if fact.data:
             kinds.setdefault(fact.type, []).append(fact)
-    before = old.rrsets if old is not None else ()
-    return Entry(facts, tuple(_rrset(kind, same, before) for kind, same in kinds.items()))
+    return tuple([(kind, _records(kind, same)) for kind, same in kinds.items()])
 
 
-def _rrset(kind: str, facts: list[Record], before: tuple[RRset, ...]) -> RRset:
+def _records(kind: str, facts: list[Record]) -> tuple[bytes, ...]:
     """The union of the owners' data; one RRset has one TTL (RFC 2181 5.2), the smallest."""
     ttl = min(f.ttl for f in facts)
     data = facts[0].data if len(facts) == 1 else dict.fromkeys(item for f in facts for item in f.data)
     try:
-        records = tuple([wire.record(kind, ttl, item) for item in data])
+        return tuple([wire.record(kind, ttl, item) for item in data])
     except Invalid as exc:
         raise Invalid(f"record {facts[0].name}: {exc}") from None
-    if not any(f.rotate for f in facts):
-        return RRset(wire.TYPES[kind], records, None)
-    last = pick(before, wire.TYPES[kind])
-    turn = last.turn if last is not None else None
-    return RRset(wire.TYPES[kind], records, turn or count())
 
 
-def _count(name: bytes, step: int, names: _Names, below: _Below) -> list[bytes]:
+def _keep_turns(name: bytes, old: Records, new: Records, turns: MapMutation[Turn, count[int]]) -> None:
+    """Sets that still rotate go on with their turn, others get one or lose it."""
+    before, after = ({(name, f.type) for f in facts if f.rotate} for facts in (old, new))
+    for turn in before - after:
+        del turns[turn]
+    for turn in after - before:
+        turns[turn] = count()
+
+
+def _count(
+    name: bytes, step: int, names: MapMutation[bytes, Records], below: MapMutation[bytes, int]
+) -> list[bytes]:
     """A name of the zone got its first record or lost its last: carry that upwards while it matters.
 
     Returns the names above that came to exist or ceased to.

@@ -87,7 +87,7 @@ class DnsRoom:
             known = snapshot.get(Namespace, "", namespace)
             return [self._record(f"{namespace}.svc", "A", ())] if known else []
         service = snapshot.get(Service, namespace, name)
-        return self._service(service, snapshot) if service else []
+        return self._service(service, scope.name, snapshot) if service else []
 
     # --- which scopes ---------------------------------------------------------------------------
 
@@ -152,22 +152,23 @@ class DnsRoom:
             if network.num_addresses > 1:
                 yield str(network[1])
 
-    def _service(self, service: Service, snapshot: Snapshot) -> Iterator[Record]:
+    def _service(self, service: Service, owner: str, snapshot: Snapshot) -> Iterator[Record]:
         name = f"{service.name}.{service.namespace}.svc"
         if service.spec.type == "ExternalName":
             yield self._record(name, "CNAME", (_external(service),))
             return
         vips = cluster_ips(service)
-        yield from self._reverse(service, [Target(name, vip) for vip in vips])
+        yield from self._reverse(owner, [Target(name, vip) for vip in vips])
         if _by_endpoint(service):
-            yield from self._endpoints(service, name, snapshot)
+            yield from self._endpoints(service, owner, snapshot)
         elif vips:
             yield from self._addresses(name, vips)
             ports = ((p.name, p.protocol, p.port, name) for p in service.spec.ports for _ in vips)
             yield from self._srv(name, ports)
 
-    def _endpoints(self, service: Service, name: str, snapshot: Snapshot) -> Iterator[Record]:
-        slices = snapshot.by(EndpointSlice, "service", f"{service.namespace}/{service.name}")
+    def _endpoints(self, service: Service, owner: str, snapshot: Snapshot) -> Iterator[Record]:
+        name = f"{service.name}.{service.namespace}.svc"
+        slices = snapshot.by(EndpointSlice, "service", owner)
         every: list[Target] = []
         ports: list[tuple[str, str, int, str]] = []
         for part in slices:
@@ -183,7 +184,7 @@ class DnsRoom:
             yield from self._addresses(host, addresses, rotate=True)
         yield from self._srv(name, ports, rotate=True)
         if service.headless:
-            yield from self._reverse(service, every)
+            yield from self._reverse(owner, every)
 
     def _srv(
         self, name: str, ports: Iterable[tuple[str, str, int, str]], rotate: bool = False
@@ -201,12 +202,11 @@ class DnsRoom:
             data = (f"0 {weight} {port} {target}.{self.domain}" for port, target in sorted(set(targets)))
             yield self._record(f"{service}.{name}", "SRV", data, rotate)
 
-    def _reverse(self, service: Service, targets: Iterable[Target]) -> Iterator[Record]:
-        """PTR records, one fact per address of this service (2.3.3, 2.4.3)."""
+    def _reverse(self, owner: str, targets: Iterable[Target]) -> Iterator[Record]:
+        """PTR records, one fact per address of the service "namespace/name" (2.3.3, 2.4.3)."""
         names: dict[str, dict[str, None]] = {}
         for target in targets:
             names.setdefault(target.address, {})[f"{target.name}.{self.domain}"] = None
-        owner = f"{service.namespace}/{service.name}"
         for address, found in names.items():
             pointer = ip_address(address).reverse_pointer
             yield Record(pointer, "PTR", tuple(sorted(found)), self.ttl, owner=owner)

@@ -29,6 +29,8 @@ class AllocationSpec(Struct, frozen=True, kw_only=True):
     holder_namespace: str = ""
     holder_name: str
     holder_uid: str = ""
+    for_revision: int = 0  # the holder's that the claim was made for
+    purpose: str = ""  # which of the holder's wants it meets: "tcp/80"
 
 
 class Allocation(Object, frozen=True, kw_only=True):

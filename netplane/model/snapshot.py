@@ -105,7 +105,7 @@ INDEXES: dict[str, dict[str, Callable[[Any], Iterable[str]]]] = {
     },
     Service.KIND: {"selector": _by_selector, "refused": _refused, "ejects": _ejects},
     Node.KIND: {"refused": _refused},
-    Allocation.KIND: {"holder": _by_holder, "type": lambda o: (o.name.partition(".")[0],)},
+    Allocation.KIND: {"holder": _by_holder, "cidr": lambda o: ("",) if "/" in o.spec.value else ()},
     Pod.KIND: {
         "node": _by_node,
         "ip": lambda o: o.ips,
@@ -192,15 +192,19 @@ class Snapshot:
 
     def by(self, kind: type[T], index: str, value: str) -> tuple[T, ...]:
         """The objects of a kind that an index (see INDEXES) files under ``value``, by name."""
-        table = self._index.get((kind.KIND, index), _EMPTY)
-        found: Any = table.get(value, _EMPTY)
-        if len(found) <= 1:
-            return tuple(found.values())
+        found = self._filed(kind, index, value)
+        if not isinstance(found, Map):
+            return () if found is None else (found,)
         return tuple(obj for _, obj in sorted(found.items(), key=lambda item: item[0]))
 
     def count_by(self, kind: type[Object], index: str, value: str) -> int:
         """How many `by` would give, at no cost."""
-        return len(self._index.get((kind.KIND, index), _EMPTY).get(value, _EMPTY))
+        found = self._filed(kind, index, value)
+        return len(found) if isinstance(found, Map) else found is not None
+
+    def _filed(self, kind: type[Object], index: str, value: str) -> Any:
+        """A Map of objects; the object, where there is one alone; None."""
+        return self._index.get((kind.KIND, index), _EMPTY).get(value)
 
     def at_least(self, kind: type[T], index: str, group: str, rank: int) -> Iterator[T]:
         """The objects of a group (see RANKS) from ``rank`` upwards, then by name."""
@@ -244,16 +248,32 @@ class Snapshot:
             before = set(values(old)) if old is not None else set()
             after = set(values(new)) if new is not None else set()
             for value in before - after:
-                rest = table[value].delete(slot)
-                table = table.set(value, rest) if rest else table.delete(value)
+                table = _unfiled(table, value, slot)
             for value in after:
-                table = table.set(value, table.get(value, _EMPTY).set(slot, new))
+                table = table.set(value, _filed(table.get(value), old, slot, new))
             index = index.set((kind, name), table)
         for name, rank in RANKS.get(kind, {}).items():
             was, now = rank(old) if old is not None else None, rank(new) if new is not None else None
             if was != now:
                 index = index.set((kind, name), _moved(index.get((kind, name), _EMPTY), was, now))
         return index
+
+
+def _filed(found: Any, old: Any, slot: Slot, new: Any) -> Any:
+    """What an index files under one value, with ``new``: alone, most are without a Map of their own."""
+    if isinstance(found, Map):
+        return found.set(slot, new)
+    if found is None or found is old:
+        return new
+    return Map({(found.namespace, found.name): found, slot: new})
+
+
+def _unfiled(table: Any, value: str, slot: Slot) -> Any:
+    found = table[value]
+    rest = found.delete(slot) if isinstance(found, Map) else ()
+    if not rest:
+        return table.delete(value)
+    return table.set(value, rest if len(rest) > 1 else next(iter(rest.values())))
 
 
 def _moved(table: Any, was: Ranked | None, now: Ranked | None) -> Any:

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from ..model.base import Key, Object
 from ..model.errors import Conflict, NetplaneError
 from ..model.snapshot import Snapshot
-from ..store.base import Store, Watch
+from ..model.thrift import thrifty
+from ..store.base import Change, Store, Watch
 from .base import Event
 
 log = logging.getLogger(__name__)
@@ -44,7 +45,7 @@ class Mirror:
 
     def load(self) -> None:
         """Read the store once, and do not follow it. Raises Unavailable, Invalid."""
-        self._relist(*self._store.list(self._kinds))
+        self._list()
 
     def stop(self) -> None:
         self._stopping.set()
@@ -93,6 +94,7 @@ class Mirror:
         grave = self._graves.get(key)
         if (old is not None and old.revision == revision) or (grave is not None and revision <= grave):
             return None
+        thrifty(obj)
         self.snapshot = self.snapshot.with_put(obj)
         return Event(old, obj)
 
@@ -112,20 +114,26 @@ class Mirror:
                 delay = min(delay * 2, 15.0)
 
     def _follow(self) -> None:
-        objects, revision = self._store.list(self._kinds)
-        self._relist(objects, revision)
+        """Nothing here holds what was listed or brought while it waits: that would be objects twice."""
+        revision = self._list()
         self.problem = ""
         with self._store.watch(revision, self._kinds) as watch:
             self._watch = watch
             self._skip = getattr(watch, "skip", None)
             while not self._stopping.is_set():
-                changes = watch.next(timeout=60)
-                if not changes:
-                    continue
-                with self._lock:
-                    events = [self._apply(c.object, c.deleted, c.revision) for c in changes]
-                    self._advance(changes[-1].revision)
-                    self._tell(events)
+                self._bring(watch.next(timeout=60))
+
+    def _list(self) -> int:
+        objects, revision = self._store.list(self._kinds)
+        self._relist(objects, revision)
+        return revision
+
+    def _bring(self, changes: Sequence[Change]) -> None:
+        if changes:
+            with self._lock:
+                events = [self._apply(c.object, c.deleted, c.revision) for c in changes]
+                self._advance(changes[-1].revision)
+                self._tell(events)
 
     def _relist(self, objects: list[Object], revision: int) -> None:
         """Compare a full list with what is known; what is known newer (our own writes) stays."""

@@ -89,6 +89,8 @@ class Queue:
             if self._due.get(scope) == due:  # else it was moved to an earlier time, and done
                 del self._due[scope]
                 taken.append(scope)
+        if not self._due:
+            self._due.clear()  # gives back what a full pass took; deletions alone do not
         return taken
 
     def due(self) -> int:

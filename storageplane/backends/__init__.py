@@ -40,7 +40,7 @@ from netplane.model.errors import Invalid
 from netplane.model.facts import Fact
 from netplane.model.storage_facts import Data, Directory, Mount
 
-from .. import images, loops, syscalls, tree
+from ..host import images, loops, syscalls, tree
 from .base import Backend, Place
 from .btrfs import Btrfs
 from .directory import InDirectory

@@ -19,7 +19,7 @@ from pathlib import Path
 from netplane.model.errors import Invalid, KernelError
 from netplane.model.storage_facts import Mount
 
-from .. import images, tree
+from ..host import images, tree
 from .base import Place, Usage
 from .directory import InDirectory
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from netplane.model.errors import Invalid
 from netplane.model.storage_facts import Mount
 
-from .. import images, tree
+from ..host import images, tree
 from .base import Place, Usage
 
 

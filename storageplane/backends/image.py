@@ -15,7 +15,7 @@ from pathlib import Path
 
 from netplane.model.storage_facts import Mount
 
-from .. import images, loops
+from ..host import images, loops
 from .base import Place, Usage
 
 OVERCOMMIT = "user.storageplane.overcommit"

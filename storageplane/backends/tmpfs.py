@@ -15,7 +15,7 @@ from pathlib import Path
 from netplane.model.errors import KernelError
 from netplane.model.storage_facts import Mount
 
-from .. import images, mountinfo, syscalls, tree
+from ..host import images, mountinfo, syscalls, tree
 from .base import Place, Usage
 from .directory import InDirectory
 

@@ -22,8 +22,8 @@ from netplane.model.base import amend
 from netplane.model.errors import KernelError, NotFound
 from netplane.model.storage_facts import CsiVolume
 
-from .. import mountinfo, tree
-from ..corrupt import replaced
+from ..host import mountinfo, tree
+from ..host.corrupt import replaced
 from .client import Client, Clients
 from .intents import FOLDER, Attached, attached
 from .shape import access_mode

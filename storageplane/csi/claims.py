@@ -15,10 +15,11 @@ from netplane.model.snapshot import Snapshot
 from netplane.model.storage import PersistentVolume, PersistentVolumeClaim, StorageClass
 from netplane.model.storage_facts import Grow, Provision, Withdraw
 
-from .. import match, names
-from ..reclaim import holds, released
-from ..scopes import claim_scopes, volume_scopes
-from ..steps import owner
+from .. import names
+from ..claims import match
+from ..claims.reclaim import holds, released
+from ..claims.scopes import claim_scopes, volume_scopes
+from ..claims.steps import owner
 
 
 class CsiVolumes:

@@ -11,8 +11,9 @@ from typing import Any
 
 from netplane.model.base import amend
 
-from .. import backends, images
+from .. import backends
 from ..backends import BACKENDS, Choice
+from ..host import images
 from . import checks, wish
 from .depot import Depot, Snapshot, Volume, id_of, now
 from .freeze import frozen

@@ -29,9 +29,10 @@ import msgspec
 from netplane.model.base import amend
 from netplane.model.errors import KernelError
 
-from .. import backends, trash, tree
+from .. import backends
 from ..backends import BACKENDS, Machine, Place
-from ..durable import Shelf
+from ..host import trash, tree
+from ..host.durable import Shelf
 from .refusal import CODE, Refused, missing
 
 ADVICE = "it was damaged; look at its data beneath csi/data, then remove the file"

@@ -17,7 +17,7 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
-from ..tree import translated
+from ..host.tree import translated
 from .depot import Volume
 
 FIFREEZE, FITHAW = 0xC0045877, 0xC0045878

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from .. import mountinfo
+from ..host import mountinfo
 from . import checks
 from .controller import paged
 from .depot import Depot, Volume

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from ..durable import Shelf
+from ..host.durable import Shelf
 
 FOLDER = "csi-client"  # beneath the root
 ADVICE = "it was damaged; look for that volume at its driver, then remove the file"

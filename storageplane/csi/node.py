@@ -18,11 +18,11 @@ from netplane.model.errors import KernelError, NetplaneError
 from netplane.model.facts import Fact, Plan
 from netplane.model.storage_facts import Directory, Mount, Point
 
-from .. import loops, mountinfo
 from ..backends import BACKENDS
-from ..corrupt import replaced
-from ..mounts import Mounts
-from ..tree import translated
+from ..host import loops, mountinfo
+from ..host.corrupt import replaced
+from ..host.mounts import Mounts
+from ..host.tree import translated
 from . import checks
 from .depot import Depot, Stage, Target, Volume
 from .identity import TOPOLOGY

@@ -23,8 +23,8 @@ from netplane.model.storage import PersistentVolume, PersistentVolumeClaim, Stor
 from netplane.model.storage_facts import Grow, Provision, Withdraw
 
 from .. import names
-from ..reclaim import Writer, holds, released
-from ..steps import phased, without
+from ..claims.reclaim import Writer, holds, released
+from ..claims.steps import phased, without
 from . import shape
 from .attach import Attachments
 from .client import Client, Clients

@@ -24,8 +24,9 @@ from netplane.model.storage import (
     VolumeNodeAffinity,
 )
 
-from .. import match, names
-from ..steps import reference
+from .. import names
+from ..claims import match
+from ..claims.steps import reference
 from .client import Client
 from .intents import Intent
 

@@ -21,8 +21,8 @@ from netplane.model.base import Key
 from netplane.model.errors import Conflict, Invalid, NotFound, Unavailable
 from netplane.model.storage import PersistentVolume, PersistentVolumeClaim
 
-from ..durable import Shelf
-from ..reclaim import Writer
+from ..claims.reclaim import Writer
+from ..host.durable import Shelf
 from .client import Clients
 from .intents import FOLDER
 

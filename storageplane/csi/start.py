@@ -20,10 +20,10 @@ from typing import Any
 from netplane.model.base import amend
 from netplane.model.errors import NetplaneError
 
-from .. import loops, mountinfo
 from ..backends import BACKENDS
-from ..corrupt import dead
-from ..durable import Shelf
+from ..host import loops, mountinfo
+from ..host.corrupt import dead
+from ..host.durable import Shelf
 from .depot import Depot, Group, Snapshot, Volume
 from .freeze import thaw
 from .node import Node, boot, mounted

@@ -12,8 +12,9 @@ from netplane.model.storage import PersistentVolume, PersistentVolumeClaim
 from netplane.model.storage_facts import HostPath, Ownership
 from netplane.model.volumes import HostPathSource, Volume
 
-from .. import access, backends, match, names
-from ..provision import data_of, is_ours
+from .. import backends, names
+from ..claims import access, match
+from ..claims.provision import data_of, is_ours
 from . import cephfs, csi, glusterfs, host_path, nfs
 from .base import Context, Prepared, owned, volume_dir
 

@@ -12,9 +12,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from storageplane import backends, cli, images, loops, syscalls, tree
+from storageplane import backends, cli
 from storageplane.csi.depot import Depot
-from storageplane.durable import Shelf
+from storageplane.host import images, loops, syscalls, tree
+from storageplane.host.durable import Shelf
 from tests.faults.dying import Death
 
 OPERATIONS: list[tuple[Any, str]] = [

@@ -18,7 +18,7 @@ from netplane.model.errors import KernelError
 from netplane.model.facts import Plan
 from netplane.model.storage_facts import Data
 from storageplane import backends
-from storageplane.mounts import Mounts
+from storageplane.host.mounts import Mounts
 
 from .conftest import MIB, Driver, loops, mounts
 

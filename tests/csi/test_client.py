@@ -22,13 +22,14 @@ from netplane.model.snapshot import Snapshot
 from netplane.model.storage_facts import CsiVolume, Provision, Veiled, Withdraw
 from netplane.model.volumes import CSISource, Volume
 from netplane.store import open_store
-from storageplane import agent, publish, session
+from storageplane import agent
 from storageplane.csi.attach import Attachments
 from storageplane.csi.client import Clients, veiled
 from storageplane.csi.intents import Intents
 from storageplane.csi.provisioning import CsiProvisioning
 from storageplane.csi.snapshotting import Snapshotting
-from storageplane.mounts import Mounts
+from storageplane.host.mounts import Mounts
+from storageplane.pods import publish, session
 from tests.sequences.storage_world import Crash, World, pod, pvc, storage_class
 
 from .conftest import MIB, Driver, loops, mounts

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from netplane.model.base import amend
-from storageplane import corrupt, loops, mountinfo
 from storageplane.csi.depot import Depot
+from storageplane.host import corrupt, loops, mountinfo
 
 from .conftest import MIB, Driver, mounts
 from .conftest import loops as attached

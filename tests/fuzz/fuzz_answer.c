@@ -52,7 +52,7 @@ static void setup(void)
 	static uint8_t data[65536];
 	int len;
 
-	table = np_table_new(NAME(ZONE));
+	table = np_table_new(NAME(ZONE), 0);
 	limit = np_limit_new(5, 5, 2);
 	must(table && limit);
 	len = rrset(data, NP_TYPE_SOA, 0, 1, soa, sizeof(soa));

@@ -83,7 +83,7 @@ int main(int argc, char **argv)
 	uint8_t name[64], data[2048];
 	pthread_t thread[THREADS];
 
-	table = np_table_new((const uint8_t *)"\7cluster\5local", 15);
+	table = np_table_new((const uint8_t *)"\7cluster\5local", 15, 0);
 	np_table_sync(table, 1);
 	for (uintptr_t i = 0; i < THREADS; i++)
 		pthread_create(&thread[i], NULL, ask, (void *)(i + 1));

@@ -14,10 +14,11 @@ from typing import Any
 from netplane.model.codec import parse
 from netplane.model.pods import Pod
 from netplane.model.snapshot import Snapshot
-from storageplane import loops, mountinfo, publish
-from storageplane.bind import Binder
-from storageplane.mounts import Mounts
-from storageplane.provision import Provisioner
+from storageplane.claims.bind import Binder
+from storageplane.claims.provision import Provisioner
+from storageplane.host import loops, mountinfo
+from storageplane.host.mounts import Mounts
+from storageplane.pods import publish
 from tests.sequences.storage_world import World, pv, pvc, storage_class
 
 

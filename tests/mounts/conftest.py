@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from storageplane import loops, mountinfo
+from storageplane.host import loops, mountinfo
 
 from .bed import Bed, run
 

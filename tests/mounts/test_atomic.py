@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from netplane.model.storage_facts import File, Payload
-from storageplane import atomic
+from storageplane.host import atomic
 
 pytestmark = pytest.mark.root
 CALLS = ("mkdir", "open", "fchmod", "fchown", "fsync", "symlink", "rename", "unlink", "rmdir")

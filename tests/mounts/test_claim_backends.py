@@ -8,10 +8,11 @@ import os
 import pytest
 
 from netplane.model.snapshot import Snapshot
-from storageplane import loops, publish
-from storageplane.bind import Binder
-from storageplane.journal import Journal
-from storageplane.provision import Provisioner
+from storageplane.claims.bind import Binder
+from storageplane.claims.provision import Provisioner
+from storageplane.host import loops
+from storageplane.pods import publish
+from storageplane.pods.journal import Journal
 from tests.sequences.storage_world import World, pvc, storage_class
 
 from .bed import Bed, claim

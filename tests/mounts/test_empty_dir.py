@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from netplane.model.errors import Invalid, NetplaneError, Unavailable
-from storageplane import limited, loops, mountinfo, syscalls
-from storageplane.mounts import Mounts
+from storageplane.host import limited, loops, mountinfo, syscalls
+from storageplane.host.mounts import Mounts
 
 from .bed import Bed, container, empty, mounts, run
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from netplane.model.errors import KernelError
-from storageplane import ownership
+from storageplane.host import ownership
 
 from .bed import Bed, bound, claim, empty, host, mounts, run, statically_bound
 
@@ -156,7 +156,7 @@ def test_a_volume_that_another_pod_has_keeps_its_group(bed: Bed) -> None:
     bed.publish(other, source, bed.base / "other")
     assert look(bed.host / "f")[0] == GID
     bed.unpublish()
-    from storageplane import publish
+    from storageplane.pods import publish
 
     publish.unpublish("default", "q", bed.driver)
 

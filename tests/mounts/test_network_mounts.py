@@ -17,8 +17,9 @@ import pytest
 from netplane.model.codec import parse
 from netplane.model.errors import Invalid, KernelError, NetplaneError, Unavailable
 from netplane.model.storage_facts import Ownership
-from storageplane import helper, mountinfo, syscalls, wants
-from storageplane.bind import Binder
+from storageplane.claims.bind import Binder
+from storageplane.host import helper, mountinfo, syscalls
+from storageplane.pods import wants
 from storageplane.volumes.base import Context
 from tests.sequences.storage_world import World, pv, pvc
 

@@ -16,7 +16,7 @@ import pytest
 from netplane.model.errors import Invalid, KernelError, NetplaneError, Unavailable
 from netplane.model.facts import Plan
 from netplane.model.storage_facts import Directory, File, Payload
-from storageplane import mountinfo
+from storageplane.host import mountinfo
 
 from .bed import Bed, config_map, container, secret, world
 

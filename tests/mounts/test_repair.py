@@ -22,10 +22,11 @@ from netplane.model.errors import Conflict, Invalid, KernelError, NetplaneError,
 from netplane.model.facts import Plan
 from netplane.model.snapshot import Snapshot
 from netplane.model.storage_facts import NetworkMount
-from storageplane import helper, loops, mountinfo, podlock, publish
-from storageplane.mounts import Mounts
-from storageplane.publish import again
-from storageplane.upkeep import Keeper, Published
+from storageplane.host import helper, loops, mountinfo
+from storageplane.host.mounts import Mounts
+from storageplane.pods import podlock, publish
+from storageplane.pods.publish import again
+from storageplane.pods.upkeep import Keeper, Published
 
 from .bed import Bed, bound, claim, config_map, container, empty, host, mounts, run, secret, world
 

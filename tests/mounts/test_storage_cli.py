@@ -17,7 +17,7 @@ import pytest
 from netplane.model.base import Key
 from netplane.model.codec import parse_all
 from netplane.store import open_store
-from storageplane import mountinfo
+from storageplane.host import mountinfo
 
 pytestmark = pytest.mark.root
 EXAMPLES = Path(__file__).parents[2] / "docs/examples/storage"

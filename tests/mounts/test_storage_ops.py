@@ -19,10 +19,12 @@ from prometheus_client.parser import text_string_to_metric_families
 from netplane.model.base import Key, amend
 from netplane.model.codec import parse
 from netplane.store import open_store
-from storageplane import agent, mountinfo, names, session
+from storageplane import agent, names
+from storageplane.host import mountinfo
+from storageplane.host.mounts import Mounts
 from storageplane.metrics import Operations
-from storageplane.mounts import Mounts
-from storageplane.publish import publish, unpublish
+from storageplane.pods import session
+from storageplane.pods.publish import publish, unpublish
 
 from ..sequences.storage_world import pod, pv, pvc, storage_class
 from .test_storage_cli import Machine, until

@@ -20,10 +20,10 @@ import pytest
 from netplane.model.errors import Invalid, KernelError, Unavailable
 from netplane.model.facts import Plan
 from netplane.model.pods import Pod
-from storageplane import publish
-from storageplane.bind import Binder
-from storageplane.journal import Journal
-from storageplane.mounts import Mounts
+from storageplane.claims.bind import Binder
+from storageplane.host.mounts import Mounts
+from storageplane.pods import publish
+from storageplane.pods.journal import Journal
 from tests.sequences.storage_world import World, pv, pvc
 
 from .bed import Bed, bound, claim, empty, host, mounts
@@ -300,7 +300,7 @@ def test_a_root_directory_swapped_for_a_link_is_refused(bed: Bed) -> None:
 
 
 def test_nothing_beneath_a_mount_is_removed(bed: Bed) -> None:
-    from storageplane import tree
+    from storageplane.host import tree
 
     (bed.host / "precious").write_text("x")
     inner = bed.root / "volumes/v/inner"
@@ -315,7 +315,7 @@ def test_nothing_beneath_a_mount_is_removed(bed: Bed) -> None:
 
 
 def test_a_tree_deeper_than_descriptors_and_paths_reach_is_removed(bed: Bed) -> None:
-    from storageplane import tree
+    from storageplane.host import tree
 
     tree.make(bed.root, "volumes/v", 0o777)
     fd = os.open(bed.root / "volumes/v", os.O_RDONLY)
@@ -373,7 +373,7 @@ def test_a_target_in_our_own_root_is_refused(bed: Bed) -> None:
 
 @pytest.mark.parametrize("path", ["", "..", "a/../b", "/etc", "a//b", "a/./b", "nul\0"])
 def test_a_path_that_leads_outside_is_refused(bed: Bed, path: str) -> None:
-    from storageplane import tree
+    from storageplane.host import tree
 
     with pytest.raises(Invalid):
         tree.remove(bed.root, path)

@@ -18,8 +18,9 @@ from typing import Any
 import pytest
 
 from netplane.model.errors import Invalid, KernelError, NetplaneError, Unavailable
-from storageplane import loops, output, subpath
-from storageplane.publish import Publication
+from storageplane.host import loops, subpath
+from storageplane.pods import output
+from storageplane.pods.publish import Publication
 
 from .bed import Bed, config_map, container, empty, host, mounts, run, secret, statically_bound, world
 

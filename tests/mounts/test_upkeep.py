@@ -12,7 +12,7 @@ import pytest
 
 from netplane.model.base import Key, amend
 from netplane.model.codec import parse, parse_all
-from storageplane import mountinfo
+from storageplane.host import mountinfo
 
 from .bed import config_map, run, secret
 from .test_storage_cli import EXAMPLES, Machine, machine, until

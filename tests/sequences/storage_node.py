@@ -7,11 +7,11 @@ from typing import Any
 
 from netplane.model.errors import NetplaneError
 from netplane.model.facts import Plan
-from storageplane.bind import Binder
-from storageplane.ephemeral import Ephemerals
-from storageplane.provision import Provisioner
-from storageplane.reclaim import Reclaimer, VolumeData, Volumes
-from storageplane.resize import Resizer
+from storageplane.claims.bind import Binder
+from storageplane.claims.ephemeral import Ephemerals
+from storageplane.claims.provision import Provisioner
+from storageplane.claims.reclaim import Reclaimer, VolumeData, Volumes
+from storageplane.claims.resize import Resizer
 
 from .storage_world import World
 

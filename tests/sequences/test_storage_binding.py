@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from storageplane import match, names
-from storageplane.bind import Binder
+from storageplane import names
+from storageplane.claims import match
+from storageplane.claims.bind import Binder
 
 from .binder_cases import MORE
 from .storage_world import Crash, World, on_node, pod, pv, pvc, storage_class

@@ -19,7 +19,7 @@ from netplane.model.storage import PersistentVolumeClaim
 from netplane.reconcile.controlloop import ControlLoop
 from netplane.reconcile.core import Core
 from netplane.store import Store, open_store
-from storageplane.bind import Binder
+from storageplane.claims.bind import Binder
 
 from .storage_world import pv, pvc
 

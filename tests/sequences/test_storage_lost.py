@@ -12,9 +12,10 @@ import pytest
 
 from netplane.model.base import Object, amend
 from netplane.model.errors import Invalid
-from storageplane import lost, names, pulse
-from storageplane.bind import Binder
-from storageplane.reclaim import Reclaimer, Volumes
+from storageplane import names
+from storageplane.claims import lost, pulse
+from storageplane.claims.bind import Binder
+from storageplane.claims.reclaim import Reclaimer, Volumes
 
 from .binder_cases import BOUND
 from .storage_world import Crash, World, on_node, pod, pv, pvc

@@ -14,8 +14,8 @@ import pytest
 
 from netplane.model.base import Key
 from storageplane import backends, names
-from storageplane.bind import Binder
-from storageplane.provision import Provisioner
+from storageplane.claims.bind import Binder
+from storageplane.claims.provision import Provisioner
 
 from .storage_world import Crash, World, pod, pv, pvc, storage_class
 

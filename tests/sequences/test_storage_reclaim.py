@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from storageplane import names, tree
+from storageplane import names
+from storageplane.host import tree
 
 from .binder_cases import BOUND, MADE
 from .storage_node import Node

@@ -10,11 +10,12 @@ import pytest
 from netplane.model.base import Key, amend
 from netplane.model.codec import parse
 from netplane.model.pods import Pod
-from storageplane import access, backends, names, steps
-from storageplane.bind import Binder
-from storageplane.ephemeral import Ephemerals
-from storageplane.provision import Provisioner
-from storageplane.resize import Resizer
+from storageplane import backends, names
+from storageplane.claims import access, steps
+from storageplane.claims.bind import Binder
+from storageplane.claims.ephemeral import Ephemerals
+from storageplane.claims.provision import Provisioner
+from storageplane.claims.resize import Resizer
 
 from .storage_world import Crash, World, pod, pv, pvc, storage_class
 from .test_storage_provision import GIB, MACHINE, Fixed

@@ -10,9 +10,9 @@ import pytest
 from netplane.model.errors import Conflict, Unavailable
 from netplane.model.facts import Plan
 from storageplane import names
-from storageplane.bind import Binder
-from storageplane.provision import Provisioner
-from storageplane.reclaim import Reclaimer, VolumeData, Volumes
+from storageplane.claims.bind import Binder
+from storageplane.claims.provision import Provisioner
+from storageplane.claims.reclaim import Reclaimer, VolumeData, Volumes
 
 from .storage_world import Crash, World, pod, pv, pvc, storage_class
 
@@ -166,7 +166,7 @@ def test_data_stays_when_the_claim_lives_after_all(tmp_path: Path) -> None:
     old = node.world.snapshot()
     gone = old.with_delete(node.world.pvc().key)
     volume = gone.get(type(node.world.pv("pvc-u1")), "", "pvc-u1")
-    from storageplane.steps import phased
+    from storageplane.claims.steps import phased
 
     gone = gone.with_put(phased(volume, "Released"))
     (scope,) = node.room.scopes(None, gone)

@@ -58,7 +58,11 @@ def same(table: NameTable, twin: Twin, packet: bytes) -> bytes | None:
     return got
 
 
-names = st.lists(st.sampled_from(LABELS), min_size=0, max_size=4).map(lambda parts: ".".join((*parts, ZONE)))
+names = (
+    st.lists(st.sampled_from(LABELS), min_size=0, max_size=4)
+    .map(lambda parts: ".".join((*parts, ZONE)))
+    .filter(lambda name: len(name) <= 253)
+)
 targets = st.sampled_from([f"web.default.svc.{ZONE}", f"api.{ZONE}", "www.example.com"])
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from netplane.model.errors import Invalid
 from netplane.model.storage_facts import HostPath
-from storageplane import hostpath
+from storageplane.host import hostpath
 
 pytestmark = pytest.mark.root
 KINDS = {"Directory", "File", "Socket", "CharDevice", "BlockDevice"}

@@ -9,7 +9,8 @@ import pytest
 from netplane.model.codec import parse
 from netplane.model.snapshot import Snapshot
 from netplane.model.storage import PersistentVolume, PersistentVolumeClaim
-from storageplane import match, mountinfo
+from storageplane.claims import match
+from storageplane.host import mountinfo
 from tests.sequences.storage_world import World, on_node, pod, pv, pvc, storage_class
 
 READY = {"status": {"phase": "Available"}}

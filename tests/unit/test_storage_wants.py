@@ -10,7 +10,7 @@ from netplane.model.codec import parse
 from netplane.model.errors import Invalid, Unavailable
 from netplane.model.pods import Container, Pod, ResourceRequirements
 from netplane.model.snapshot import Snapshot
-from storageplane import wants
+from storageplane.pods import wants
 from storageplane.volumes import RENDERERS, empty_dir, environment, fields
 from storageplane.volumes.base import Context
 

@@ -19,7 +19,7 @@ import grpc
 
 from netplane.model.errors import NetplaneError
 
-from ... import mountinfo
+from ...host import mountinfo
 from ..client import Client
 
 WRITER = "SINGLE_NODE_WRITER"
@@ -180,7 +180,7 @@ def _undone(bed: Bed) -> Iterator[None]:
 
 
 def _unmount(points: list[str]) -> None:
-    from ... import syscalls
+    from ...host import syscalls
 
     for point in reversed(points):
         with suppress(NetplaneError):

@@ -36,23 +36,11 @@ from netplane.model.storage_facts import (
     SubPath,
 )  # fmt: skip
 
-from . import (
-    alive,
-    atomic,
-    attach,
-    backends,
-    helper,
-    hostpath,
-    limited,
-    mountinfo,
-    ownership,
-    subpath,
-    syscalls,
-    tree,
-)
+from .. import backends
+from . import alive, atomic, attach, helper, hostpath, limited, mountinfo, ownership, subpath, syscalls, tree
 
 if TYPE_CHECKING:
-    from .csi.attach import Attachments
+    from ..csi.attach import Attachments
 
 STRICT = subpath.STRICT
 _ORDER = {"mount": 0, "csi": 1, "point": 2, "directory": 3}
@@ -111,7 +99,7 @@ class Mounts:
 
     @cached_property
     def _drivers(self) -> Attachments:
-        from .csi.attach import Attachments  # gRPC costs a quarter of a second: for CSI volumes only
+        from ..csi.attach import Attachments  # gRPC costs a quarter of a second: for CSI volumes only
 
         return Attachments(self.root)
 

@@ -26,9 +26,9 @@ from netplane.model.storage_facts import (
 )
 from netplane.model.volumes import Volume
 
-from . import volumes
-from .volumes import environment
-from .volumes.base import Context, Prepared, pod_dir
+from .. import volumes
+from ..volumes import environment
+from ..volumes.base import Context, Prepared, pod_dir
 
 PROPAGATIONS = {"None": "private", "HostToContainer": "rslave", "Bidirectional": "rshared"}
 Place = tuple[str, int]  # (container's name, index in its volumeMounts)

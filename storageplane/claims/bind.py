@@ -20,7 +20,8 @@ from netplane.model.pods import Pod
 from netplane.model.snapshot import Snapshot
 from netplane.model.storage import ClaimStatus, PersistentVolume, PersistentVolumeClaim
 
-from . import events, match, names, steps
+from .. import names
+from . import events, match, steps
 from .scopes import claim_scopes, volume_scopes
 
 SLOTS = ("binding", "provision", "resize")

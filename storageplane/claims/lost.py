@@ -21,7 +21,8 @@ from netplane.model.snapshot import Snapshot
 from netplane.model.storage import ClaimStatus, PersistentVolume, PersistentVolumeClaim
 from netplane.store.base import Store
 
-from . import match, names, pulse, steps
+from .. import names
+from . import match, pulse, steps
 
 KINDS = ("PersistentVolume", "PersistentVolumeClaim", "Pod", "Node", "Lease")
 LEASES = (pulse.NAMESPACE, pulse.NODES)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import msgspec
 
-from .durable import Shelf
+from ..host.durable import Shelf
 
 ADVICE = "it was damaged; unmount what lies beneath the root by hand, then remove the file"
 

@@ -16,7 +16,8 @@ from netplane.model.pods import Pod
 from netplane.model.snapshot import Snapshot
 from netplane.model.storage import PersistentVolume, PersistentVolumeClaim, StorageClass
 
-from . import match, names
+from .. import names
+from . import match
 
 
 def claim_scopes(controller: str, event: Event | None, snapshot: Snapshot) -> set[Scope]:

@@ -26,9 +26,9 @@ from netplane.model.storage_facts import (
 )
 from netplane.model.volumes import Volume
 
+from ..volumes import ephemeral
+from ..volumes.base import Context
 from .journal import Record
-from .volumes import ephemeral
-from .volumes.base import Context
 
 KEPT = (Data, HostPath, Ownership, SubPath)  # a user's, so it outlives the pod
 WITHIN = (Payload, Image)  # goes with the pod's directory

@@ -18,10 +18,10 @@ from netplane.model.snapshot import Snapshot
 from netplane.reconcile.base import Controller
 from netplane.store.base import Change, Store
 
+from ..claims.bind import Binder
+from ..volumes.base import Context
 from . import wants
-from .bind import Binder
 from .publish import Publication
-from .volumes.base import Context
 
 KINDS = (*Binder.kinds, "ConfigMap", "Secret", "EndpointSlice")
 ROUNDS = 10_000  # of writes without an end: a bug, not a store

@@ -31,9 +31,10 @@ from netplane.model.storage_facts import (
 from netplane.model.volume_checks import NAME_MAX, PATH_MAX
 from netplane.model.volumes import Volume
 
-from . import mountinfo, podlock, recording, wants
+from ..host import mountinfo
+from ..volumes.base import Context
+from . import podlock, recording, wants
 from .journal import Journal, Record
-from .volumes.base import Context
 from .wants import Place, Wanted
 
 Found = dict[str, Wanted]

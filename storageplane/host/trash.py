@@ -17,7 +17,8 @@ from pathlib import Path
 
 from netplane.model.errors import KernelError, NetplaneError
 
-from . import backends, mountinfo, tree
+from .. import backends
+from . import mountinfo, tree
 
 
 class Trash:

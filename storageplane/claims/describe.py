@@ -14,7 +14,8 @@ from netplane.model.pods import Pod
 from netplane.model.snapshot import Snapshot
 from netplane.model.storage import PersistentVolume, PersistentVolumeClaim, StorageClass
 
-from . import match, names, reclaim, steps
+from .. import names
+from . import match, reclaim, steps
 
 KINDS = ("PersistentVolume", "PersistentVolumeClaim", "StorageClass", "Pod", "Node")
 WIDTH = 16

@@ -22,10 +22,10 @@ from netplane.model.pods import Pod
 from netplane.model.snapshot import Snapshot
 from netplane.model.storage import ConfigMap, Secret
 
+from ..host.mounts import Mounts
+from ..volumes import LIVE
+from ..volumes.base import Context
 from . import publish, wants
-from .mounts import Mounts
-from .volumes import LIVE
-from .volumes.base import Context
 
 PATIENCE = 0.5  # seconds that a repair waits for servers before it goes on
 

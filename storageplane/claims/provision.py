@@ -33,7 +33,8 @@ from netplane.model.storage import (
 )
 from netplane.model.storage_facts import Data
 
-from . import backends, match, names, steps
+from .. import backends, names
+from . import match, steps
 from .events import note
 from .scopes import claim_scopes, static
 from .steps import annotated, reference

@@ -18,7 +18,8 @@ from netplane.model.services import ObjectReference
 from netplane.model.snapshot import Snapshot
 from netplane.model.storage import PersistentVolume, PersistentVolumeClaim
 
-from . import events, names
+from .. import names
+from . import events
 
 _PROTECTION = {
     PersistentVolumeClaim.KIND: names.PVC_PROTECTION,

@@ -20,7 +20,8 @@ from netplane.model.nodes import Condition
 from netplane.model.snapshot import Snapshot
 from netplane.model.storage import ClaimStatus, PersistentVolume, PersistentVolumeClaim, StorageClass
 
-from . import backends, events, match, names, steps
+from .. import backends, names
+from . import events, match, steps
 from .provision import backend_of, is_ours
 from .scopes import claim_scopes, static
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from netplane.model.errors import KernelError
 from netplane.model.storage_facts import Data
 
-from . import backends, images, loops, mountinfo
+from .. import backends
+from . import images, loops, mountinfo
 
 log = logging.getLogger(__name__)
 LONG = 1.0  # seconds after which a format or growth is worth a line in the log

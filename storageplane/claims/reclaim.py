@@ -24,7 +24,9 @@ from netplane.model.snapshot import Snapshot
 from netplane.model.storage import RECLAIM_POLICIES, PersistentVolume, PersistentVolumeClaim
 from netplane.model.storage_facts import Data, Erase, Scrub
 
-from . import backends, events, growth, names, steps, tree
+from .. import backends, names
+from ..host import growth, tree
+from . import events, steps
 from .match import fits_node
 from .provision import backend_of, data_of, is_ours
 from .scopes import volume_scopes

@@ -28,7 +28,7 @@ from netplane.model.storage import (
     VolumeNodeAffinity,
 )
 
-from . import names
+from .. import names
 
 # A volume that nobody has looked at yet will be Available: taking it now makes the result the same
 # whichever of the two is looked at first.

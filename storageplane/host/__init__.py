@@ -1,0 +1,1 @@
+"""What this machine's kernel is asked to do for volumes: mounts, loops, trees of files, records on disk."""
