@@ -23,9 +23,7 @@ from netplane.commands.install import BINARY
 from netplane.kernel import netns
 
 HERE = Path(__file__).parent
-# The fast path attaches its programs to a pod's link after ADD has returned. By tcx each of these holds the
-# kernel's lock of the network (RTNL) for an RCU grace period, about 20 ms, which the next ADD then waits for.
-DATAPATH = os.environ.get("NETPLANE_BENCH_DATAPATH", "kernel")
+DATAPATH = os.environ.get("NETPLANE_BENCH_DATAPATH", "auto")  # as agents have it
 PEER = Path("/usr/lib/cni")
 NETPLANE = str(Path(sys.executable).parent / "netplane")
 RATE = {

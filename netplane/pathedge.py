@@ -27,7 +27,7 @@ from .model.own import Attachment
 from .model.snapshot import Snapshot
 from .overlay.room import OverlayRoom, vtep_mac
 
-BIRTH = 0.1  # seconds from a pod's ADD to its fast path
+BIRTH = 0.1  # seconds without another pod's ADD or DEL, from a pod's ADD to its fast path
 Drivers = dict[str, tuple[Driver, ...]]
 
 

@@ -123,18 +123,30 @@ class Spare:
             log.warning("the spare of %s stays: %s", name, exc)
 
     def _write(self, name: str, data: bytes) -> None:
-        temporary = self._dir / f"{name}~"
+        """What is there is replaced in one step. What is new is written in its place: one that a crash tore
+        is of an ADD that was not answered."""
         try:
             try:
-                descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+                self._fill(name, data, os.O_EXCL)
             except FileNotFoundError:
                 self._dir.mkdir(mode=0o700, parents=True)
-                descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-            with open(descriptor, "wb") as out:
-                out.write(data)
-            temporary.rename(self._dir / name)
+                self._fill(name, data, os.O_EXCL)
+            except FileExistsError:
+                self._fill(f"{name}~", data, os.O_TRUNC)
+                os.rename(self._dir / f"{name}~", self._dir / name)
         except OSError as exc:
             log.warning("no spare of %s: %s", name, exc)
+
+    def _fill(self, name: str, data: bytes, how: int) -> None:
+        descriptor = os.open(f"{self._dir}/{name}", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | how, 0o600)
+        try:
+            while data:
+                data = data[os.write(descriptor, data) :]
+        except OSError:
+            os.unlink(f"{self._dir}/{name}")
+            raise
+        finally:
+            os.close(descriptor)
 
 
 def _whole(obj: Object) -> bool:

@@ -45,8 +45,9 @@ class PathRoom:
         if event is None:
             return [BASE, *(Scope(ROOM, a.name) for a in snapshot.by(Attachment, "node", self.node))]
         old, new = getattr(event, "old", None), getattr(event, "new", None)
-        found = (scope for obj in (old, new) for scope in self._touched(obj))
-        return list(dict.fromkeys(found)) if self.config else []
+        if not self.config or not (_matters(old) or _matters(new)):
+            return []
+        return list(dict.fromkeys(scope for obj in (old, new) for scope in self._touched(obj)))
 
     def _touched(self, obj: object) -> Iterator[Scope]:
         if isinstance(obj, Attachment) and obj.spec.node == self.node:
@@ -75,6 +76,11 @@ class PathRoom:
         if guard := _guarded(attachment):
             return f"the pod has {guard}, which every one of its packets must meet"
         return "" if attachment.phase == "Ready" else "the pod's ADD is not over"
+
+
+def _matters(obj: object) -> bool:
+    """An attachment under way has nothing to attach to."""
+    return isinstance(obj, Node) or (isinstance(obj, Attachment) and obj.phase == "Ready")
 
 
 def _base(config: PathConfig) -> Iterator[Fact]:

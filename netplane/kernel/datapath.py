@@ -21,9 +21,10 @@ from ipaddress import ip_address
 from typing import Any, NamedTuple
 
 from ..model.errors import KernelError, NetplaneError
-from ..model.facts import Fact, FactKey, FastPath, Hook, Mark, Plan
+from ..model.facts import Fact, FactKey, FastPath, Hook, Link, Mark, Plan
 from . import bpf, bpfhook
 from .bpfhook import INGRESS, OURS, Hooks
+from .later import Later
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +32,7 @@ SIDES = tuple(OURS.items())
 PLACES = ("", "pod", "tunnel", "wire")  # enum np_place
 CONFIG_KEY = ("fastpath",)
 DIFFERS = "differs"
+MOST = 2.0  # seconds that a pod waits for its programs while others keep coming
 
 
 class Remembered(NamedTuple):
@@ -66,8 +68,8 @@ class PathDriver:
         self.problem = "" if on else "switched off (--datapath kernel)"
         self._on = on
         self._ways = ways
-        self._delay = delay  # seconds that a new pod's link has to come up before it is attached
-        self._born: dict[str, threading.Timer] = {}
+        self._ports: dict[str, int] = {}  # the index of each pod's device that has an entry; 0: it will
+        self._later = Later[Hook | None](self._hook_late, delay, MOST) if delay else None
         self._loaded: bpf.Loaded | None = None
         self._memory: mmap.mmap | None = None
         self._config: Any = None  # struct np_config, in shared memory
@@ -173,7 +175,7 @@ class PathDriver:
             if key == CONFIG_KEY:
                 self._switch_off()
             else:
-                self._unhook(str(key[1]))
+                self._unhook_soon(str(key[1]))
         for fact in (*plan.change, *plan.add):
             if isinstance(fact, FastPath):
                 self._configure(fact)
@@ -183,21 +185,34 @@ class PathDriver:
         self.forget()
 
     def _hook_soon(self, hook: Hook) -> None:
-        """A pod's link becomes a forwarding port under the RTNL lock, which attaching would hold."""
-        if hook.place != "pod" or not self._delay:
-            return self._hook(hook)
-        timer = threading.Timer(self._delay, self._hook_late, (hook,))
-        timer.daemon = True
-        self._born[hook.link] = timer
-        return timer.start()
+        """A pod's link becomes a forwarding port under the RTNL lock, which attaching would hold.
 
-    def _hook_late(self, hook: Hook) -> None:
+        So pods wait until no more of them come and go; the kernel path serves them until then.
+        """
+        if hook.place == "pod" and self._later is not None:
+            self._ports.setdefault(hook.link, 0)
+            self._later.put(hook.link, hook)
+        else:
+            self._hook(hook)
+
+    def _unhook_soon(self, link: str) -> None:
+        """A pod's device is on its way out, and takes its programs along: what it leaves can wait."""
+        if self._later is not None and link in self._ports:
+            self._later.put(link, None)
+        else:
+            self._unhook(link)
+
+    def _hook_late(self, born: dict[str, Hook | None]) -> None:
         """What fails here is seen by the next full pass; until then the kernel path serves the pod."""
-        try:
-            if self._born.pop(hook.link, None) is not None and _ifindex(hook.link):
-                self._hook(hook)
-        except KernelError as exc:
-            log.warning("%s", exc)
+        for link, hook in born.items():
+            try:
+                if hook is None or not _ifindex(link):
+                    self._unhook(link)
+                else:
+                    self._hook(hook)
+            except KernelError as exc:
+                log.warning("%s", exc)
+        self.look()
 
     def _hook(self, hook: Hook) -> None:
         loaded = self._ready()
@@ -208,6 +223,9 @@ class PathDriver:
             lib = bpf.constants()
             flags = hook.barred * lib["NP_PORT_BARRED"] | hook.shaped * lib["NP_PORT_SHAPED"]
             size = loaded.maps["np_ports"].value_size
+            if self._ports.get(hook.link) != ifindex:
+                self._drop_port(hook.link)
+            self._ports[hook.link] = ifindex
             loaded.maps["np_ports"].put(_u32(ifindex), flags.to_bytes(8, sys.byteorder).ljust(size, b"\0"))
         else:
             self._base[hook.link] = (hook, ifindex)
@@ -220,15 +238,18 @@ class PathDriver:
 
     def _unhook(self, link: str) -> None:
         self._base.pop(link, None)
-        if (timer := self._born.pop(link, None)) is not None:
-            timer.cancel()
         ifindex = _ifindex(link)
-        if not ifindex:
-            return
-        for side, _ in SIDES:
-            for way, program in self._attached(ifindex, side):
-                way.detach(ifindex, side, program)
-        if self._loaded is not None:
+        if ifindex:
+            self._ports.setdefault(link, ifindex)
+            for side, _ in SIDES:
+                for way, program in self._attached(ifindex, side):
+                    way.detach(ifindex, side, program)
+        self._drop_port(link)
+
+    def _drop_port(self, link: str) -> None:
+        """Its entry goes, also when the device went before, whose index no other will ever have."""
+        ifindex = self._ports.pop(link, 0)
+        if ifindex and self._loaded is not None:
             self._loaded.maps["np_ports"].drop(_u32(ifindex))
 
     def _configure(self, path: FastPath) -> None:
@@ -272,6 +293,10 @@ class PathDriver:
             raise KernelError(95, "use the packet path", self.problem)
         return self._loaded
 
+    def rests_on(self, link: str) -> bool:
+        """Whether it is a device of the base: a tunnel, an uplink."""
+        return link in self._base
+
     def look(self) -> None:
         """A device of the base that was made again gets its programs back; what fails, the loop mends."""
         for hook, ifindex in list(self._base.values()):
@@ -287,6 +312,8 @@ class PathDriver:
     def clean(self) -> None:
         """Take everything of ours off every device of this namespace."""
         for _, name in self._devices():
+            if self._later is not None:
+                self._later.drop(name)
             self._unhook(name)
 
     # --- reading ---------------------------------------------------------------------------------
@@ -427,4 +454,5 @@ class Forgetting:
             self._driver.apply(plan)
         finally:
             self._path.forget()
-            self._path.look()
+            if any(isinstance(fact, Link) and self._path.rests_on(fact.name) for fact in plan.add):
+                self._path.look()

@@ -20,9 +20,18 @@ from ..model.gather import Gathering
 from . import netns
 from . import nlmsg as nl
 from .ready import readable
+from .sockfilter import GIVE, JUMP_EQUAL, LOAD_BYTE, LOAD_HALF, big, pass_only
 
 _RTMGRP_LINK = 1
 _BUFFER = 1 << 20
+_DEPARTURES = (  # a link's own, not a bridge's of its port; a link that goes is told of half a dozen times
+    (LOAD_HALF, 0, 0, 4),  # nlmsg_type
+    (JUMP_EQUAL, 0, 3, big(nl.RTM_DELLINK)),
+    (LOAD_BYTE, 0, 0, 16),  # ifi_family
+    (JUMP_EQUAL, 0, 1, 0),
+    (GIVE, 0, 0, 0xFFFFFFFF),
+    (GIVE, 0, 0, 0),
+)
 
 
 class Reaper:
@@ -44,6 +53,7 @@ class Departures:
     def __init__(self, path: str) -> None:
         self._sock = socket.socket(fileno=netns.open_socket(path, 0))
         self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
+        pass_only(self._sock, _DEPARTURES)
         self._sock.bind((0, _RTMGRP_LINK))
 
     def __enter__(self) -> Departures:

@@ -10,10 +10,8 @@ Rule 3: a pod that comes or goes makes a dozen notices. A filter in the kernel k
 
 from __future__ import annotations
 
-import ctypes
 import os
 import socket
-import struct
 import threading
 from collections.abc import Callable, Iterable, Iterator
 
@@ -21,14 +19,15 @@ from ..model.facts import ROUTE_PROTOCOL
 from . import linkmsg, netns, ours, routemsg
 from . import nlmsg as nl
 from .ready import readable
+from .sockfilter import GIVE, JUMP_EQUAL, LOAD_BYTE, LOAD_HALF, big, pass_only
 
 _GROUPS = 0x1 | 0x10 | 0x40 | 0x100 | 0x400  # RTMGRP_LINK, IPV4_IFADDR, IPV4_ROUTE, IPV6_IFADDR, IPV6_ROUTE
 _BUFFER = 16 << 20
 _GATHER = 0.02  # seconds
-_SO_ATTACH_FILTER, _SO_RCVBUFFORCE = 26, 33
 OVERRUN = "overrun"
 
 Callback = Callable[[str], None]
+_SO_RCVBUFFORCE = 33  # asm-generic/socket.h
 
 
 class LinkMonitor:
@@ -111,26 +110,20 @@ def events(notifications: Iterable[bytes], own: frozenset[int]) -> Iterator[str]
 
 def _attach_filter(sock: socket.socket) -> None:
     """Classic BPF: pass links (of family unspec, not a bridge's view of its port), and what was removed
-    of addresses and routes. A filter loads in network byte order."""
-    wanted = [int.from_bytes(struct.pack("=H", t), "big") for t in (nl.RTM_NEWLINK, nl.RTM_DELLINK)]
-    removed = [int.from_bytes(struct.pack("=H", t), "big") for t in (nl.RTM_DELADDR, nl.RTM_DELROUTE)]
-    load_half, load_byte, jump_equal, give = 0x28, 0x30, 0x15, 0x06
+    of addresses and routes."""
+    wanted, removed = (nl.RTM_NEWLINK, nl.RTM_DELLINK), (nl.RTM_DELADDR, nl.RTM_DELROUTE)
     code = [
-        (load_half, 0, 0, 4),  # nlmsg_type
-        (jump_equal, 3, 0, wanted[0]),
-        (jump_equal, 2, 0, wanted[1]),
-        (jump_equal, 3, 0, removed[0]),
-        (jump_equal, 2, 3, removed[1]),
-        (load_byte, 0, 0, 16),  # ifi_family
-        (jump_equal, 0, 1, 0),
-        (give, 0, 0, 0xFFFFFFFF),
-        (give, 0, 0, 0),
+        (LOAD_HALF, 0, 0, 4),  # nlmsg_type
+        (JUMP_EQUAL, 3, 0, big(wanted[0])),
+        (JUMP_EQUAL, 2, 0, big(wanted[1])),
+        (JUMP_EQUAL, 3, 0, big(removed[0])),
+        (JUMP_EQUAL, 2, 3, big(removed[1])),
+        (LOAD_BYTE, 0, 0, 16),  # ifi_family
+        (JUMP_EQUAL, 0, 1, 0),
+        (GIVE, 0, 0, 0xFFFFFFFF),
+        (GIVE, 0, 0, 0),
     ]
-    program = b"".join(struct.pack("=HBBI", *one) for one in code)
-    kept = ctypes.create_string_buffer(program, len(program))
-    sock.setsockopt(
-        socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("@HP", len(code), ctypes.addressof(kept))
-    )
+    pass_only(sock, code)
 
 
 def _words(kind: int, body: bytes) -> str:

@@ -105,7 +105,10 @@ class Core:
 
         ``before`` writes what they are to be rendered from: the loop leaves them to this call.
         """
-        for error in self._rooms.settle(list(scopes), before).values():
+        wanted = list(scopes)
+        if not wanted and before is None:
+            return
+        for error in self._rooms.settle(wanted, before).values():
             raise error
 
     def sweep(self, ours: Callable[[FactKey], bool]) -> None:

@@ -79,7 +79,8 @@ class RoomLoop:
         if self._observer is not None:
             self._observer.noticed(events)
         touched = {s: None for e in events for room in self.rooms.values() for s in room.scopes(e, snapshot)}
-        self.queue.add_all([s for s in touched if s not in self._promised], GATHER)
+        if due := [s for s in touched if s not in self._promised]:  # else nobody need wake
+            self.queue.add_all(due, GATHER)
 
     def full_pass(self) -> None:
         """Everything again: observe the drivers, render every scope, sweep.

@@ -67,7 +67,7 @@ class SqliteStore:
         self._beats = 0  # grows with every sign of a change; watches wait for it
         self._head = 0
         self._fresh: list[int] = []  # the revisions of the transaction in hand
-        self._wrote = 0.0  # when we wrote last; the pulse feels our own writes too
+        self._wrote = 0.0  # when we wrote last, or began to; the pulse feels our own writes too
         self._watches: weakref.WeakSet[SqliteWatch] = weakref.WeakSet()
         self._pulse: Pulse | None = None
         self._pulse_lock = threading.Lock()
@@ -160,8 +160,9 @@ class SqliteStore:
                 self._write_all([asked])
 
     def _write_one(self, db: sqlite3.Connection, asked: _Asked, alone: bool) -> None:
-        before = len(self._fresh)
-        if not alone:
+        """One write is refused before it has changed anything; several may have to be undone."""
+        before, undoable = len(self._fresh), not alone and len(asked.writes) > 1
+        if undoable:
             db.execute("SAVEPOINT one")
         try:
             asked.stored = [
@@ -173,8 +174,9 @@ class SqliteStore:
                 raise
             asked.error = exc
             del self._fresh[before:]
-            db.execute("ROLLBACK TO one")
-        if not alone:
+            if undoable:
+                db.execute("ROLLBACK TO one")
+        if undoable:
             db.execute("RELEASE one")
 
     def _put(self, db: sqlite3.Connection, obj: Object, expect: int | None) -> Object:
@@ -202,7 +204,8 @@ class SqliteStore:
 
     def _record(self, db: sqlite3.Connection, obj: Object, gone: bool) -> Object:
         """Write the object's row and the log's line; the caller holds the transaction."""
-        revision: int = db.execute(_HEAD).fetchone()[0] + 1
+        last: int = self._fresh[-1] if self._fresh else db.execute(_HEAD).fetchone()[0]
+        revision = last + 1
         self._fresh.append(revision)
         obj = rules.at_revision(obj, revision)
         key, body = obj.key, codec.encode(obj)
@@ -220,6 +223,7 @@ class SqliteStore:
         """The writer's connection inside a transaction that commits when the block ends well."""
         with self._writer.use() as db:
             self._fresh.clear()
+            self._wrote = time.monotonic()  # the pulse feels the file before it is committed
             db.execute("BEGIN IMMEDIATE")
             try:
                 yield db

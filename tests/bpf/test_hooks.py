@@ -16,6 +16,7 @@ from netplane.kernel.bpfhook import EGRESS, INGRESS, Clsact, Hooks, Tcx
 from netplane.kernel.datapath import PathDriver
 from netplane.model.facts import FastPath, Hook, Plan
 
+from ..datapath_world import eventually
 from .kit import Path
 
 pytestmark = pytest.mark.root
@@ -156,3 +157,31 @@ def test_every_change_makes_entries_stale(place: str) -> None:
     netns.call(place, held.apply, Plan(add=FACTS))
     assert held.generation > before
     held.close()
+
+
+def test_a_pod_is_attached_once_it_is_calm_and_leaves_no_entry(place: str) -> None:
+    """Also a pod that went before it was attached, and one whose device went before its hook."""
+    held = PathDriver(delay=0.05)
+    assert netns.call(place, held.open), held.problem
+    netns.call(place, held.apply, Plan(add=FACTS))
+    assert ("hook", "v0") not in netns.call(place, held.observe)
+    eventually(lambda: netns.call(place, held.observe).get(("hook", "v0")) == FACTS[1])
+    assert set(netns.call(place, held.ports)) == {"v0"}
+    netns.run(place, "ip", "link", "del", "v0")
+    netns.call(place, held.apply, Plan(remove=(FACTS[1].key,)))
+    eventually(lambda: not entries(held))
+    netns.run(place, "ip", "link", "add", "v0", "type", "veth", "peer", "name", "v1")
+    for _ in range(3):  # ends with the pod gone
+        netns.call(place, held.apply, Plan(add=(FACTS[1],)))
+        netns.call(place, held.apply, Plan(remove=(FACTS[1].key,)))
+    netns.call(place, held.apply, Plan(add=(Hook("v1", "pod"),)))
+    eventually(lambda: set(netns.call(place, held.ports)) == {"v1"})
+    assert ("hook", "v0") not in netns.call(place, held.observe)
+    netns.call(place, held.clean)
+    assert not entries(held)
+    held.close()
+
+
+def entries(held: PathDriver) -> list[bytes]:
+    assert held._loaded is not None
+    return [key for key, _ in held._loaded.maps["np_ports"].items()]

@@ -116,6 +116,8 @@ class Machine:
             "rules": run(self.at, "nft", "list", "ruleset"),
             "objects": self.objects(),
         }
+        # the packet path's comes a moment after an ADD, and goes with its link, which is compared
+        listed["qdiscs"] = [line for line in listed["qdiscs"] if not line.startswith("qdisc clsact")]
         for table in ("routes", "routes6"):  # the kernel's own come and go with a bridge's carrier
             listed[table] = [r for r in listed[table] if "proto kernel" not in r]
         return listed
