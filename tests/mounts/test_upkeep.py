@@ -172,7 +172,7 @@ def test_the_example_is_published_as_it_stands(machine: Machine) -> None:
     where = ("--root", str(machine.root), "--store", machine.url, "--node", "n1")
     told = json.loads(machine.run("publish", "app", *where, "--target", str(machine.target)).stdout)
     shown = [(machine.target / "all" / n).read_text() for n in ("app.conf", "keys/password", "labels")]
-    assert shown == ["listen = 8080\n", "change-me", 'app="web"']
+    assert shown == ["listen = 8080\n", "change-me", 'app="files"']
     (logs,) = (m["source"] for m in told["containers"]["app"] if m["destination"] == "/logs")
     (Path(logs) / "file").write_text("x")
     assert (machine.base / "logs/app/logs/file").exists()
