@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from ..model.errors import KernelError, NetplaneError
 from ..model.facts import Fact, FactKey, FastPath, Hook, Link, Mark, Plan
 from . import bpf, bpfhook
-from .bpfhook import INGRESS, OURS, Clsact, Hooks
+from .bpfhook import INGRESS, OURS, Hooks
 from .later import Later
 
 log = logging.getLogger(__name__)
@@ -77,11 +77,6 @@ class PathDriver:
         self._path: FastPath | None = None
         self._base: dict[str, tuple[Hook, int]] = {}  # hooks on devices that may be made again
         self._lock = threading.Lock()
-
-    @property
-    def in_qdisc(self) -> bool:
-        """Whether the devices of pods should be born with a clsact."""
-        return self.usable and isinstance(self._all_ways()[0], Clsact)
 
     @property
     def usable(self) -> bool:
@@ -234,10 +229,9 @@ class PathDriver:
             loaded.maps["np_ports"].put(_u32(ifindex), flags.to_bytes(8, sys.byteorder).ljust(size, b"\0"))
         else:
             self._base[hook.link] = (hook, ifindex)
-        programs = {side: loaded.programs[prefix + hook.place] for side, prefix in SIDES}
-        ways = self._all_ways() if hook.place == "pod" else self._all_ways()[-1:]
-        chosen = next(w for w in ways if all(w.attach(ifindex, side, one) for side, one in programs.items()))
-        for side in programs:
+        chosen = self._all_ways()[0 if hook.place == "pod" else -1]
+        for side, prefix in SIDES:
+            chosen.attach(ifindex, side, loaded.programs[prefix + hook.place])
             for way, program in self._attached(ifindex, side):
                 if way is not chosen:
                     way.detach(ifindex, side, program)

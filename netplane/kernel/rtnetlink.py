@@ -47,7 +47,6 @@ class LinkDriver:
         self._pool = Pool(lambda: Socket(self.netns, name=""))
         self._reaper = Reaper(self._delete)
         self._masters: dict[str, int] = {}  # looked up by plans before; doubted when one fails
-        self.hooked = False  # our ends of pairs will have programs (kernel.datapath)
         self._burials = ThreadPoolExecutor(_OVERLAP, thread_name_prefix="reaper")
 
     def close(self) -> None:
@@ -108,7 +107,6 @@ class LinkDriver:
     def _session(self) -> Iterator[Session]:
         with self._pool.take() as own:
             session = Session(own, self.netns, self._masters)
-            session.hooked = self.hooked
             try:
                 yield session
             finally:

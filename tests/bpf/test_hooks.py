@@ -135,12 +135,9 @@ def test_a_device_that_was_made_again_gets_its_programs_back(place: str) -> None
     held.close()
 
 
-@pytest.mark.parametrize("born", [True, False], ids=["born with clsact", "up without it"])
-def test_pods_have_clsact_when_they_are_born_with_it_and_what_stays_has_tcx(place: str, born: bool) -> None:
+def test_devices_that_come_and_go_have_clsact_and_those_that_stay_tcx(place: str) -> None:
     """Also where an earlier version chose otherwise: nothing is attached twice."""
-    if born:
-        netns.run(place, "tc", "qdisc", "add", "dev", "v0", "clsact")
-    first = PathDriver(ways=(Tcx(), Clsact()) if born else (Clsact(make=False), Tcx()))
+    first = PathDriver(ways=(Tcx(), Clsact()))
     assert netns.call(place, first.open), first.problem
     netns.call(place, first.apply, Plan(add=FACTS))
     second = PathDriver()
@@ -148,7 +145,7 @@ def test_pods_have_clsact_when_they_are_born_with_it_and_what_stays_has_tcx(plac
     netns.call(place, second.apply, Plan(change=FACTS))
     found = {(way.name, link): len(names(place, way, link, side))
              for way in (Clsact(), Tcx()) for link in ("v0", "lo") for side in (INGRESS, EGRESS)}  # fmt: skip
-    assert found == {("clsact", "v0"): born, ("tcx", "v0"): not born, ("clsact", "lo"): 0, ("tcx", "lo"): 1}
+    assert found == {("clsact", "v0"): 1, ("tcx", "v0"): 0, ("clsact", "lo"): 0, ("tcx", "lo"): 1}
     assert netns.call(place, second.observe) == {fact.key: fact.mark for fact in FACTS}
     first.close()
     second.close()
