@@ -27,7 +27,9 @@ from .model.own import Attachment
 from .model.snapshot import Snapshot
 from .overlay.room import OverlayRoom, vtep_mac
 
-BIRTH = 0.1  # seconds without another pod's ADD or DEL, from a pod's ADD to its fast path
+# Seconds without another pod's ADD or DEL, from a pod's ADD to its fast path. Plugins behind ours in a list
+# have come by then: the bandwidth plugin wants to be the first that puts an ingress queue there.
+BIRTH = 1.0
 Drivers = dict[str, tuple[Driver, ...]]
 
 
