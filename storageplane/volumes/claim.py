@@ -50,6 +50,8 @@ def _filesystem(pod: Pod, volume: PersistentVolume, read_only: bool, context: Co
     spec = volume.spec
     if is_ours(volume, context.root):
         data = data_of(volume)
+        if data.source:
+            raise Unavailable(f"{volume.key} is being copied from {data.source}: its node's agent does that")
         facts, path = backends.shown(data, volume_dir(pod, "local-volume", volume.name))
         return Prepared((*facts, *_owned(pod, path, read_only)), path, read_only, home=data.path)
     if spec.host_path is not None:
