@@ -71,10 +71,9 @@ class OwnSnapshots:
         if content is None or content.spec.driver not in self.drivers:
             return []
         host = content.metadata.annotations.get(names.SNAPSHOT_HOST)
-        node = snapshot.get(Node, "", self.node)
         if host is None and snapshot.count(Node) > 1:
             return []
-        if host not in (None, node.labels.get(names.HOSTNAME, self.node) if node else self.node):
+        if host not in (None, match.hostname(self.node, snapshot)):
             return []
         return due(content, snapshot)
 
@@ -223,7 +222,8 @@ class SnapshotData:
         handle = content.status.snapshot_handle or content.name.replace("snapcontent-", "snapshot-", 1)
         with self._timed("snapshot_delete", self.name):
             backends.erase(self.root, f"{SNAPSHOT_DIR}/{handle}")
-        self._shelf.remove(handle)
+        if self._shelf.path(handle).exists():
+            self._shelf.remove(handle)
         let_go(self._store, content)
 
 

@@ -18,7 +18,6 @@ from netplane.model.base import ObjectMeta
 from netplane.model.changes import Event, Put, Write
 from netplane.model.errors import Invalid, Unavailable
 from netplane.model.facts import Scope
-from netplane.model.nodes import Node
 from netplane.model.snapshot import Snapshot
 from netplane.model.storage import (
     LocalSource,
@@ -135,7 +134,7 @@ class Provisioner:
         if refusal:
             raise Invalid(refusal)
         source = sources.find(claim, snapshot)
-        if source is not None and source.host not in ("", self._hostname(snapshot)):
+        if source is not None and source.host not in ("", match.hostname(self.node, snapshot)):
             if match.consumer_node(claim, snapshot) == self.node:
                 raise Invalid(f"{source.words} lies on node {source.host}, its pod is on {self.node}")
             return None
@@ -201,11 +200,7 @@ class Provisioner:
             asked[names.SELECTED_NODE] = self.node
         if not asked.items() <= claim.metadata.annotations.items():
             yield steps.put(annotated(claim, asked))
-        yield Put(self.volume(claim, cls, wish, self._hostname(snapshot)), 0)
-
-    def _hostname(self, snapshot: Snapshot) -> str:
-        found = snapshot.get(Node, "", self.node)
-        return found.labels.get(names.HOSTNAME, self.node) if found else self.node
+        yield Put(self.volume(claim, cls, wish, match.hostname(self.node, snapshot)), 0)
 
     def volume(
         self, claim: PersistentVolumeClaim, cls: StorageClass, wish: Wish, hostname: str
