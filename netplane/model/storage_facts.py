@@ -133,6 +133,19 @@ class Payload(Fact, frozen=True):
         return (self.gid, digest.hexdigest())
 
 
+class Device(Fact, frozen=True):
+    """A block device beneath the root that is an image's loop device, for a pod's volumeDevices."""
+
+    TYPE: ClassVar[str] = "device"
+
+    path: str
+    image: str
+
+    @property
+    def key(self) -> FactKey:
+        return ("device", self.path)
+
+
 class Ownership(Fact, frozen=True):
     """fsGroup: the group of everything in a volume. ``always``: also when the root already fits."""
 
