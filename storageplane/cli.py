@@ -26,6 +26,7 @@ from netplane.store import DEFAULT, open_store
 from . import agent as wiring
 from . import csi_commands, doctor, names
 from .claims import lost
+from .host import growth, progress
 from .host.mounts import Mounts
 from .pods import publish, session
 from .pods.output import as_ctr, as_json, as_oci, as_podman, as_spec
@@ -63,6 +64,7 @@ def agent(
     node: str, store: str, root: Path, run_dir: Path, provisioners: tuple[str, ...], **more: str
 ) -> None:
     """Bind claims, provision and reclaim volumes, in the foreground, until SIGTERM."""
+    _log(False)
     stop = _until_told()
     config = _config(node, root, provisioners)
     (run_dir / "storage").mkdir(parents=True, exist_ok=True)
@@ -102,9 +104,7 @@ def agent(
 @click.option("-v", "--verbose", is_flag=True, help="Log refused calls too.")
 def csi(endpoint: str, root: Path, node: str, verbose: bool, **more: Any) -> None:
     """Be the CSI driver, alone, without a store, until SIGTERM."""
-    logging.basicConfig(
-        level=logging.INFO if verbose else logging.WARNING, format="%(levelname).1s %(message)s"
-    )
+    _log(verbose)
     stop = _until_told()
     driver = _driver(
         endpoint, wiring.prepare_root(root), node, more["max_volumes"], more["driver_name"], more["trash"]
@@ -232,6 +232,14 @@ def doctor_command(root: Path) -> None:
         click.echo(f"{'ok  ' if ok else 'FAIL'} {line}")
     if not good:
         raise SystemExit(1)
+
+
+def _log(verbose: bool) -> None:
+    """To stderr: warnings, and how far long work is; all that is said when ``verbose``."""
+    level = logging.INFO if verbose else logging.WARNING
+    logging.basicConfig(level=level, format="%(levelname).1s %(message)s")
+    for module in (progress, growth):
+        module.log.setLevel(logging.INFO)
 
 
 def _until_told() -> threading.Event:

@@ -280,11 +280,19 @@ class VolumeData:
 
     def grow(self, fact: Data) -> None:
         """Make the data or let it grow, and note when the file system in it has the size."""
-        with self.timed("volume_provision", fact.backend):
+        key, told = Key(PersistentVolume.KIND, "", os.path.basename(fact.path)), []
+
+        def tell(work: progress.Work) -> None:
+            told.append(work)
+            self._say(key, "Provisioning", f"{work.program}: {work}")
+
+        with self.timed("volume_provision", fact.backend), progress.telling(0, tell):
             done = growth.ensure(self.root, fact)
+        if told:
+            self._say(key, "ProvisioningSucceeded", f"Successfully provisioned volume {key.name}")
         if fact.backend != "image" or not done:
             return
-        volume = self.store.get(Key(PersistentVolume.KIND, "", os.path.basename(fact.path)))
+        volume = self.store.get(key)
         if not isinstance(volume, PersistentVolume):
             return
         if int(volume.metadata.annotations.get(names.GROWN, "0")) < fact.size:
