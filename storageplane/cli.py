@@ -24,7 +24,7 @@ from netplane.model.errors import NetplaneError, Unavailable
 from netplane.store import DEFAULT, open_store
 
 from . import agent as wiring
-from . import csi_commands, doctor, names
+from . import csi_commands, doctor, names, trash_commands
 from .claims import lost
 from .host import growth, progress
 from .host.mounts import Mounts
@@ -59,14 +59,18 @@ def cli() -> None:
 @_run_dir
 @_also
 @click.option("--csi-endpoint", default="", metavar="unix:///PATH", help="Be the CSI driver too.")
+@click.option(
+    "--trash", type=float, default=0.0, metavar="SECONDS",
+    help="Keep the data of deleted volumes for so long, in ROOT/trash and ROOT/csi/trash.",
+)  # fmt: skip
 @click.option("--http-listen", default="", metavar="IP:PORT", help="/metrics, /healthz, /livez, /readyz.")
 def agent(
-    node: str, store: str, root: Path, run_dir: Path, provisioners: tuple[str, ...], **more: str
+    node: str, store: str, root: Path, run_dir: Path, provisioners: tuple[str, ...], **more: Any
 ) -> None:
     """Bind claims, provision and reclaim volumes, in the foreground, until SIGTERM."""
     _log(False)
     stop = _until_told()
-    config = _config(node, root, provisioners)
+    config = _config(node, root, provisioners)._replace(trash=more["trash"])
     (run_dir / "storage").mkdir(parents=True, exist_ok=True)
     opened = open_store(store)
     registry = CollectorRegistry()
@@ -75,7 +79,8 @@ def agent(
         run_dir / "storage", lambda: {"node": node, **running.core.status()}, registry, more["http_listen"]
     )
     endpoint = more["csi_endpoint"]
-    driver = _driver(endpoint, config.root, node) if endpoint else None
+    options = (node, 0, names.CSI, config.trash)
+    driver = _driver(endpoint, config.root, *options) if endpoint else None
     running.start()
     health.start()
     stop.wait()
@@ -114,6 +119,7 @@ def csi(endpoint: str, root: Path, node: str, verbose: bool, **more: Any) -> Non
 
 
 cli.add_command(csi_commands.csi_check)
+cli.add_command(trash_commands.trash)
 
 
 @cli.command()
