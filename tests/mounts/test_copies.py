@@ -21,6 +21,7 @@ from storageplane.host import images, syscalls, tree
 from storageplane.host.durable import Shelf
 from tests.csi.conftest import MIB, on_btrfs
 from tests.faults.dying import Death
+from tests.sequences.storage_world import pvc
 from tests.sequences.test_storage_snapshots import CLONE, Site, restored, site, volume_snapshot
 
 from .bed import Bed, run
@@ -30,8 +31,8 @@ __all__ = ["on_btrfs"]  # a fixture
 STEPS = 200  # more than there are
 OPERATIONS: list[tuple[Any, str]] = [
     (Shelf, "put"), (Shelf, "remove"), (tree, "make"), (tree, "remove"), (images, "run"),
-    (images, "copy_tree"), (os, "rename"), (os, "replace"), (os, "mkdir"), (os, "rmdir"), (backends, "fill"), (backends, "erase"),
-    (syscalls, "umount"), (syscalls, "move_mount"),
+    (images, "copy_tree"), (os, "rename"), (os, "replace"), (os, "mkdir"), (os, "rmdir"),
+    (backends, "fill"), (backends, "erase"), (syscalls, "umount"), (syscalls, "move_mount"),
 ]  # fmt: skip
 
 
@@ -68,6 +69,26 @@ def test_a_disk_that_shares_none_copies_only_what_was_written(bed: Bed) -> None:
     node.put(volume_snapshot(), restored("r", "64Mi", volumeMode="Block"))
     copy = node.data("pvc-uid-r") / "image"
     assert digest(copy) == digest(source) and copy.stat().st_blocks * 512 < 4 * MIB < copy.stat().st_size
+
+
+def test_a_copy_takes_no_room_that_others_were_promised(bed: Bed, on_btrfs: Path) -> None:
+    """A disk of 48 MiB: 30 MiB are promised to one claim, and another has 8 MiB in use."""
+    disk = bed.base / "disk"
+    disk.mkdir()
+    run("mount", "-t", "tmpfs", "-o", "size=48M", "disk", disk)
+    try:
+        node = site(disk / "root", "image", "10Mi", volumeMode="Block")
+        with open(node.data("pvc-u1") / "image", "r+b") as file:
+            file.write(os.urandom(9 * MIB))
+        node.put(pvc("big", "30Mi", storageClassName="d", volumeMode="Block", meta={"uid": "ub"}))
+        assert node.world.pvc("big").status.phase == "Bound"
+        node.put(volume_snapshot())
+        assert "ResourceExhausted: a copy takes 9437184 bytes" in node.snap().status.error.message
+        node.gone("PersistentVolumeClaim", "big")
+        assert node.snap().status.ready_to_use and node.snap().status.error is None
+    finally:
+        run("umount", disk)
+    assert images.shares_blocks(on_btrfs) and not images.shares_blocks(Path("/dev/shm"))
 
 
 def test_a_subvolume_is_copied_at_once_with_its_limit(on_btrfs: Path) -> None:
