@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 from ..host.tree import translated
-from .depot import Volume
+from .volumes import Volume
 
 FIFREEZE, FITHAW = 0xC0045877, 0xC0045878
 _GUARD = ("sh", "-c", 'read _; exec fsfreeze --unfreeze "$1"', "sh")  # its stdin ends when we do
