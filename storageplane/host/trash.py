@@ -27,6 +27,10 @@ class Trash:
     def __init__(self, root: Path, folder: str, grace: float) -> None:
         self._root, self._folder, self._grace = root, folder, grace
 
+    @property
+    def keeps(self) -> bool:
+        return self._grace > 0
+
     def take(self, path: str) -> None:
         """Throw away what lies at a path beneath the root; gone already: fine. Raises KernelError(EBUSY)."""
         whole = str(self._root / path)
