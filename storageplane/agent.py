@@ -23,11 +23,13 @@ from netplane.store.base import Store
 from . import names
 from .claims import match, pulse
 from .claims.bind import Binder
+from .claims.capture import OwnSnapshots, SnapshotData
 from .claims.ephemeral import Ephemerals
 from .claims.provision import Provisioner, data_of, is_ours
 from .claims.pulse import Pulse
 from .claims.reclaim import Reclaimer, VolumeData, Volumes
 from .claims.resize import Resizer, file_system_lags
+from .claims.snapshots import Snapshotter
 from .host.mounts import Mounts
 from .metrics import Operations, VolumeStats
 from .pods.journal import Journal
@@ -62,7 +64,7 @@ def controllers(config: Config) -> tuple[Controller, ...]:
 
 def cluster_wide() -> tuple[Controller, ...]:
     """What a Kubernetes control plane does itself, where there is one."""
-    return Binder(), Reclaimer(), Ephemerals()
+    return Binder(), Reclaimer(), Ephemerals(), Snapshotter()
 
 
 def of_node(config: Config) -> tuple[Controller, ...]:
@@ -131,6 +133,7 @@ def _built(
     rooms: list[tuple[Room, list[Driver]]] = [
         (Volumes(config.node, config.root), [driver]),
         (Pods(config.node, str(config.root)), [keeper]),
+        (OwnSnapshots(config.node, config.provisioners), [SnapshotData(config.root, late, driver.timed)]),
     ]
     if config.csi_drivers:
         from .csi.claims import CsiVolumes  # gRPC costs memory: for nodes that have drivers

@@ -114,7 +114,6 @@ def csi(endpoint: str, root: Path, node: str, verbose: bool, **more: Any) -> Non
 
 
 cli.add_command(csi_commands.csi_check)
-cli.add_command(csi_commands.snapshot)
 
 
 @cli.command()

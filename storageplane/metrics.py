@@ -120,6 +120,9 @@ def stats_of(root: Path, volume: PersistentVolume) -> Stats | None:
     """None for an image that is mounted nowhere: nothing tells what is in it. Raises OSError, KernelError."""
     data, backend = data_of(volume), backend_of(volume)
     where = root / data.path
+    if data.block:
+        found = backends.BACKENDS[backend].usage(backends.place(root, data))
+        return Stats(found.total, found.total - found.used, found.used, 0, 0, 0) if found else None
     if backend == "image":
         points = _mounted(where / "image")
         if not points:
@@ -127,13 +130,13 @@ def stats_of(root: Path, volume: PersistentVolume) -> Stats | None:
         where = Path(points[0])
     elif backend != "directory":
         where = where / "tree"
-    found = os.statvfs(where)
-    free, total = found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize
-    used = total - found.f_bfree * found.f_frsize
+    space = os.statvfs(where)
+    free, total = space.f_bavail * space.f_frsize, space.f_blocks * space.f_frsize
+    used = total - space.f_bfree * space.f_frsize
     own = backends.BACKENDS[backend].usage(backends.place(root, data)) if backend == "btrfs" else None
     if own is not None:
         total, used, free = own.total, own.used, max(0, own.total - own.used)
-    return Stats(total, free, used, found.f_files, found.f_favail, found.f_files - found.f_ffree)
+    return Stats(total, free, used, space.f_files, space.f_favail, space.f_files - space.f_ffree)
 
 
 def _mounted(image: Path) -> list[str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,14 +25,16 @@ from netplane.model.storage import RECLAIM_POLICIES, PersistentVolume, Persisten
 from netplane.model.storage_facts import Data, Erase, Scrub
 
 from .. import backends, names
-from ..host import growth, tree
-from . import events, steps
+from ..host import freeze, growth, progress, tree
+from ..host.errand import Errands
+from . import events, sources, steps
 from .match import fits_node
 from .provision import backend_of, data_of, is_ours
 from .scopes import volume_scopes
 from .steps import annotated, owner, phased, unbound, without
 
 TRIES = 10
+PATIENCE = 0.3  # seconds that others wait for a copy before it is looked for again
 
 
 class Writer(Protocol):
@@ -175,6 +177,8 @@ class Volumes:
         if not is_ours(volume, self.root) or not self._here(volume, snapshot):
             return []
         if released(volume, claimed):
+            if sources.copied_to(volume, snapshot):
+                return []
             path = f"{names.FILESYSTEM_DIR}/{volume.name}"
             return [Erase(path=path, volume=volume.name, uid=volume.metadata.uid)]
         return [] if volume.deleting else [data_of(volume)]
@@ -207,19 +211,72 @@ class VolumeData:
         self.store = store
         self.in_use = in_use
         self.timed: Timed = timed or (lambda *_: nullcontext())
+        self._copies = Errands()
 
     def observe(self) -> Mapping[FactKey, Mark]:
         return {}
 
     def apply(self, plan: Plan) -> None:
         """Raises Unavailable while a volume is published, Conflict (decide again), KernelError."""
-        for fact in (*plan.add, *plan.change):
-            if isinstance(fact, Data):
-                self.grow(fact)
-            elif isinstance(fact, Erase):
-                self._erase(fact)
-            elif isinstance(fact, Scrub):
-                self._scrub(fact)
+        facts = (*plan.add, *plan.change)
+        patience = PATIENCE if len(facts) == 1 else 0
+        copying = [fact for fact in facts if not self._copied(fact, patience)]
+        for fact in facts:
+            if fact not in copying:
+                self._do(fact)
+        if copying and len(facts) > 1:
+            raise Conflict("some of these volumes are being copied, to be looked at one by one")
+        if copying:
+            raise Unavailable(f"{copying[0].path}: being copied from {copying[0].source}")
+
+    def _do(self, fact: Data | Erase | Scrub) -> None:
+        if isinstance(fact, Data) and not fact.source:
+            self.grow(fact)
+        elif isinstance(fact, Erase):
+            self._erase(fact)
+        elif isinstance(fact, Scrub):
+            self._scrub(fact)
+
+    # --- copies -------------------------------------------------------------------------------------
+
+    def _copied(self, fact: Fact, patience: float) -> bool:
+        """Whether nothing is (left) to copy. A copy is made aside, however long it takes."""
+        if not isinstance(fact, Data) or not fact.source:
+            return True
+        return self._copies.done(fact.path, lambda: self._copy(fact), patience)
+
+    def _copy(self, fact: Data) -> None:
+        key = Key(PersistentVolume.KIND, "", os.path.basename(fact.path))
+
+        def tell(work: progress.Work) -> None:
+            self._say(key, "Provisioning", f"copying {fact.source}: {work}")
+
+        try:
+            with self.timed("volume_copy", fact.backend), progress.telling(copy_size(self.root, fact), tell):
+                with freeze.still(self.root / fact.source / "image"):
+                    backends.fill(self.root, fact)
+                growth.ensure(self.root, fact)
+        except NetplaneError as exc:
+            self._say(key, "ProvisioningFailed", f"copying {fact.source}: {exc}")
+            raise
+        for _ in range(TRIES):
+            volume = self.store.get(key)
+            if not isinstance(volume, PersistentVolume) or sources.whole(volume):
+                return
+            with suppress(Conflict):
+                self.store.put(annotated(volume, {names.FILLED: "true"}), expect=volume.revision)
+        raise Unavailable(f"{key}: copied, but others keep writing to the object")
+
+    def _say(self, key: Key, reason: str, message: str) -> None:
+        """To whoever looks at the claim; that it cannot be said stops nothing."""
+        volume = self.store.get(key)
+        ref = volume.spec.claim_ref if isinstance(volume, PersistentVolume) else None
+        claim = self.store.get(Key("PersistentVolumeClaim", ref.namespace, ref.name)) if ref else None
+        with suppress(NetplaneError):
+            if claim is not None:
+                self.store.put(events.told(claim, "provision", (reason, message)))
+
+    # --- growth, removal ------------------------------------------------------------------------------
 
     def grow(self, fact: Data) -> None:
         """Make the data or let it grow, and note when the file system in it has the size."""
@@ -294,3 +351,11 @@ class VolumeData:
             except Conflict:
                 continue
         raise Unavailable(f"{volume.key}: its data is removed, but others keep writing to the object")
+
+
+def copy_size(root: Path, fact: Data) -> int:
+    """Bytes that a copy writes, where that is known: an image's blocks."""
+    try:
+        return os.stat(root / fact.source / "image").st_blocks * 512
+    except FileNotFoundError:
+        return 0

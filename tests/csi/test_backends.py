@@ -180,3 +180,14 @@ def test_an_image_grows_when_it_is_next_shown(tmp_path: Path) -> None:
         space = os.statvfs(tmp_path / source)
         driver.apply(Plan(remove=tuple(f.key for f in facts)))
     assert space.f_blocks * space.f_frsize > 50 * MIB
+
+
+def test_an_image_is_cached_once_by_the_file_system_in_it(driver: Driver) -> None:
+    probe = driver.root / "csi" / "spare"
+    try:
+        os.close(os.open(probe, os.O_RDONLY | os.O_DIRECT))
+    except OSError:
+        pytest.skip("no direct I/O on the file system of the test's directory")
+    driver.publish(driver.create(parameters={"backend": "image"}))
+    (device,) = loops(driver.home)
+    assert Path("/sys/block", Path(device).name, "loop/dio").read_text() == "1\n"
