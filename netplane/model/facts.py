@@ -375,10 +375,10 @@ class HealthCheck(Fact, frozen=True):
 
 
 class Hook(Fact, frozen=True):
-    """The packet path's programs at both sides of a link. ``place``: pod, tunnel or wire.
+    """The packet path's programs at a link. ``place``: pod (a port of the bridge), bridge, tunnel or wire.
 
     ``barred``: what enters there never takes the fast path (a guard stands behind it); ``shaped``: what
-    leaves there goes through the link's queue, not around it.
+    leaves there goes through the link's queue, not around it; ``mac``: of the pod behind the port.
     """
 
     TYPE: ClassVar[str] = "hook"
@@ -387,6 +387,7 @@ class Hook(Fact, frozen=True):
     place: str
     barred: bool = False
     shaped: bool = False
+    mac: str = ""
 
     @property
     def key(self) -> FactKey:
@@ -399,6 +400,7 @@ class FastPath(Fact, frozen=True):
     TYPE: ClassVar[str] = "fastpath"
 
     gateway_mac: str  # frames of pods to this MAC are routed
+    bridge: str = ""  # whose ports pods are
     tunnel: str = ""  # the VXLAN device, "" without
     tunnel_mac: str = ""
     vni: int = 0

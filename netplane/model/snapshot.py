@@ -150,6 +150,7 @@ RANKS: dict[str, dict[str, Callable[[Any], Ranked | None]]] = {
 
 _EMPTY: Map[Any, Any] = Map()
 _NONE = Ordered()
+_NOTHING: frozenset[str] = frozenset()
 
 
 class Snapshot:
@@ -264,9 +265,11 @@ class Snapshot:
     def _reindexed(self, kind: str, slot: Slot, old: Any, new: Any) -> Any:
         index = self._index
         for name, values in INDEXES.get(kind, {}).items():
+            before = set(values(old)) if old is not None else _NOTHING
+            after = set(values(new)) if new is not None else _NOTHING
+            if not (before or after):
+                continue
             table = index.get((kind, name), _EMPTY)
-            before = set(values(old)) if old is not None else set()
-            after = set(values(new)) if new is not None else set()
             for value in before - after:
                 table = _unfiled(table, value, slot)
             for value in after:

@@ -49,6 +49,10 @@ class Trash:
         self._root, self.folder, self._grace = root, folder, grace
         self._notes = Shelf(root / f"{folder}.notes", Thrown, ADVICE)
 
+    @property
+    def keeps(self) -> bool:
+        return self._grace > 0
+
     def take(self, path: str, about: Callable[[], str] = str) -> None:
         """Throw away what lies at a path beneath the root; gone already: fine. Raises KernelError(EBUSY)."""
         whole = str(self._root / path)
