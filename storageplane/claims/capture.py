@@ -148,6 +148,9 @@ class SnapshotData:
 
     def _do(self, fact: Capture | Discard, patience: float) -> None:
         work = self._capture if isinstance(fact, Capture) else self._discard
+        taking = Capture(fact.content, fact.uid, fact.driver)
+        if isinstance(fact, Discard) and self._copies.busy(str(taking.key), patience):
+            raise Unavailable(f"VolumeSnapshotContent {fact.content}: still being taken; it goes after that")
         if not self._copies.done(str(fact.key), lambda: work(fact.content, fact.uid), patience):
             raise Unavailable(f"VolumeSnapshotContent {fact.content}: under way")
 

@@ -344,6 +344,8 @@ class VolumeData:
         user = self.in_use(str(self.root / fact.path))
         if user:
             raise Unavailable(f"PersistentVolume {fact.volume}: in use by {user}; unpublish it first")
+        if self._copies.busy(fact.path, PATIENCE):
+            raise Unavailable(f"PersistentVolume {fact.volume}: it is still being copied; it goes after that")
         try:
             with self.timed("volume_delete", backend_of(volume)):
                 self.trash.take(fact.path, lambda: codec.encode(volume).decode())

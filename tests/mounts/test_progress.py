@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
+from netplane.model.base import Key
 from storageplane.host import progress
 from storageplane.metrics import VolumeStats
 from tests.csi.conftest import MIB, Driver
@@ -105,3 +106,24 @@ def test_who_moves_is_not_given_up_and_who_stands_still_is() -> None:
     with pytest.raises(subprocess.TimeoutExpired):
         progress.finished(("sleep", "30"), 0.3)
     assert progress.running() == []
+
+
+def test_what_is_deleted_while_it_is_copied_goes_after_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Snapshot and claim are deleted while the copy is under way: nothing of it is left in the end."""
+    node = site(tmp_path / "root").put(volume_snapshot("done"))
+    slow(tmp_path, monkeypatch, "cp", 0.7)
+    work = threading.Thread(target=lambda: node.put(volume_snapshot(), restored("r", of="done")))
+    work.start()
+    copies = node.root / "copies"
+    while not (copies.is_dir() and any(copies.iterdir())):
+        time.sleep(0.01)
+    for kind, name in (("VolumeSnapshot", "s"), ("PersistentVolumeClaim", "r"), ("VolumeSnapshot", "done")):
+        if node.world.get(Key(kind, "default", name)) is not None:
+            node.world.delete(Key(kind, "default", name))
+    work.join()
+    node.run()
+    assert (node.snap(), node.snap("done"), node.world.pvc("r")) == (None, None, None)
+    assert node.directories() == ["pvc-u1"] and node.kept() == []
+    assert list(copies.iterdir()) == list((node.root / "snapshots/data").iterdir()) == []
