@@ -108,22 +108,27 @@ def test_who_moves_is_not_given_up_and_who_stands_still_is() -> None:
     assert progress.running() == []
 
 
+@pytest.mark.parametrize("what", ["a snapshot", "a claim"])
 def test_what_is_deleted_while_it_is_copied_goes_after_that(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
-    """Snapshot and claim are deleted while the copy is under way: nothing of it is left in the end."""
+    """Its object is deleted while the copy is under way: nothing of it is left in the end."""
     node = site(tmp_path / "root").put(volume_snapshot("done"))
     slow(tmp_path, monkeypatch, "cp", 0.7)
-    work = threading.Thread(target=lambda: node.put(volume_snapshot(), restored("r", of="done")))
+    claim = what == "a claim"
+    key = Key("PersistentVolumeClaim" if claim else "VolumeSnapshot", "default", "r" if claim else "s")
+    wanted = restored("r", of="done") if claim else volume_snapshot()
+    half = node.root / "copies" / ("pvc-uid-r" if claim else "snapshot-uid-s")
+    work = threading.Thread(target=lambda: node.put(wanted))
     work.start()
-    copies = node.root / "copies"
-    while not (copies.is_dir() and any(copies.iterdir())):
+    while not half.exists():
         time.sleep(0.01)
-    for kind, name in (("VolumeSnapshot", "s"), ("PersistentVolumeClaim", "r"), ("VolumeSnapshot", "done")):
-        if node.world.get(Key(kind, "default", name)) is not None:
-            node.world.delete(Key(kind, "default", name))
+    node.world.delete(key)
     work.join()
     node.run()
-    assert (node.snap(), node.snap("done"), node.world.pvc("r")) == (None, None, None)
-    assert node.directories() == ["pvc-u1"] and node.kept() == []
-    assert list(copies.iterdir()) == list((node.root / "snapshots/data").iterdir()) == []
+    assert node.world.get(key) is None and node.world.pv("pvc-uid-r") is None
+    for thread in [t for t in threading.enumerate() if t.name == "errand"]:
+        thread.join()  # whoever was still copying is through now
+    assert node.directories() == ["pvc-u1"] and node.kept() == ["snapshot-uid-done.json"]
+    assert [p.name for p in (node.root / "snapshots/data").iterdir()] == ["snapshot-uid-done"]
+    assert list((node.root / "copies").iterdir()) == []
