@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from ..model.errors import KernelError, NetplaneError
 from ..model.facts import Fact, FactKey, FastPath, Hook, Link, Mark, Plan
 from . import bpf, bpfhook
-from .bpfhook import INGRESS, OURS, Hooks
+from .bpfhook import INGRESS, OURS, Clsact, Hooks
 from .later import Later
 from .pathports import Ports
 
@@ -77,6 +77,11 @@ class PathDriver:
         self._path: FastPath | None = None
         self._base: dict[str, tuple[Hook, int]] = {}  # hooks on devices that may be made again
         self._lock = threading.Lock()
+
+    @property
+    def in_qdisc(self) -> bool:
+        """Whether the devices of pods should be born with a clsact."""
+        return self.usable and isinstance(self._all_ways()[0], Clsact)
 
     @property
     def usable(self) -> bool:
@@ -228,10 +233,9 @@ class PathDriver:
             self._base[hook.link] = (hook, ifindex)
         elif self._later is None:
             self._put_port(hook)
-        chosen = self._all_ways()[0 if hook.place == "pod" else -1]
+        ways = self._all_ways() if hook.place == "pod" else self._all_ways()[-1:]
+        chosen = next(w for w in ways if all(w.attach(ifindex, side, one) for side, one in wanted.items()))
         for side, _ in SIDES:
-            if side in wanted:
-                chosen.attach(ifindex, side, wanted[side])
             for way, program in self._attached(ifindex, side):
                 if way is not chosen or side not in wanted:
                     way.detach(ifindex, side, program)

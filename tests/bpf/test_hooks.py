@@ -135,9 +135,12 @@ def test_a_device_that_was_made_again_gets_its_programs_back(place: str) -> None
     held.close()
 
 
-def test_devices_that_come_and_go_have_clsact_and_those_that_stay_tcx(place: str) -> None:
+@pytest.mark.parametrize("queue", ["clsact", ""], ids=lambda queue: queue or "none")
+def test_pods_have_clsact_when_they_are_born_with_it_and_what_stays_has_tcx(place: str, queue: str) -> None:
     """Also where an earlier version chose otherwise: nothing is attached twice."""
-    first = PathDriver(ways=(Tcx(), Clsact()))
+    if queue:
+        netns.run(place, "tc", "qdisc", "add", "dev", "v0", queue)
+    first = PathDriver(ways=(Tcx(), Clsact()) if queue else (Clsact(make=False), Tcx()))
     assert netns.call(place, first.open), first.problem
     netns.call(place, first.apply, Plan(add=FACTS))
     second = PathDriver()
@@ -147,7 +150,8 @@ def test_devices_that_come_and_go_have_clsact_and_those_that_stay_tcx(place: str
              for way in (Clsact(), Tcx()) for link in ("v0", "lo")}  # fmt: skip
     nothing = [0, 0]
     assert found == {
-        ("clsact", "v0"): [1, 0], ("tcx", "v0"): nothing, ("clsact", "lo"): nothing, ("tcx", "lo"): [1, 1]
+        ("clsact", "v0"): [1, 0] if queue else nothing, ("tcx", "v0"): nothing if queue else [1, 0],
+        ("clsact", "lo"): nothing, ("tcx", "lo"): [1, 1],
     }  # fmt: skip
     assert netns.call(place, second.observe) == {fact.key: fact.mark for fact in FACTS}
     first.close()

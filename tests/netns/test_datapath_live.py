@@ -25,6 +25,7 @@ from netplane.store import open_store
 from ..datapath_world import (
     Echo,
     Steady,
+    Streams,
     Talk,
     eventually,
     hooks,
@@ -191,6 +192,19 @@ def test_switching_on_a_live_node_loses_nothing(world: Lab) -> None:
         wait_hooked(world)
         eventually(lambda: verdicts(near)["fast"] > 200)
         assert all(one.stop() for one in steady)
+
+
+@pytest.mark.parametrize("limits", [True, False], ids=["born with its queue", "chained plugins limit"])
+def test_a_pods_programs_come_without_the_loss_of_a_packet(world: Lab, limits: bool) -> None:
+    """1,000 packets a second to each of a flock of pods, through the moment at which they get theirs."""
+    near, before = world.nodes[0], hooks(world.nodes[0])
+    born = [near.add_pod(f"born-{i}", config={"capabilities": {"bandwidth": limits}}) for i in range(20)]
+    streams = Streams(near, born)
+    eventually(lambda: hooks(near) >= before + len(born), what="the programs of all")
+    sent, heard = streams.stop()
+    for one in born:
+        one.delete()
+    assert heard == [sent] * len(born) and sent > 300
 
 
 def test_doctor_says_what_the_fast_path_has(world: Lab) -> None:
