@@ -3,7 +3,7 @@ PYTHON := $(shell for p in /usr/bin/python3 python3; do $$p -c 'import sys; sys.
 VENV := .venv
 RUN := $(VENV)/bin
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
-APT := gcc libc6-dev make python3-dev python3-venv libnftables1 nftables iproute2 clang libbpf-dev e2fsprogs
+APT := gcc libc6-dev musl-tools make python3-dev python3-venv libnftables1 nftables iproute2 clang libbpf-dev e2fsprogs
 
 .PHONY: demo test bench lint build system clean
 

@@ -47,7 +47,8 @@ class Data(Fact, frozen=True):
     """The data of a provisioned volume. Made when absent, grown to its size; its content is a user's.
 
     ``backend``: directory, image, btrfs or tmpfs (storageplane.backends); ``size`` in bytes is
-    enforced by all but the first. ``fstype`` is an image's, "" for raw blocks (``block``).
+    enforced by all but the first. ``fstype`` is an image's, "" for raw blocks (``block``). ``source``:
+    the path of what it is first to be a copy of.
     """
 
     TYPE: ClassVar[str] = "data"
@@ -59,6 +60,7 @@ class Data(Fact, frozen=True):
     fstype: str = ""
     block: bool = False
     overcommit: bool = False
+    source: str = ""
 
     @property
     def key(self) -> FactKey:
@@ -129,6 +131,19 @@ class Payload(Fact, frozen=True):
         ):
             digest.update(part)
         return (self.gid, digest.hexdigest())
+
+
+class Device(Fact, frozen=True):
+    """A block device beneath the root that is an image's loop device, for a pod's volumeDevices."""
+
+    TYPE: ClassVar[str] = "device"
+
+    path: str
+    image: str
+
+    @property
+    def key(self) -> FactKey:
+        return ("device", self.path)
 
 
 class Ownership(Fact, frozen=True):
@@ -305,6 +320,34 @@ class Grow(Fact, frozen=True):
     @property
     def key(self) -> FactKey:
         return ("grow", self.volume)
+
+
+class Capture(Fact, frozen=True):
+    """The snapshot of a VolumeSnapshotContent is to be taken, or found, and the content to say so."""
+
+    TYPE: ClassVar[str] = "capture"
+
+    content: str
+    uid: str
+    driver: str
+
+    @property
+    def key(self) -> FactKey:
+        return ("capture", self.content)
+
+
+class Discard(Fact, frozen=True):
+    """The snapshot behind a VolumeSnapshotContent is to be deleted, and then the content let go."""
+
+    TYPE: ClassVar[str] = "discard"
+
+    content: str
+    uid: str
+    driver: str
+
+    @property
+    def key(self) -> FactKey:
+        return ("discard", self.content)
 
 
 class Veiled(str):

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
+from netplane.model import codec
 from netplane.model.base import Key, Object
 from netplane.model.changes import Event, Put, Write
 from netplane.model.errors import Conflict, KernelError, NetplaneError, Unavailable
@@ -25,14 +26,18 @@ from netplane.model.storage import RECLAIM_POLICIES, PersistentVolume, Persisten
 from netplane.model.storage_facts import Data, Erase, Scrub
 
 from .. import backends, names
-from ..host import growth, tree
-from . import events, steps
+from ..host import freeze, growth, progress, tree
+from ..host.errand import Errands
+from ..host.trash import Trash
+from . import events, sources, steps
 from .match import fits_node
 from .provision import backend_of, data_of, is_ours
 from .scopes import volume_scopes
 from .steps import annotated, owner, phased, unbound, without
 
+TRASH = "trash"  # beneath the root
 TRIES = 10
+PATIENCE = 0.3  # seconds that others wait for a copy before it is looked for again
 
 
 class Writer(Protocol):
@@ -175,6 +180,8 @@ class Volumes:
         if not is_ours(volume, self.root) or not self._here(volume, snapshot):
             return []
         if released(volume, claimed):
+            if sources.copied_to(volume, snapshot):
+                return []
             path = f"{names.FILESYSTEM_DIR}/{volume.name}"
             return [Erase(path=path, volume=volume.name, uid=volume.metadata.uid)]
         return [] if volume.deleting else [data_of(volume)]
@@ -192,7 +199,8 @@ class Volumes:
 class VolumeData:
     """The driver of `Data`, `Erase` and `Scrub`.
 
-    ``in_use(path)`` names who has the data published here, or ""; ``timed`` measures what takes long. It
+    ``in_use(path)`` names who has the data published here, or ""; ``timed`` measures what takes long;
+    ``grace``: seconds for which deleted data stays in the trash. It
     observes nothing on purpose: what is observed and wanted by nobody is swept, and data never is.
     """
 
@@ -201,33 +209,108 @@ class VolumeData:
     parallel = False
 
     def __init__(
-        self, root: str | Path, store: Writer, in_use: Callable[[str], str], timed: Timed | None = None
+        self,
+        root: str | Path,
+        store: Writer,
+        in_use: Callable[[str], str],
+        timed: Timed | None = None,
+        grace: float = 0.0,
     ) -> None:
         self.root = Path(root)
+        self.trash = Trash(self.root, TRASH, grace)
         self.store = store
         self.in_use = in_use
         self.timed: Timed = timed or (lambda *_: nullcontext())
+        self._copies = Errands()
 
     def observe(self) -> Mapping[FactKey, Mark]:
         return {}
 
     def apply(self, plan: Plan) -> None:
         """Raises Unavailable while a volume is published, Conflict (decide again), KernelError."""
-        for fact in (*plan.add, *plan.change):
-            if isinstance(fact, Data):
-                self.grow(fact)
-            elif isinstance(fact, Erase):
-                self._erase(fact)
-            elif isinstance(fact, Scrub):
-                self._scrub(fact)
+        facts = (*plan.add, *plan.change)
+        patience = PATIENCE if len(facts) == 1 else 0
+        copying = [fact for fact in facts if not self._copied(fact, patience)]
+        for fact in facts:
+            if fact not in copying:
+                self._do(fact)
+        if copying and len(facts) > 1:
+            raise Conflict("some of these volumes are being copied, to be looked at one by one")
+        if copying:
+            raise Unavailable(f"{copying[0].path}: being copied from {copying[0].source}")
+
+    def _do(self, fact: Data | Erase | Scrub) -> None:
+        if isinstance(fact, Data) and not fact.source:
+            self.grow(fact)
+        elif isinstance(fact, Erase):
+            self._erase(fact)
+        elif isinstance(fact, Scrub):
+            self._scrub(fact)
+
+    # --- copies -------------------------------------------------------------------------------------
+
+    def _copied(self, fact: Fact, patience: float) -> bool:
+        """Whether nothing is (left) to copy. A copy is made aside, however long it takes."""
+        if not isinstance(fact, Data) or not fact.source:
+            return True
+        return self._copies.done(fact.path, lambda: self._copy(fact), patience)
+
+    def _copy(self, fact: Data) -> None:
+        key = Key(PersistentVolume.KIND, "", os.path.basename(fact.path))
+
+        def tell(work: progress.Work) -> None:
+            self._say(key, "Provisioning", f"copying {fact.source}: {work}")
+
+        try:
+            with self.timed("volume_copy", fact.backend), progress.telling(copy_size(self.root, fact), tell):
+                self._fill(fact)
+                growth.ensure(self.root, fact)
+        except NetplaneError as exc:
+            self._say(key, "ProvisioningFailed", f"copying {fact.source}: {exc}")
+            raise
+        for _ in range(TRIES):
+            volume = self.store.get(key)
+            if not isinstance(volume, PersistentVolume) or sources.whole(volume):
+                return
+            with suppress(Conflict):
+                self.store.put(annotated(volume, {names.FILLED: "true"}), expect=volume.revision)
+        raise Unavailable(f"{key}: copied, but others keep writing to the object")
+
+    def _fill(self, fact: Data) -> None:
+        """Copied; what is taken back from the trash is moved."""
+        folder, _, item = fact.source.partition("/")
+        if folder == TRASH:
+            self.trash.restore(item, fact.path)
+            return
+        with freeze.still(self.root / fact.source / "image"):
+            backends.fill(self.root, fact)
+
+    def _say(self, key: Key, reason: str, message: str) -> None:
+        """To whoever looks at the claim; that it cannot be said stops nothing."""
+        volume = self.store.get(key)
+        ref = volume.spec.claim_ref if isinstance(volume, PersistentVolume) else None
+        claim = self.store.get(Key("PersistentVolumeClaim", ref.namespace, ref.name)) if ref else None
+        with suppress(NetplaneError):
+            if claim is not None:
+                self.store.put(events.told(claim, "provision", (reason, message)))
+
+    # --- growth, removal ------------------------------------------------------------------------------
 
     def grow(self, fact: Data) -> None:
         """Make the data or let it grow, and note when the file system in it has the size."""
-        with self.timed("volume_provision", fact.backend):
+        key, told = Key(PersistentVolume.KIND, "", os.path.basename(fact.path)), []
+
+        def tell(work: progress.Work) -> None:
+            told.append(work)
+            self._say(key, "Provisioning", f"{work.program}: {work}")
+
+        with self.timed("volume_provision", fact.backend), progress.telling(0, tell):
             done = growth.ensure(self.root, fact)
+        if told:
+            self._say(key, "ProvisioningSucceeded", f"Successfully provisioned volume {key.name}")
         if fact.backend != "image" or not done:
             return
-        volume = self.store.get(Key(PersistentVolume.KIND, "", os.path.basename(fact.path)))
+        volume = self.store.get(key)
         if not isinstance(volume, PersistentVolume):
             return
         if int(volume.metadata.annotations.get(names.GROWN, "0")) < fact.size:
@@ -263,7 +346,7 @@ class VolumeData:
             raise Unavailable(f"PersistentVolume {fact.volume}: in use by {user}; unpublish it first")
         try:
             with self.timed("volume_delete", backend_of(volume)):
-                backends.erase(self.root, fact.path)
+                self.trash.take(fact.path, lambda: codec.encode(volume).decode())
         except KernelError as exc:
             failed = phased(volume, "Failed", str(exc), "VolumeFailedDelete")
             self.store.put(failed, expect=volume.revision)
@@ -294,3 +377,11 @@ class VolumeData:
             except Conflict:
                 continue
         raise Unavailable(f"{volume.key}: its data is removed, but others keep writing to the object")
+
+
+def copy_size(root: Path, fact: Data) -> int:
+    """Bytes that a copy writes, where that is known: an image's blocks."""
+    try:
+        return os.stat(root / fact.source / "image").st_blocks * 512
+    except FileNotFoundError:
+        return 0

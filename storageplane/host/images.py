@@ -16,7 +16,7 @@ from pathlib import Path
 
 from netplane.model.errors import Invalid, KernelError, Unavailable
 
-from . import loops
+from . import loops, progress
 from .tree import translated
 
 MIB = 1 << 20
@@ -35,7 +35,7 @@ _GROW = {  # the program, and whether it takes the device or the mount point
 }
 _WORDS = {"No space left": errno.ENOSPC, "Permission denied": errno.EPERM}
 OPTIONS = {"xfs": ("nouuid",)}  # mount flags: a clone has its source's UUID
-TIMEOUT = 600.0  # seconds for one mkfs, copy or growth
+TIMEOUT = 600.0  # seconds in which a mkfs, copy or growth has written nothing
 
 
 def make(image: Path, size: int, fstype: str) -> None:
@@ -163,9 +163,7 @@ def _device_size(device: str) -> int:
 def run(*argv: str, package: str = "", fine: tuple[int, ...] = (0,)) -> str:
     """A program's stdout. Raises KernelError with its own words, Unavailable when it is not there."""
     try:
-        done = subprocess.run(
-            argv, capture_output=True, text=True, check=False, timeout=TIMEOUT, stdin=subprocess.DEVNULL
-        )
+        done = progress.finished(argv, TIMEOUT)
     except FileNotFoundError:
         hint = f" (Debian: {package})" if package else ""
         raise Unavailable(f"{argv[0]} is needed{hint}") from None

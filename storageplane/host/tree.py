@@ -73,12 +73,19 @@ def make(
     One that is there keeps its mode: its user may have changed it. It appears under its name whole,
     by rename, so a crash leaves none with half its attributes. Raises KernelError (ENOTDIR, ELOOP).
     """
-    made = ""
-    for part in path.split("/"):
-        made = f"{made}/{part}" if made else part
-        exact, whose = (mode, owner) if made == path else (0o755, (-1, -1))
-        with parent(root, made, resolve) as (fd, name), translated(f"make directory {root / made}"):
-            _make_one(fd, name, exact, whose)
+    head, _ = split(path)
+    try:
+        _make_in(root, path, mode, owner, resolve)
+    except KernelError as exc:
+        if exc.errno != errno.ENOENT or not head:
+            raise
+        make(root, head, 0o755, resolve=resolve)
+        _make_in(root, path, mode, owner, resolve)
+
+
+def _make_in(root: Path, path: str, mode: int, owner: tuple[int, int], resolve: int) -> None:
+    with parent(root, path, resolve) as (fd, name), translated(f"make directory {root / path}"):
+        _make_one(fd, name, mode, owner)
 
 
 def staging(name: str) -> str:
@@ -116,6 +123,23 @@ def remove(root: Path, path: str) -> None:
     except KernelError as exc:
         if exc.errno != errno.ENOENT:
             raise
+
+
+def pruned(root: Path, path: str, inner: tuple[str, ...]) -> bool:
+    """Remove a directory that holds nothing but these, which hold nothing; False: there is more, or less.
+
+    Nothing is listed and nothing is ever lost: rmdir(2) takes neither what is filled nor what is mounted.
+    """
+    try:
+        with parent(root, path) as (fd, name):
+            with opened(fd, name, os.O_PATH | os.O_DIRECTORY) as home:
+                for one in inner:
+                    with suppress(FileNotFoundError):
+                        os.rmdir(one, dir_fd=home)
+            os.rmdir(name, dir_fd=fd)
+    except (OSError, KernelError):
+        return False
+    return True
 
 
 def remove_entry(at: int, name: str) -> None:
