@@ -174,7 +174,7 @@ class Streams:
 
     def __init__(self, node: Any, pods: list[Any]) -> None:
         self._heard = [pod.python(_deaf) for pod in pods]
-        self._to = [(pod.ip, UDP) for pod in pods]
+        self._to = [(pod.ip, UDP + 1) for pod in pods]
         self._sock: socket.socket = node.python(socket.socket, socket.AF_INET, socket.SOCK_DGRAM)
         self._stopping, self._sent = threading.Event(), 0
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -198,7 +198,7 @@ def _deaf() -> socket.socket:
     """A socket that keeps what it gets."""
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     sock.setsockopt(socket.SOL_SOCKET, 33, 64 << 20)  # SO_RCVBUFFORCE
-    sock.bind(("0.0.0.0", UDP))
+    sock.bind(("0.0.0.0", UDP + 1))
     sock.setblocking(False)
     return sock
 
