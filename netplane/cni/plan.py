@@ -181,6 +181,8 @@ def _kept(request: Request, kind: str) -> dict[str, Any]:
     if config.is_gateway or config.is_default_gateway:
         kept["isGateway"] = True
     kept |= {key: True for key in _FLAGS if config.document.get(key)} if kind != "ipam" else {}
+    if kind == "bridge" and not config.own_range and config.capabilities.get("bandwidth"):
+        kept["bandwidth"] = True  # limits are ours: nobody behind us wants the host end's ingress queue
     if config.mode:
         kept["mode"] = config.mode
     if kind == "chained" and request.mac:

@@ -37,7 +37,7 @@ PORT: Options = {
     "bcast_flood": (30, "=B"), "neigh_suppress": (32, "=B"), "isolated": (33, "=B"),
 }  # fmt: skip
 VXLAN_LINK, VXLAN_LOCAL, VXLAN_LOCAL6 = 3, 4, 17
-_VETH_WORDS = {"peer", "peer_netns", "peer_mac", "peer_mtu"}
+_VETH_WORDS = {"clsact", "peer", "peer_netns", "peer_mac", "peer_mtu"}
 _VXLAN_WORDS = {"local", "link"}
 _PROMISC = "promisc"
 _OPERSTATE = 16  # IFLA_OPERSTATE

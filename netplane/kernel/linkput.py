@@ -16,7 +16,7 @@ from typing import Any
 
 from ..model.errors import KernelError
 from ..model.facts import FactKey, Link
-from . import linkmsg, ours, sysctl
+from . import linkmsg, ours, qdiscmsg, sysctl
 from .factput import put_facts
 from .linkmsg import State
 from .linkread import View
@@ -123,6 +123,9 @@ def _raise_pairs(session: Session, facts: list[Link]) -> None:
         options = dict(fact.options)
         inside, peer = str(options.get("peer_netns", "")), str(options["peer"])
         _quiet(session, inside, [peer])
+        if session.hooked and options.get("clsact"):
+            index = session.indexes(fact.netns, (fact.name,))[fact.name]  # known: no question
+            session.after(fact.netns, [qdiscmsg.clsact(fact.name, index)])
         session.after(fact.netns, linkmsg.finish(fact))
         session.after(inside, [linkmsg.up(peer)])
         if fact.up:

@@ -94,7 +94,7 @@ class Link(Fact, frozen=True):
     ``kind``: bridge, veth, vxlan, macvlan, or "" for a link that exists anyway (lo, the uplink) and is only
     to be configured. ``options`` are the kind's own, as (name, value) pairs sorted by name:
     bridge: vlan_filtering, promisc, …; macvlan: link (in our namespace), mode;
-    veth: peer, peer_netns, peer_mac, peer_mtu; vxlan: id, port, local,
+    veth: peer, peer_netns, peer_mac, peer_mtu, clsact (may be born with one); vxlan: id, port, local,
     link, learning, …; bridge port: hairpin, isolated, learning.
     """
 
