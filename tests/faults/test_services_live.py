@@ -61,8 +61,8 @@ class World:
 
     def serve(self, name: str, vip: str, *pods: str, family: str = "IPv4", **spec: Any) -> None:
         """A service on 80/tcp and 53/udp with these pods as its endpoints, and the kernel has it."""
+        self.turn(name, *pods, family=family)  # first: a service without endpoints is in force, too
         self.store.put(service(name, (vip,), ports=PORTS, **spec))
-        self.turn(name, *pods, family=family)
         eventually(lambda: vip in self.table())
 
     def turn(self, name: str, *pods: str, family: str = "IPv4") -> None:
