@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -46,8 +45,8 @@ from netplane.model.services import (
 from netplane.model.snapshot import Snapshot
 from netplane.services import ServicesRoom
 from netplane.services.topology import ZONE
-from tests.netns.test_services import CLIENT, FAMILIES, NODE, PODS, VIP, Net, pod_ip
 from tests.services_kit import endpoint, endpoints, service
+from tests.services_net import CLIENT, FAMILIES, NODE, PODS, VIP, Net, pod_ip
 
 pytestmark = pytest.mark.root
 
@@ -56,14 +55,6 @@ LB = {4: "198.51.100.8", 6: "2001:db8:8::8"}
 EXTERNAL = {4: "198.51.100.7", 6: "2001:db8:8::7"}
 RANGE = {4: "192.0.2.0/24", 6: "2001:db8::/64"}
 PORTS = (ServicePort(port=80, target_port=8080, node_port=30080),)
-
-
-@pytest.fixture
-def net(make_netns: Callable[[str], str]) -> Iterator[Net]:
-    built = Net(make_netns)
-    built.warm()
-    yield built
-    built.close()
 
 
 def placed(*pods: str, **state: bool) -> list[Object]:

@@ -1,11 +1,11 @@
 """The layout of the services' rules on the real kernel: constant chains, whatever there is to serve.
 
-The network is that of test_services: client ══ node ── pods a, b, c.
+The network is that of services_net: client ══ node ── pods a, b, c.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -22,19 +22,11 @@ from netplane.model.services import (
     ServicePort,
     ServiceStatus,
 )
-from tests.netns.test_services import NODE, VIP, Net, Node, pod_ip
 from tests.netns.test_services_features import who
 from tests.services_kit import endpoint, endpoints, service
+from tests.services_net import NODE, VIP, Net, Node, pod_ip
 
 pytestmark = pytest.mark.root
-
-
-@pytest.fixture
-def net(make_netns: Callable[[str], str]) -> Iterator[Net]:
-    built = Net(make_netns)
-    built.warm()
-    yield built
-    built.close()
 
 
 def crowd(count: int) -> list[Object]:
