@@ -26,7 +26,7 @@ from netplane.lab import Lab
 from netplane.model.base import Key
 
 from ..policy_cases import DENY_IN, SCTP, A, block, expr, labels, np, ns, pod, port
-from ..policy_world import CROSSED, NAMES, NAMESPACES, PolicyWorld, Probe, wait
+from ..policy_world import CROSSED, PolicyWorld, Probe, wait
 
 pytestmark = pytest.mark.root
 
@@ -40,11 +40,7 @@ def world(module_lab: Lab) -> Iterator[PolicyWorld]:
 
 @pytest.fixture(autouse=True)
 def clean(world: PolicyWorld) -> None:
-    world.set_policies([])
-    for space in NAMESPACES:
-        world.label_namespace(space, {"ns": space})
-        for name in NAMES:
-            world.label_pod(f"{space}/{name}", {"pod": name})
+    world.reset()
 
 
 # --- through services ------------------------------------------------------------------------------
