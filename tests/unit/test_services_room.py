@@ -173,7 +173,7 @@ def test_equal_counts_want_equal_chains_so_that_the_last_user_takes_it_away() ->
     mine, theirs = (
         {f for f in ROOM.render(scope, snapshot) if isinstance(f, Chain)} for scope in (WEB, other)
     )
-    assert mine == theirs == {chains.balance("IPv4", "tcp", 2)}
+    assert mine == theirs == {chains.spread("IPv4", "tcp", chains.LB, 2)}
 
 
 def test_every_key_of_a_scope_is_wanted_once_or_the_same() -> None:
