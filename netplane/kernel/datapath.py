@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from ..model.errors import KernelError, NetplaneError
 from ..model.facts import Fact, FactKey, FastPath, Hook, Link, Mark, Plan
 from . import bpf, bpfhook
-from .bpfhook import INGRESS, OURS, Hooks
+from .bpfhook import INGRESS, OURS, Clsact, Hooks
 from .later import Later
 from .pathports import Ports
 
@@ -69,6 +69,7 @@ class PathDriver:
         self._on = on
         self._ways = ways
         self._ports: Ports | None = None
+        self._awaited: set[str] = set()  # pods' devices that have their programs, or will
         self._later = Later[Hook | None](self._hook_late, delay, MOST) if delay else None
         self._loaded: bpf.Loaded | None = None
         self._memory: mmap.mmap | None = None
@@ -77,6 +78,11 @@ class PathDriver:
         self._path: FastPath | None = None
         self._base: dict[str, tuple[Hook, int]] = {}  # hooks on devices that may be made again
         self._lock = threading.Lock()
+
+    @property
+    def in_qdisc(self) -> bool:
+        """Whether the devices of pods should be born with a clsact."""
+        return self.usable and isinstance(self._all_ways()[0], Clsact)
 
     @property
     def usable(self) -> bool:
@@ -195,15 +201,17 @@ class PathDriver:
         So pods wait until no more of them come and go; the kernel path serves them until then.
         """
         if hook.place == "pod" and self._later is not None:
-            self._put_port(hook)
+            self._awaited.add(hook.link)
             self._later.put(hook.link, hook)
         else:
             self._hook(hook)
 
     def _unhook_soon(self, link: str) -> None:
         """A pod's device is on its way out, and takes its programs along: what it leaves can wait."""
-        if self._later is not None and self._ports is not None and link in self._ports:
-            self._ports.drop(link)
+        if self._later is not None and link in self._awaited:
+            self._awaited.discard(link)
+            if self._ports is not None:
+                self._ports.drop(link)  # at once: its pod's MAC may come again
             self._later.put(link, None)
         else:
             self._unhook(link)
@@ -226,21 +234,14 @@ class PathDriver:
             raise KernelError(19, f"attach the packet path to {hook.link}")
         if hook.place != "pod":
             self._base[hook.link] = (hook, ifindex)
-        elif self._later is None:
-            self._put_port(hook)
-        chosen = self._all_ways()[0 if hook.place == "pod" else -1]
+        elif self._ports is not None:
+            self._ports.put(hook, ifindex)
+        ways = self._all_ways() if hook.place == "pod" else self._all_ways()[-1:]
+        chosen = next(w for w in ways if all(w.attach(ifindex, side, one) for side, one in wanted.items()))
         for side, _ in SIDES:
-            if side in wanted:
-                chosen.attach(ifindex, side, wanted[side])
             for way, program in self._attached(ifindex, side):
                 if way is not chosen or side not in wanted:
                     way.detach(ifindex, side, program)
-
-    def _put_port(self, hook: Hook) -> None:
-        self._ready()
-        ifindex = _ifindex(hook.link)
-        if ifindex and self._ports is not None:
-            self._ports.put(hook, ifindex)
 
     def _unhook(self, link: str) -> None:
         self._base.pop(link, None)

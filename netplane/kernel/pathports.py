@@ -34,9 +34,6 @@ class Ports:
             else:
                 self._ports.drop(key)
 
-    def __contains__(self, link: str) -> bool:
-        return link in self._at
-
     def put(self, hook: Hook, ifindex: int) -> None:
         """Raises KernelError."""
         self.drop(hook.link)
