@@ -34,9 +34,10 @@ from ..host.durable import Shelf
 from ..host.errand import Errands
 from . import events, match, steps
 from .contents import discardable
+from .copies import PATIENCE, copy_size
 from .provision import data_of, is_ours
-from .reclaim import PATIENCE, TRIES, Timed, Writer, copy_size
 from .sources import SNAPSHOT_DIR
+from .writer import TRIES, Timed, Writer
 
 ADVICE = "it was damaged; look at its data beneath snapshots/data, then remove the file"
 
