@@ -152,8 +152,10 @@ def _bridge(config: NetConf, kind: str) -> str:
 
 def _finished(entry: AttachmentIP, request: Request) -> AttachmentIP:
     """A delegate's address in the shape that the kind needs, with the gateway that it left open."""
-    network = ip_interface(entry.subnet or entry.address).network
     gateway = entry.gateway
+    if gateway and (entry.subnet or not routed(request)):  # from our own index
+        return entry
+    network = ip_interface(entry.subnet or entry.address).network
     wanted = request.config.is_gateway or request.config.is_default_gateway or request.config.kind == "ptp"
     if not gateway and wanted and network.num_addresses >= 4:
         gateway = str(network[1])

@@ -7,6 +7,7 @@ Rule 3: options stand in tables: the name that a fact uses, the kernel's attribu
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import struct
 from collections.abc import Callable, Mapping
@@ -57,7 +58,7 @@ def check(fact: Link) -> None:
     elif fact.kind and fact.kind not in KINDS:
         problem = f"kind {fact.kind!r} is not known; use one of {', '.join(KINDS)}, or none"
     else:
-        known = own_options(fact.kind).keys() | extra_words(fact.kind) | PORT.keys()
+        known = _words_of(fact.kind)
         unknown = [name for name, _ in fact.options if name not in known]
         if unknown:
             problem = f"option {unknown[0]!r} is not known for kind {fact.kind!r}"
@@ -65,6 +66,11 @@ def check(fact: Link) -> None:
             problem = "a veth needs the option peer, the name of its other end"
     if problem:
         raise Invalid(f"link {fact.name}: {problem}")
+
+
+@functools.cache
+def _words_of(kind: str) -> frozenset[str]:
+    return frozenset(own_options(kind).keys() | extra_words(kind) | PORT.keys())
 
 
 def own_options(kind: str) -> Options:
@@ -199,7 +205,12 @@ _TO_DOWN = nl.IFINFOMSG.pack(0, 0, 0, 0, nl.IFF_UP)
 
 def carries(body: bytes) -> bool:
     """Whether a link's answer says that it is up and has its carrier (RFC 2863: up, or not known)."""
-    return nl.attrs(body, 16).get(_OPERSTATE, b"\0")[0] in (0, 6)
+    return (nl.first(body, 16, _OPERSTATE) or b"\0")[0] in (0, 6)
+
+
+def ends(body: bytes) -> tuple[int, int]:
+    """A veth's own index and its other end's."""
+    return nl.IFINFOMSG.unpack_from(body)[2], nl.u32(nl.first(body, 16, nl.IFLA_LINK))
 
 
 def get_index(index: int) -> Request:

@@ -9,6 +9,7 @@ Rule 3: two scopes may want the same fact (equal key and mark): it stays until n
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Hashable, Iterable, Mapping
 from typing import Any, ClassVar, NamedTuple, Protocol
@@ -253,7 +254,7 @@ class Chain(Fact, frozen=True):
     @property
     def mark(self) -> Mark:
         """Rules do not read back as written, so a chain is compared by this hash, kept in a comment."""
-        return digest(self.name, self.type, self.hook, self.priority, self.policy, *self.rules)
+        return _known(self.name, self.type, self.hook, self.priority, self.policy, *self.rules)
 
 
 class Guard(Fact, frozen=True):
@@ -306,7 +307,7 @@ class Set(Fact, frozen=True):
 
     @property
     def mark(self) -> Mark:
-        return digest(self.name, str(self.map), *self.spec)
+        return _known(self.name, str(self.map), *self.spec)
 
 
 class Element(Fact, frozen=True):
@@ -438,3 +439,9 @@ class Record(Fact, frozen=True):
 def digest(*parts: str) -> str:
     """Sixteen hex digits over the parts: short enough for a comment, wide enough not to collide."""
     return hashlib.blake2b("\0".join(parts).encode(), digest_size=8).hexdigest()
+
+
+@functools.lru_cache(maxsize=256)
+def _known(*parts: str) -> str:
+    """The same of what every pod and service wants alike."""
+    return digest(*parts)

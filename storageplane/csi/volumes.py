@@ -17,6 +17,7 @@ import fcntl
 import os
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -151,8 +152,8 @@ class Volumes:
 
     def remove(self, name: str) -> None:
         self._change(name, None, True)
-        with translated(f"remove the record of {name}"):
-            self._shelf.path(name).unlink(missing_ok=True)  # what the last settlement left of it
+        with translated(f"remove the record of {name}"), suppress(FileNotFoundError):
+            os.unlink(f"{self._folder}/{name}.json")  # what the last settlement left of it
 
     def _change(self, name: str, record: Volume | None, synced: bool) -> None:
         before = self._known.get(name)

@@ -42,6 +42,12 @@ class _MountAttr(ctypes.Structure):
     ]
 
 
+# The one that every call makes a dozen times knows its arguments' types.
+_syscall_open = ctypes.CDLL(None, use_errno=True).syscall
+_syscall_open.argtypes = [ctypes.c_long, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_size_t]
+_syscall_open.restype = ctypes.c_long
+
+
 def _call(operation: str, number: int, *args: object) -> int:
     wide = [ctypes.c_long(a) if isinstance(a, int) else a for a in args]
     result = int(_libc.syscall(ctypes.c_long(number), *wide))
@@ -53,8 +59,10 @@ def _call(operation: str, number: int, *args: object) -> int:
 def openat2(at: int, path: str, flags: int, resolve: int) -> int:
     """A descriptor of ``path``, resolved beneath ``at`` under the RESOLVE_* rules."""
     how = _OpenHow(flags | os.O_CLOEXEC, 0, resolve)
-    size = ctypes.sizeof(how)
-    return _call(f"open {path}", OPENAT2, at, os.fsencode(path), ctypes.byref(how), size)
+    fd = int(_syscall_open(OPENAT2, at, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how)))
+    if fd < 0:
+        raise KernelError(ctypes.get_errno(), f"open {path}")
+    return fd
 
 
 def mount_root(path: str) -> bool | None:

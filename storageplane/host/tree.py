@@ -15,7 +15,7 @@ import itertools
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from netplane.model.errors import Invalid, KernelError
@@ -33,16 +33,24 @@ DEPTH = 64  # directories held open at once while removing
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 
 
-Opened = AbstractContextManager[int]
+class Opened:
+    """A descriptor for as long as a ``with`` lasts; a class, because each call of a driver opens several."""
+
+    __slots__ = ("_fd",)
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def __enter__(self) -> int:
+        return self._fd
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)
 
 
-@contextmanager
-def opened(at: int, path: str, flags: int = os.O_PATH, resolve: int = ANCHORED) -> Iterator[int]:
-    fd = syscalls.openat2(at, path, flags, resolve)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
+def opened(at: int, path: str, flags: int = os.O_PATH, resolve: int = ANCHORED) -> Opened:
+    """What stands at a path, open. Raises KernelError."""
+    return Opened(syscalls.openat2(at, path, flags, resolve))
 
 
 @contextmanager
@@ -84,7 +92,7 @@ def make(
 
 
 def _make_in(root: Path, path: str, mode: int, owner: tuple[int, int], resolve: int) -> None:
-    with parent(root, path, resolve) as (fd, name), translated(f"make directory {root / path}"):
+    with parent(root, path, resolve) as (fd, name), translated(f"make directory {root}/{path}"):
         _make_one(fd, name, mode, owner)
 
 
@@ -208,13 +216,20 @@ def _unlinked(at: int, name: str) -> bool:
     return True
 
 
-@contextmanager
-def translated(operation: str) -> Iterator[None]:
+class translated:
     """An OSError as KernelError."""
-    try:
-        yield
-    except OSError as exc:
-        raise KernelError(exc.errno or errno.EIO, operation) from exc
+
+    __slots__ = ("_operation",)
+
+    def __init__(self, operation: str) -> None:
+        self._operation = operation
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if isinstance(error, OSError):
+            raise KernelError(error.errno or errno.EIO, self._operation) from error
 
 
 SYSTEM = frozenset((
