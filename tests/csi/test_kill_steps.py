@@ -20,7 +20,7 @@ from typing import Any
 import grpc
 import pytest
 
-from .conftest import MIB, WRITER, Driver, loops, mounts
+from .conftest import MIB, WRITER, Driver, loops, mounts, tidy
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(600)]
 STEPS = 200  # more than there are
@@ -108,10 +108,7 @@ def mortal(tmp_path: Path) -> Iterator[Mortal]:
     made = Mortal(tmp_path)
     yield made
     made.end()
-    for mount in reversed(mounts(tmp_path)):
-        os.system(f"umount {mount}")
-    for loop in loops(tmp_path):
-        os.system(f"losetup -d {loop}")
+    tidy(tmp_path)
 
 
 class Life:
