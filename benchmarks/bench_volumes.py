@@ -42,11 +42,8 @@ def timed(action: Callable[[int], object], numbers: range) -> list[float]:
 
 
 def cycles(home: Path) -> None:
-    plain, image, other = (
-        rig.ours(home / "ours", "directory"),
-        rig.ours(home / "image", "image"),
-        rig.peer(home / "peer"),
-    )
+    plain, image = rig.ours(home / "ours", "directory"), rig.ours(home / "image", "image")
+    mute, other = rig.Mute(home / "mute"), rig.peer(home / "peer")
     floor = rig.Floor(home / "floor")
     blank = home / "blank"
 
@@ -58,8 +55,8 @@ def cycles(home: Path) -> None:
         "floor": floor.cycle,
         "directory": plain.cycle,
         "image": image.cycle,
-        "call": lambda _: plain.call(),
-        "record": lambda _: rig.record(home),
+        "gRPC": mute.cycle,
+        "sync": rig.Log(home / "log").cycle,
         "mkfs": mkfs,
     }
     if other is not None:
@@ -68,7 +65,7 @@ def cycles(home: Path) -> None:
     for turn in range(ROUNDS):
         for name, play in players.items():
             found[name] += timed(play, range(turn * EACH, (turn + 1) * EACH))
-    for driver in (plain, image, other):
+    for driver in (plain, image, mute, other):
         if driver is not None:
             driver.end()
     report({name: statistics.median(times) for name, times in found.items()})

@@ -11,9 +11,13 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import grpc
+
+from storageplane.csi import protocol
 from storageplane.csi.client import Client
 
 MIB = 1 << 20
@@ -35,7 +39,7 @@ class Driver:
         self.client = Client(self.socket)
         self.staged = self.client.can("Node", "STAGE_UNSTAGE_VOLUME")
         self.stage = home / "stage"
-        self.stage.mkdir()
+        self.stage.mkdir(exist_ok=True)
 
     def create(self, name: str, size: int) -> str:
         made = self.client.call(
@@ -62,10 +66,6 @@ class Driver:
         self.withdraw(volume, target)
         self.client.call("DeleteVolume", volume_id=volume)
 
-    def call(self) -> None:
-        """A call that does nothing."""
-        self.client.call("GetPluginInfo")
-
     def end(self) -> None:
         self.client.close()
         self.process.terminate()
@@ -91,6 +91,39 @@ def peer(home: Path) -> Driver | None:
         "--drivername=hostpath.csi.k8s.io",
     ]  # fmt: skip
     return Driver(home, argv, {})
+
+
+class Mute(Driver):
+    """The same messages to a grpcio server that does nothing: what is gRPC's and protobuf's of a life."""
+
+    def __init__(self, home: Path) -> None:
+        home.mkdir()
+        super().__init__(home, [sys.executable, "-m", "benchmarks.volumes_rig", f"{home}/csi.sock"], {})
+        self.staged = True
+
+
+def mute(socket: str) -> None:
+    """Answer every call with what it is answered with, and do nothing."""
+    server = grpc.server(ThreadPoolExecutor(32))
+    made = protocol.message("CreateVolumeResponse")(volume={
+        "volume_id": "vol-" + "0" * 32, "capacity_bytes": 16 * MIB,
+        "volume_context": {"backend": "directory", "sizeEnforced": "false"},
+        "accessible_topology": [{"segments": {"topology.storageplane.io/node": "n1"}}],
+    })  # fmt: skip
+    for service in ("Identity", "Controller", "Node"):
+        handlers = {}
+        for method, (request, response) in protocol.methods(service).items():
+            answer = made if method == "CreateVolume" else response()
+            handlers[method] = grpc.unary_unary_rpc_method_handler(
+                lambda _request, _context, answer=answer: answer,
+                request_deserializer=request.FromString,
+                response_serializer=response.SerializeToString,
+            )
+        found = grpc.method_handlers_generic_handler(f"{protocol.PACKAGE}.{service}", handlers)
+        server.add_generic_rpc_handlers((found,))
+    server.add_insecure_port(f"unix:{socket}")
+    server.start()
+    server.wait_for_termination()
 
 
 class Floor:
@@ -130,3 +163,7 @@ def dd(*words: str) -> float:
     begin = time.perf_counter()
     subprocess.run(["dd", *words, "bs=1M", "status=none"], check=True)
     return 1 / (time.perf_counter() - begin)
+
+
+if __name__ == "__main__":
+    mute(sys.argv[1])

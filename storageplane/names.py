@@ -18,6 +18,7 @@ BACKEND = "storageplane.io/backend"  # annotations of a volume: see storageplane
 OVERCOMMIT = "storageplane.io/overcommit"
 GROWN = "storageplane.io/grown"  # bytes that the file system in its image is known to have
 LOST = "storageplane.io/lost-node"  # the node that an operator gave up, and the volume with it
+CSI = "csi.storageplane.io"  # what our CSI driver calls itself
 NO_PROVISIONER = "kubernetes.io/no-provisioner"
 SIZE_ENFORCED = "storageplane.io/size-enforced"  # annotation: "false" where the size is only recorded
 HOSTNAME = "kubernetes.io/hostname"

@@ -37,7 +37,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from netplane.model.errors import Invalid
+from netplane.model.errors import Invalid, Unavailable
 from netplane.model.facts import Fact
 from netplane.model.storage_facts import Data, Directory, Mount
 
@@ -167,6 +167,21 @@ def fill(root: Path, data: Data) -> None:
     with locked(root, data.path):
         here, backend = place(root, data), BACKENDS[data.backend]
         backend.copy(Place(root, data.source, data.size, data.fstype, data.block), here)
+
+
+def refuse_crowding(root: Path, data: Data) -> None:
+    """Raises Unavailable when a copy of an image would take room that other volumes were promised.
+
+    Where the disk shares blocks a copy takes none at first.
+    """
+    try:
+        need = os.stat(root / data.source / "image").st_blocks * 512
+    except FileNotFoundError:
+        return
+    have = room(root)
+    if need > have and not images.shares_blocks(root):
+        said = f"ResourceExhausted: a copy takes {need} bytes and {have} of disk are not promised yet"
+        raise Unavailable(f"{said}; free some")
 
 
 def _fill_directory(root: Path, data: Data) -> None:

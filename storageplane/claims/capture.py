@@ -54,6 +54,15 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
     phase: str = "making"
 
 
+def records(root: str | Path) -> Shelf[Kept]:
+    return Shelf(Path(root) / "snapshots", Kept, ADVICE)
+
+
+def damaged(root: str | Path) -> list[str]:
+    """What is wrong with each record of a snapshot that cannot be read."""
+    return records(root).damaged()
+
+
 class OwnSnapshots:
     """The room: contents of our own drivers, on the node where their volume is."""
 
@@ -115,7 +124,7 @@ class SnapshotData:
         self.root = Path(root)
         self._store = store
         self._timed = timed
-        self._shelf = Shelf(self.root / "snapshots", Kept, ADVICE)
+        self._shelf = records(root)
         self._copies = Errands()
 
     def observe(self) -> Mapping[FactKey, Mark]:
@@ -182,6 +191,7 @@ class SnapshotData:
             path=f"{SNAPSHOT_DIR}/{handle}", backend=kept.backend, size=kept.size, fstype=kept.fstype,
             block=kept.block, overcommit=True, source=f"{names.FILESYSTEM_DIR}/{kept.volume}",
         )  # fmt: skip
+        backends.refuse_crowding(self.root, data)
         created = time.time()
         with (
             self._timed("snapshot_create", kept.backend),

@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
+from netplane.model import codec
 from netplane.model.base import Key, Object
 from netplane.model.changes import Event, Put, Write
 from netplane.model.errors import Conflict, KernelError, NetplaneError, Unavailable
@@ -27,12 +28,14 @@ from netplane.model.storage_facts import Data, Erase, Scrub
 from .. import backends, names
 from ..host import freeze, growth, progress, tree
 from ..host.errand import Errands
+from ..host.trash import Trash
 from . import events, sources, steps
 from .match import fits_node
 from .provision import backend_of, data_of, is_ours
 from .scopes import volume_scopes
 from .steps import annotated, owner, phased, unbound, without
 
+TRASH = "trash"  # beneath the root
 TRIES = 10
 PATIENCE = 0.3  # seconds that others wait for a copy before it is looked for again
 
@@ -196,7 +199,8 @@ class Volumes:
 class VolumeData:
     """The driver of `Data`, `Erase` and `Scrub`.
 
-    ``in_use(path)`` names who has the data published here, or ""; ``timed`` measures what takes long. It
+    ``in_use(path)`` names who has the data published here, or ""; ``timed`` measures what takes long;
+    ``grace``: seconds for which deleted data stays in the trash. It
     observes nothing on purpose: what is observed and wanted by nobody is swept, and data never is.
     """
 
@@ -205,9 +209,15 @@ class VolumeData:
     parallel = False
 
     def __init__(
-        self, root: str | Path, store: Writer, in_use: Callable[[str], str], timed: Timed | None = None
+        self,
+        root: str | Path,
+        store: Writer,
+        in_use: Callable[[str], str],
+        timed: Timed | None = None,
+        grace: float = 0.0,
     ) -> None:
         self.root = Path(root)
+        self.trash = Trash(self.root, TRASH, grace)
         self.store = store
         self.in_use = in_use
         self.timed: Timed = timed or (lambda *_: nullcontext())
@@ -253,8 +263,7 @@ class VolumeData:
 
         try:
             with self.timed("volume_copy", fact.backend), progress.telling(copy_size(self.root, fact), tell):
-                with freeze.still(self.root / fact.source / "image"):
-                    backends.fill(self.root, fact)
+                self._fill(fact)
                 growth.ensure(self.root, fact)
         except NetplaneError as exc:
             self._say(key, "ProvisioningFailed", f"copying {fact.source}: {exc}")
@@ -266,6 +275,15 @@ class VolumeData:
             with suppress(Conflict):
                 self.store.put(annotated(volume, {names.FILLED: "true"}), expect=volume.revision)
         raise Unavailable(f"{key}: copied, but others keep writing to the object")
+
+    def _fill(self, fact: Data) -> None:
+        """Copied; what is taken back from the trash is moved."""
+        folder, _, item = fact.source.partition("/")
+        if folder == TRASH:
+            self.trash.restore(item, fact.path)
+            return
+        with freeze.still(self.root / fact.source / "image"):
+            backends.fill(self.root, fact)
 
     def _say(self, key: Key, reason: str, message: str) -> None:
         """To whoever looks at the claim; that it cannot be said stops nothing."""
@@ -280,11 +298,19 @@ class VolumeData:
 
     def grow(self, fact: Data) -> None:
         """Make the data or let it grow, and note when the file system in it has the size."""
-        with self.timed("volume_provision", fact.backend):
+        key, told = Key(PersistentVolume.KIND, "", os.path.basename(fact.path)), []
+
+        def tell(work: progress.Work) -> None:
+            told.append(work)
+            self._say(key, "Provisioning", f"{work.program}: {work}")
+
+        with self.timed("volume_provision", fact.backend), progress.telling(0, tell):
             done = growth.ensure(self.root, fact)
+        if told:
+            self._say(key, "ProvisioningSucceeded", f"Successfully provisioned volume {key.name}")
         if fact.backend != "image" or not done:
             return
-        volume = self.store.get(Key(PersistentVolume.KIND, "", os.path.basename(fact.path)))
+        volume = self.store.get(key)
         if not isinstance(volume, PersistentVolume):
             return
         if int(volume.metadata.annotations.get(names.GROWN, "0")) < fact.size:
@@ -320,7 +346,7 @@ class VolumeData:
             raise Unavailable(f"PersistentVolume {fact.volume}: in use by {user}; unpublish it first")
         try:
             with self.timed("volume_delete", backend_of(volume)):
-                backends.erase(self.root, fact.path)
+                self.trash.take(fact.path, lambda: codec.encode(volume).decode())
         except KernelError as exc:
             failed = phased(volume, "Failed", str(exc), "VolumeFailedDelete")
             self.store.put(failed, expect=volume.revision)

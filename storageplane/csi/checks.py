@@ -23,17 +23,29 @@ _READERS = {"SINGLE_NODE_READER_ONLY", "MULTI_NODE_READER_ONLY"}
 def sizes(message: Any, where: str = "") -> None:
     """Raises Refused(INVALID_ARGUMENT) for a string or map that is too long; values are not quoted."""
     for field, value in message.ListFields():
+        kind = _KINDS.get(field) or _KINDS.setdefault(field, _kind(field))
+        if kind == _PLAIN:
+            continue
         path = f"{where}{field.name}"
-        if field.message_type is not None and field.message_type.GetOptions().map_entry:
+        if kind == _TABLE:
             if sum(len(str(k).encode()) + len(str(v).encode()) for k, v in value.items()) > MAP:
                 raise invalid(f"{path}: a map has at most {MAP} bytes")
-        elif field.type == field.TYPE_MESSAGE:
-            for one in value if _repeated(field) else (value,):
+            continue
+        for one in value if _repeated(field) else (value,):
+            if kind == _PART:
                 sizes(one, f"{path}.")
-        elif field.type == field.TYPE_STRING and field.name not in _PATHS:
-            for one in value if _repeated(field) else (value,):
-                if len(one.encode()) > STRING:
-                    raise invalid(f"{path}: {len(one.encode())} bytes; at most {STRING} are allowed")
+            elif len(one.encode()) > STRING:
+                raise invalid(f"{path}: {len(one.encode())} bytes; at most {STRING} are allowed")
+
+
+_PLAIN, _TABLE, _PART, _TEXT = "plain", "table", "part", "text"
+_KINDS: dict[Any, str] = {}  # by field of csi.proto
+
+
+def _kind(field: Any) -> str:
+    if field.message_type is not None:
+        return _TABLE if field.message_type.GetOptions().map_entry else _PART
+    return _TEXT if field.type == field.TYPE_STRING and field.name not in _PATHS else _PLAIN
 
 
 def _repeated(field: Any) -> bool:

@@ -15,11 +15,12 @@ from .. import backends
 from ..backends import BACKENDS, Choice
 from ..host import images
 from . import checks, wish
-from .depot import Depot, Snapshot, Volume, id_of, now
+from .depot import Depot, Snapshot, id_of, now
 from .freeze import frozen
 from .identity import TOPOLOGY
 from .protocol import message, number
 from .refusal import CODE, Refused, in_use, invalid, missing
+from .volumes import Volume
 
 _CAPABILITIES = (
     "CREATE_DELETE_VOLUME", "PUBLISH_UNPUBLISH_VOLUME", "LIST_VOLUMES", "GET_CAPACITY",

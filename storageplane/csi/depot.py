@@ -1,7 +1,7 @@
 """What the driver keeps: records of volumes, snapshots and groups, and the data they stand for.
 
-    ROOT/csi/volumes/ID.json    ROOT/csi/snapshots/ID.json    ROOT/csi/groups/ID.json
-    ROOT/csi/here/ID.json: what of a volume is mounted
+    ROOT/csi/volumes/ID.json and ROOT/csi/journal (see `volumes`)
+    ROOT/csi/snapshots/ID.json    ROOT/csi/groups/ID.json
     ROOT/csi/spare: given up when the disk is full, so that what makes room can be recorded
     ROOT/csi/data/ID/image or ROOT/csi/data/ID/tree (see `backends`)
 
@@ -22,11 +22,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import msgspec
 
-from netplane.model.base import amend
 from netplane.model.errors import KernelError
 
 from .. import backends
@@ -34,50 +33,19 @@ from ..backends import BACKENDS, Machine, Place
 from ..host import trash, tree
 from ..host.durable import Shelf
 from .refusal import CODE, Refused, missing
+from .volumes import ADVICE, Volume, Volumes
 
-ADVICE = "it was damaged; look at its data beneath csi/data, then remove the file"
 SPARE = 1 << 16  # bytes
 _ID = re.compile(r"(vol|snap|group)-[0-9a-f]{32}")
 R = TypeVar("R", bound=msgspec.Struct)
 
 
-class Target(msgspec.Struct, frozen=True):
-    """One NodePublish: a target path and how the volume is shown there."""
+class Records(Protocol[R]):
+    """A `Shelf`, or `Volumes`."""
 
-    path: str
-    read_only: bool
-    capability: str  # the request's capability, printed; what a repeated call is compared with
+    def get(self, name: str) -> R | None: ...
 
-
-class Stage(msgspec.Struct, frozen=True):
-    """``boot``: the boot it was mounted in; in another one nothing of it is left."""
-
-    path: str
-    capability: str
-    options: tuple[str, ...] = ()
-    boot: str = ""
-
-    def same(self, other: Stage) -> bool:
-        return (self.path, self.capability) == (other.path, other.capability)
-
-
-class Volume(msgspec.Struct, frozen=True, kw_only=True):
-    """``phase``: making, ready, removing. ``backend``: as in `backends`. ``fstype`` "": raw, or none."""
-
-    id: str
-    name: str
-    size: int
-    backend: str
-    fstype: str = ""
-    block: bool = False
-    parameters: dict[str, str] = {}
-    mutable: dict[str, str] = {}
-    source: tuple[str, str] = ("", "")  # ("snapshot" or "volume", id)
-    created: float = 0.0
-    phase: str = "making"
-    attached: tuple[str, bool] | None = None  # ControllerPublish: capability, read only
-    stage: Stage | None = None
-    targets: tuple[Target, ...] = ()
+    def put(self, name: str, record: R) -> None: ...
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
@@ -107,53 +75,6 @@ def id_of(kind: str, name: str) -> str:
     return f"{kind}-{hashlib.sha256(name.encode()).hexdigest()[:32]}"
 
 
-class Here(msgspec.Struct, frozen=True):
-    """What of a volume is mounted on this node; nothing of it outlives the boot."""
-
-    stage: Stage | None
-    targets: tuple[Target, ...]
-
-
-class Volumes(Shelf[Volume]):
-    """Volumes, in two records each: what they are, synced; what is mounted of them, not synced.
-
-    The second is worth nothing after the machine has crashed, since nothing is mounted then. So a stage
-    or a publish waits for no disk, and still a killed driver leaves it whole.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder, Volume, ADVICE)
-        self._here = Shelf(folder.parent / "here", Here, ADVICE, synced=False)
-
-    def open(self) -> None:
-        super().open()
-        self._here.open()
-        began = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
-        for path in self._here.folder.glob("*.json"):
-            if path.stat().st_mtime < began and not path.stat().st_size:
-                path.unlink()  # what a crash of the machine left of it
-
-    def get(self, name: str) -> Volume | None:
-        found, here = super().get(name), self._here.get(name)
-        if found is None or here is None:
-            return found
-        joined: Volume = amend(found, stage=here.stage, targets=here.targets)
-        return joined
-
-    def put(self, name: str, record: Volume) -> None:
-        lasting: Volume = amend(record, stage=None, targets=())
-        if lasting != super().get(name):
-            super().put(name, lasting)
-        if record.stage or record.targets:
-            self._here.put(name, Here(record.stage, record.targets))
-        else:
-            self._here.remove(name)
-
-    def remove(self, name: str) -> None:
-        self._here.remove(name)
-        super().remove(name)
-
-
 class Depot:
     """``root`` as everywhere in storageplane; what is kept lies in its directory csi.
 
@@ -164,18 +85,33 @@ class Depot:
         self.root = Path(os.path.realpath(root))
         self.trash = trash.Trash(self.root, "csi/trash", grace)
         self.data = self.root / "csi" / "data"
-        self.volumes = Volumes(self.root / "csi" / "volumes")
+        self.volumes = Volumes(self.root / "csi" / "volumes", self.data)
         self.snapshots = Shelf(self.root / "csi" / "snapshots", Snapshot, ADVICE)
         self.groups = Shelf(self.root / "csi" / "groups", Group, ADVICE)
         self._busy: set[str] = set()
         self._admission = threading.Lock()
         self._lock = threading.Lock()
+        self.data.mkdir(mode=0o700, parents=True, exist_ok=True)
         for shelf in (self.volumes, self.snapshots, self.groups):
             shelf.open()
-        self.data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._redo()
         self._spare = self.root / "csi" / "spare"
         self._save_spare()
         self._machine = backends.look(self.root)
+
+    def close(self) -> None:
+        """Leave files that need no journal, and the root to another driver."""
+        self.volumes.close()
+
+    def _redo(self) -> None:
+        """After a crash of the machine: directories made and removed as the journal says."""
+        for name, volume in self.volumes.unsettled().items():
+            if volume is None:
+                self.trash.take(f"csi/data/{name}")
+            elif volume.phase == "ready" and _plain(volume) and not self.content(volume).exists():
+                self.fill(volume, None)
+        with suppress(KernelError):  # a full disk: the journal holds it further on
+            self.volumes.settle()
 
     @contextmanager
     def alone(self, *ids: str) -> Iterator[None]:
@@ -205,25 +141,52 @@ class Depot:
             raise missing("snapshot", name)
         return found
 
-    def peek(self, shelf: Shelf[R], name: str) -> R | None:
+    def peek(self, shelf: Records[R], name: str) -> R | None:
         """The record, in whatever phase; None for what cannot be an id of ours."""
         return shelf.get(name) if _ID.fullmatch(name) else None
 
     def keep(self, volume: Volume) -> Volume:
-        self.volumes.put(volume.id, volume)
+        """Write it down; a volume that will be an empty directory is on record with the sync that follows."""
+        self._write(self.volumes, volume)
         return volume
 
-    def less(self, shelf: Shelf[R], record: R) -> R:
+    def less(self, shelf: Records[R], record: R) -> R:
         """Write that less is there than before; a full disk does not stop that, by giving up the spare."""
-        name = str(record.id)  # type: ignore[attr-defined]
         try:
-            shelf.put(name, record)
+            self._write(shelf, record)
         except KernelError as exc:
             if exc.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             self._spare.unlink(missing_ok=True)
-            shelf.put(name, record)
+            self._write(shelf, record)
         return record
+
+    def _write(self, shelf: Records[R], record: R) -> None:
+        if isinstance(record, Volume):
+            self.volumes.put(record.id, record, synced=not self._idle(record))
+        else:
+            shelf.put(str(record.id), record)  # type: ignore[attr-defined]
+
+    def _idle(self, volume: Volume) -> bool:
+        """Whether what begins here is nothing to anybody: an empty directory will be made, or removed.
+
+        Such a call needs one sync, at its end; what a crash leaves of it, a start removes (`hollows`).
+        """
+        if volume.phase == "making":
+            return _plain(volume)
+        return volume.phase == "removing" and volume.backend == "directory" and _empty(self.content(volume))
+
+    def hollows(self) -> Iterator[str]:
+        """Take away empty homes that no record accounts for; their names."""
+        known = {volume.id for volume in self.volumes.all()}
+        for folder in ("volumes", "snapshots"):
+            known.update(path.stem for path in (self.root / "csi" / folder).glob("*.json"))
+        for name in sorted(os.listdir(self.data)):
+            whole = name.removeprefix(".").removesuffix(".new")  # as `tree.make` calls what is half made
+            if whole in known or not _ID.fullmatch(whole):
+                continue
+            if tree.pruned(self.root, f"csi/data/{name}", ("tree", tree.staging("tree"))):
+                yield name
 
     def _save_spare(self) -> None:
         """Room for the records of calls that make room."""
@@ -269,10 +232,28 @@ class Depot:
         else:
             backend.copy(self.place(source), self.place(new))
 
+    def _called(self, name: str) -> str:
+        found = self.peek(self.volumes, name)
+        return found.name if found is not None else ""
+
     def drop(self, name: str) -> None:
         """Remove the data; gone already: fine. Raises KernelError(EBUSY) while anything is mounted in it."""
-        self.trash.take(f"csi/data/{name}")
+        if self.trash.keeps or not tree.pruned(self.root, f"csi/data/{name}", ("tree",)):
+            self.trash.take(f"csi/data/{name}", lambda: self._called(name))
         self._save_spare()
+
+
+def _plain(volume: Volume) -> bool:
+    """A directory that was made empty: made again, it is the same."""
+    return volume.backend == "directory" and not volume.source[0]
+
+
+def _empty(folder: Path) -> bool:
+    try:
+        with os.scandir(folder) as found:
+            return next(found, None) is None
+    except FileNotFoundError:
+        return True
 
 
 def now() -> float:

@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 
 from ..host import freeze
 from ..host.freeze import thaw
-from .depot import Volume
+from .volumes import Volume
 
 __all__ = ["frozen", "thaw"]
 

@@ -12,8 +12,9 @@ from typing import Any
 from ..host import mountinfo
 from . import checks
 from .controller import paged
-from .depot import Depot, Volume
+from .depot import Depot
 from .protocol import message, number
+from .volumes import Volume
 
 FULL = 0.95  # of the root's blocks or inodes
 _KIND = "VolumeHealthErrorType"

@@ -5,10 +5,11 @@ from __future__ import annotations
 from importlib.metadata import version
 from typing import Any
 
+from .. import names
 from .depot import Depot
 from .protocol import message, number
 
-DRIVER = "csi.storageplane.io"
+DRIVER = names.CSI
 TOPOLOGY = "topology.storageplane.io/node"
 _SERVICES = (
     "CONTROLLER_SERVICE", "VOLUME_ACCESSIBILITY_CONSTRAINTS", "GROUP_CONTROLLER_SERVICE",
@@ -19,10 +20,10 @@ _SERVICES = (
 class Identity:
     def __init__(self, depot: Depot, name: str = DRIVER) -> None:
         self._depot = depot
-        self._name = name
+        self._info = message("GetPluginInfoResponse")(name=name, vendor_version=version("netplane"))
 
     def GetPluginInfo(self, _request: Any) -> Any:
-        return message("GetPluginInfoResponse")(name=self._name, vendor_version=version("netplane"))
+        return self._info
 
     def GetPluginCapabilities(self, _request: Any) -> Any:
         found = [{"service": {"type": number("PluginCapability.Service.Type", name)}} for name in _SERVICES]

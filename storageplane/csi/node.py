@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import errno
 import os
-from pathlib import Path
 from typing import Any
 
 from netplane.model.base import amend
@@ -19,15 +18,17 @@ from netplane.model.facts import Fact, Plan
 from netplane.model.storage_facts import Directory, Mount, Point
 
 from ..backends import BACKENDS
-from ..host import loops, mountinfo
+from ..host import loops, mountinfo, syscalls
 from ..host.corrupt import replaced
+from ..host.journal import boot
 from ..host.mounts import Mounts
 from ..host.tree import translated
 from . import checks
-from .depot import Depot, Stage, Target, Volume
+from .depot import Depot
 from .identity import TOPOLOGY
 from .protocol import message, number
 from .refusal import CODE, Refused, in_use, invalid, missing
+from .volumes import Stage, Target, Volume
 
 _CAPABILITIES = (
     "STAGE_UNSTAGE_VOLUME", "GET_VOLUME_STATS", "EXPAND_VOLUME", "GET_VOLUME_HEALTH",
@@ -43,7 +44,7 @@ class Node:
         self._depot = depot
         self._node = node
         self._most = most
-        self._mounts = Mounts(depot.root)
+        self._mounts = Mounts(depot.root, local=True)
 
     def NodeGetCapabilities(self, _request: Any) -> Any:
         enum = "NodeServiceCapability.RPC.Type"
@@ -247,13 +248,8 @@ def _flags(volume: Volume, capability: Any) -> tuple[str, ...]:
     return flags
 
 
-def boot() -> str:
-    """This boot's number (random(4))."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-
-
 def mounted(path: str) -> bool:
-    return any(m.point == path for m in mountinfo.read())
+    return syscalls.mount_root(path) is not False and any(m.point == path for m in mountinfo.read())
 
 
 def _usage(path: str, size_unit: int, inode_unit: int) -> list[dict[str, int]]:

@@ -47,7 +47,7 @@ class CsiServer:
 
     def __init__(self, endpoint: str, root: str | Path, options: Options) -> None:
         self._path = socket_path(endpoint)
-        depot = Depot(root, options.grace)
+        depot = self._depot = Depot(root, options.grace)
         node, most = options.node, options.most
         self._trash, self._over = depot.trash, threading.Event()
         self.node = Node(depot, node, most)
@@ -88,6 +88,7 @@ class CsiServer:
     def stop(self) -> None:
         self._over.set()
         self._server.stop(grace=5).wait()
+        self._depot.close()
         self._path.unlink(missing_ok=True)
 
 

@@ -9,11 +9,12 @@ from netplane.model.base import amend
 
 from . import checks
 from .controller import paged, refuse_elsewhere
-from .depot import Depot, Group, Snapshot, Volume, id_of, now
+from .depot import Depot, Group, Snapshot, id_of, now
 from .freeze import frozen
 from .identity import TOPOLOGY
 from .protocol import message, number
 from .refusal import CODE, Refused, invalid, missing
+from .volumes import Volume
 
 
 class Snapshots:

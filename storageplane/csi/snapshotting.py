@@ -12,8 +12,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from netplane.model.base import Key, amend
 from netplane.model.errors import Invalid, NetplaneError, NotFound, Unavailable
 from netplane.model.volumesnapshots import (
@@ -26,27 +24,9 @@ from netplane.model.volumesnapshots import (
 from .. import names
 from ..claims.capture import let_go, live, say
 from ..claims.reclaim import Writer
-from ..host.durable import Shelf
 from . import shape
 from .client import Client, Clients
-from .intents import FOLDER
-
-ADVICE = "it was damaged; look for that snapshot at its driver, then remove the file"
-
-
-class Asked(msgspec.Struct, frozen=True, kw_only=True):
-    """What CreateSnapshot is asked. ``secret``: namespace and name; ``handle``: the answer, "" before it."""
-
-    content: str
-    driver: str
-    volume: str
-    parameters: dict[str, str] = {}
-    secret: tuple[str, str] = ("", "")
-    handle: str = ""
-
-    @property
-    def name(self) -> str:
-        return self.content.replace("snapcontent-", "snapshot-", 1)
+from .intents import Asked, snapshots
 
 
 class Snapshotting:
@@ -55,7 +35,7 @@ class Snapshotting:
     def __init__(self, root: str | Path, store: Writer, clients: Clients | None = None) -> None:
         self._store = store
         self._clients = clients or Clients(root)
-        self._shelf = Shelf(Path(root) / FOLDER / "snapshots", Asked, ADVICE)
+        self._shelf = snapshots(root)
 
     def unfinished(self) -> list[str]:
         """The contents that a snapshot was asked for, and that may not know it."""

@@ -5,6 +5,7 @@
     recorded, mounted but dead    replaced (a FUSE server that was killed)
     frozen by a killed driver     thawed
     recorded as being removed     removed
+    an empty directory that no record accounts for: removed
     a loop device of ours that no record accounts for, and nobody mounts: detached
 
 Rule: what fails is said and stops nothing; the call that needs it will say it again.
@@ -23,10 +24,11 @@ from netplane.model.errors import NetplaneError
 from ..backends import BACKENDS
 from ..host import loops, mountinfo
 from ..host.corrupt import dead
-from ..host.durable import Shelf
-from .depot import Depot, Group, Snapshot, Volume
+from ..host.journal import boot
+from .depot import Depot, Group, Snapshot
 from .freeze import thaw
-from .node import Node, boot, mounted
+from .node import Node, mounted
+from .volumes import Volume
 
 
 class Start:
@@ -44,7 +46,7 @@ class Start:
 
     def _removals(self) -> Iterator[str]:
         """Calls that were cut off when the data was already condemned."""
-        shelves: tuple[Shelf[Any], ...] = (self._depot.volumes, self._depot.snapshots)
+        shelves: tuple[Any, ...] = (self._depot.volumes, self._depot.snapshots)
         for shelf in shelves:
             for record in shelf.all():
                 if record.phase == "removing":
@@ -52,8 +54,10 @@ class Start:
         for group in self._depot.groups.all():
             if group.phase == "removing":
                 yield self._tried(f"removed {group.id}", partial(self._remove_group, group))
+        for name in self._depot.hollows():
+            yield f"removed {name}, which was never whole"
 
-    def _remove(self, record: Volume | Snapshot, shelf: Shelf[Any]) -> None:
+    def _remove(self, record: Volume | Snapshot, shelf: Any) -> None:
         self._depot.drop(record.id)
         shelf.remove(record.id)
 

@@ -8,6 +8,7 @@ Rule 2: a copy shares blocks where the file system can (reflink on xfs and btrfs
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import shutil
 import struct
@@ -20,6 +21,7 @@ from . import loops, progress
 from .tree import translated
 
 MIB = 1 << 20
+FICLONE = 0x40049409  # linux/fs.h
 SLACK = 1 << 16  # what a file system may leave unused at its end
 SMALLEST = {"ext4": 1 * MIB, "xfs": 300 * MIB, "btrfs": 114294784, "": 4096}  # what each mkfs accepts
 _MKFS = {
@@ -78,6 +80,21 @@ def copy(source: Path, image: Path, fstype: str) -> None:
     run("cp", "--reflink=auto", "--sparse=always", "--", str(source), str(fresh))
     _new_identity(fresh, fstype)
     _settle(fresh, image)
+
+
+def shares_blocks(folder: Path) -> bool:
+    """Whether the file system there can reflink, tried with two files that have no name."""
+    with translated(f"look at {folder}"):
+        fds = [os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600) for _ in range(2)]
+        try:
+            os.write(fds[0], bytes(4096))
+            fcntl.ioctl(fds[1], FICLONE, fds[0])
+        except OSError:
+            return False
+        finally:
+            for fd in fds:
+                os.close(fd)
+    return True
 
 
 def copy_tree(source: Path, target: Path) -> None:

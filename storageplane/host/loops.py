@@ -162,22 +162,9 @@ def _configure(backing: int, image: Path, flags: int) -> tuple[str, int]:
 
 def _config(backing: int, image: Path, flags: int) -> bytes:
     """struct loop_config: fd, block size, struct loop_info64, 8 reserved words."""
+    flags |= DIRECT_IO
     info = struct.pack(
-        "=QQQQQIIII64s64s32s2Q",
-        0,
-        0,
-        0,
-        0,
-        0,
-        0,
-        0,
-        0,
-        flags | DIRECT_IO,
-        os.fsencode(image)[:63],
-        b"",
-        b"",
-        0,
-        0,
+        "=QQQQQIIII64s64s32s2Q", 0, 0, 0, 0, 0, 0, 0, 0, flags, os.fsencode(image)[:63], b"", b"", 0, 0
     )
     return struct.pack("=II", backing, 0) + info + bytes(64)
 

@@ -62,13 +62,18 @@ _LIST = os.O_RDONLY | os.O_DIRECTORY
 
 
 class Mounts:
-    """``root``: the directory beneath which everything relative lies; it must exist."""
+    """``root``: the directory beneath which everything relative lies; it must exist.
+
+    ``local``: no server stands behind what it mounts, so that the kernel is asked about one place at once;
+    else the list of all mounts is read, which waits for nobody.
+    """
 
     name = "mounts"
     parallel = False
 
-    def __init__(self, root: str | Path) -> None:
+    def __init__(self, root: str | Path, local: bool = False) -> None:
         self.root = Path(os.path.realpath(root))
+        self._local = local
         self._makers: dict[type[Fact], Callable[[Any], None]] = {
             Directory: self._directory,
             Data: lambda f: backends.ensure(self.root, f),
@@ -164,7 +169,7 @@ class Mounts:
 
     def _mount(self, fact: Mount) -> None:
         target = self.where(fact.target)
-        there = _mounted(target)
+        there = self._there(target)
         if there is not None and not self._cleared(there, fact.target):
             if attach.same(there, fact, self.root):
                 return
@@ -177,6 +182,10 @@ class Mounts:
                 syscalls.move_mount(made, place, target)
             finally:
                 os.close(made)
+
+    def _there(self, target: str) -> mountinfo.Mounted | None:
+        free = self._local and syscalls.mount_root(target) is False
+        return None if free else _mounted(target)
 
     def _network(self, fact: NetworkMount) -> None:
         target = self.where(fact.target)
@@ -213,6 +222,8 @@ class Mounts:
 
     def _unmount(self, path: str, lazily: bool = False) -> None:
         target = self.where(path)
+        if self._local and not lazily and self._unmounted(target):
+            return
         stack = mountinfo.beneath(target)
         if not stack:
             return
@@ -223,6 +234,18 @@ class Mounts:
             head, name = os.path.split(mounted.point)
             with self._strict(head) as at:
                 _umount(f"/proc/self/fd/{at}/{name}", mounted, lazily)
+
+    def _unmounted(self, target: str) -> bool:
+        """Unmount all that is mounted on just this place; False: what is mounted must be looked at."""
+        head, name = os.path.split(target)
+        taken = False
+        try:
+            with self._strict(head) as at:
+                while True:
+                    syscalls.umount(f"/proc/self/fd/{at}/{name}")
+                    taken = True
+        except KernelError as exc:
+            return taken and exc.errno == errno.EINVAL  # not a mount any more
 
     def _unpoint(self, path: str) -> None:
         """Remove an empty point; one that somebody filled or replaced is not ours any more."""

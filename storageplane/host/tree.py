@@ -15,7 +15,7 @@ import itertools
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from netplane.model.errors import Invalid, KernelError
@@ -33,16 +33,24 @@ DEPTH = 64  # directories held open at once while removing
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 
 
-Opened = AbstractContextManager[int]
+class Opened:
+    """A descriptor for as long as a ``with`` lasts; a class, because each call of a driver opens several."""
+
+    __slots__ = ("_fd",)
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def __enter__(self) -> int:
+        return self._fd
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)
 
 
-@contextmanager
-def opened(at: int, path: str, flags: int = os.O_PATH, resolve: int = ANCHORED) -> Iterator[int]:
-    fd = syscalls.openat2(at, path, flags, resolve)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
+def opened(at: int, path: str, flags: int = os.O_PATH, resolve: int = ANCHORED) -> Opened:
+    """What stands at a path, open. Raises KernelError."""
+    return Opened(syscalls.openat2(at, path, flags, resolve))
 
 
 @contextmanager
@@ -73,12 +81,19 @@ def make(
     One that is there keeps its mode: its user may have changed it. It appears under its name whole,
     by rename, so a crash leaves none with half its attributes. Raises KernelError (ENOTDIR, ELOOP).
     """
-    made = ""
-    for part in path.split("/"):
-        made = f"{made}/{part}" if made else part
-        exact, whose = (mode, owner) if made == path else (0o755, (-1, -1))
-        with parent(root, made, resolve) as (fd, name), translated(f"make directory {root / made}"):
-            _make_one(fd, name, exact, whose)
+    head, _ = split(path)
+    try:
+        _make_in(root, path, mode, owner, resolve)
+    except KernelError as exc:
+        if exc.errno != errno.ENOENT or not head:
+            raise
+        make(root, head, 0o755, resolve=resolve)
+        _make_in(root, path, mode, owner, resolve)
+
+
+def _make_in(root: Path, path: str, mode: int, owner: tuple[int, int], resolve: int) -> None:
+    with parent(root, path, resolve) as (fd, name), translated(f"make directory {root}/{path}"):
+        _make_one(fd, name, mode, owner)
 
 
 def staging(name: str) -> str:
@@ -116,6 +131,23 @@ def remove(root: Path, path: str) -> None:
     except KernelError as exc:
         if exc.errno != errno.ENOENT:
             raise
+
+
+def pruned(root: Path, path: str, inner: tuple[str, ...]) -> bool:
+    """Remove a directory that holds nothing but these, which hold nothing; False: there is more, or less.
+
+    Nothing is listed and nothing is ever lost: rmdir(2) takes neither what is filled nor what is mounted.
+    """
+    try:
+        with parent(root, path) as (fd, name):
+            with opened(fd, name, os.O_PATH | os.O_DIRECTORY) as home:
+                for one in inner:
+                    with suppress(FileNotFoundError):
+                        os.rmdir(one, dir_fd=home)
+            os.rmdir(name, dir_fd=fd)
+    except (OSError, KernelError):
+        return False
+    return True
 
 
 def remove_entry(at: int, name: str) -> None:
@@ -184,13 +216,20 @@ def _unlinked(at: int, name: str) -> bool:
     return True
 
 
-@contextmanager
-def translated(operation: str) -> Iterator[None]:
+class translated:
     """An OSError as KernelError."""
-    try:
-        yield
-    except OSError as exc:
-        raise KernelError(exc.errno or errno.EIO, operation) from exc
+
+    __slots__ = ("_operation",)
+
+    def __init__(self, operation: str) -> None:
+        self._operation = operation
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if isinstance(error, OSError):
+            raise KernelError(error.errno or errno.EIO, self._operation) from error
 
 
 SYSTEM = frozenset((

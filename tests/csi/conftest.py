@@ -60,6 +60,12 @@ class Driver:
         self._log.close()
         self._log = None
 
+    def settled(self) -> None:
+        """Killed, with a file of every volume: a start empties the journal into them."""
+        self.kill()
+        self.start()
+        self.kill()
+
     def log(self) -> str:
         return (self.home / "log").read_text()
 
@@ -150,3 +156,21 @@ def until_there(path: Path) -> None:
     while not path.exists():
         assert time.monotonic() < give_up, f"{path} does not come"
         time.sleep(0.005)
+
+
+@pytest.fixture
+def on_btrfs(tmp_path: Path) -> Iterator[Path]:
+    """A directory on a btrfs of 400 MiB."""
+    image, place = tmp_path / "btrfs.img", tmp_path / "b"
+    with open(image, "wb") as file:
+        file.truncate(400 * MIB)
+    subprocess.run(["mkfs.btrfs", "-q", str(image)], check=True)
+    place.mkdir()
+    subprocess.run(["mount", "-o", "loop", str(image), str(place)], check=True)
+    yield place
+    subprocess.run(["umount", "-R", str(place)], check=True)
+
+
+def qgroups(place: Path) -> list[str]:
+    listed = subprocess.run(["btrfs", "qgroup", "show", place], capture_output=True, text=True, check=True)
+    return [row.split()[0] for row in listed.stdout.splitlines()[2:]]

@@ -13,21 +13,29 @@ from pathlib import Path
 from typing import Any
 
 from storageplane import backends, cli
+from storageplane.backends import btrfs
 from storageplane.csi.depot import Depot
 from storageplane.host import images, loops, syscalls, tree
 from storageplane.host.durable import Shelf
+from storageplane.host.journal import Journal
 from tests.faults.dying import Death
 
 OPERATIONS: list[tuple[Any, str]] = [
     (Shelf, "put"),
     (Shelf, "remove"),
+    (Journal, "add"),
+    (Journal, "sync"),
+    (Journal, "clear"),
     (tree, "make"),
     (tree, "remove"),
+    (tree, "pruned"),
     (images, "make"),
     (images, "copy"),
     (images, "copy_tree"),
     (images, "grow"),
     (images, "run"),
+    (images, "thicken"),
+    (btrfs, "_append"),
     (loops, "_configure"),
     (loops, "detach"),
     (loops, "resize"),

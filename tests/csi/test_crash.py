@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import subprocess
 import threading
@@ -65,7 +66,7 @@ def test_a_volume_frozen_by_a_driver_that_died_thaws(driver: Driver) -> None:
 def test_a_damaged_record_is_named_and_the_others_are_served(driver: Driver) -> None:
     driver.create("good")
     bad = driver.create("bad")
-    driver.kill()
+    driver.settled()
     record = driver.root / "csi" / "volumes" / f"{bad}.json"
     record.write_bytes(b"")
     driver.start()
@@ -73,7 +74,9 @@ def test_a_damaged_record_is_named_and_the_others_are_served(driver: Driver) -> 
     assert len(driver.call("ListVolumes").entries) == 1
     code, why = driver.refused("NodeGetVolumeHealth", volume_id=bad)
     assert code == "INVALID_ARGUMENT" and str(record) in why and "damaged" in why
+    driver.kill()
     record.write_text('{"version": 99, "sha256": "", "record": {}}')
+    driver.start()
     assert "upgrade" in driver.refused("NodeGetVolumeHealth", volume_id=bad)[1]
 
 
@@ -81,7 +84,8 @@ def test_a_full_disk_refuses_and_changes_nothing(driver: Driver, tmp_path: Path)
     driver.kill()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2M", "tmpfs", str(driver.root)], check=True)
     driver.start()
-    (driver.root / "filler").write_bytes(bytes(2 * MIB - 64 * 1024))
+    free = os.statvfs(driver.root).f_bavail * os.statvfs(driver.root).f_frsize
+    (driver.root / "filler").write_bytes(bytes(free))
     thick = {"mutable_parameters": {"provisioning": "thick"}, "parameters": {"overcommit": "true"}}
     code, _ = driver.refused(
         "CreateVolume",

@@ -65,9 +65,18 @@ def test_a_disk_that_is_full_for_state_refuses_and_keeps_what_was(cramped: Drive
     kind = {"parameters": {"backend": "directory"}}
     volume = cramped.create("v", MIB, **kind)
     filler = fill(cramped)
-    asked = {"name": "w", "capacity_range": {"required_bytes": MIB}, "volume_capabilities": [WRITER], **kind}
-    code, why = cramped.refused("CreateVolume", **asked)
-    assert code == "RESOURCE_EXHAUSTED" and "No space left" in why
+    cramped.publish(volume)  # the journal has room
+    cramped.withdraw(volume)
+    refused = None
+    for turn in range(2000):
+        how = {"provisioning": ("thick", "thin")[turn % 2]}
+        try:
+            cramped.call("ControllerModifyVolume", volume_id=volume, mutable_parameters=how)
+        except grpc.RpcError as exc:
+            refused = exc
+            break
+    assert isinstance(refused, grpc.Call)
+    assert refused.code().name == "RESOURCE_EXHAUSTED" and "No space left" in str(refused.details())
     here = {"volume_id": volume, "volume_capability": WRITER}
     place = str(cramped.home / "stage")
     assert cramped.refused("NodeStageVolume", **here, staging_target_path=place)[0] == "RESOURCE_EXHAUSTED"
@@ -230,7 +239,7 @@ def test_thirty_two_clients_on_one_volume(driver: Driver, backend: str) -> None:
 @pytest.mark.parametrize("damage", ["empty", "truncated", "flipped", "newer", "directory"])
 def test_a_record_that_cannot_be_read_stops_only_itself(driver: Driver, damage: str) -> None:
     good, bad = driver.create("good"), driver.create("bad")
-    driver.kill()
+    driver.settled()
     record = driver.root / "csi" / "volumes" / f"{bad}.json"
     text = record.read_bytes()
     record.unlink()

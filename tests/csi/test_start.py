@@ -52,6 +52,7 @@ def rewrite(driver: Driver, volume: str, **changes: Any) -> None:
     """The volume's record with something else in it, its checksum right."""
     depot = Depot(driver.root)
     depot.keep(amend(depot.volumes.get(volume), **changes))
+    depot.close()
 
 
 def test_what_is_mounted_is_adopted_untouched(driver: Driver) -> None:
@@ -89,6 +90,7 @@ def test_what_was_mounted_before_this_boot_is_forgotten(driver: Driver) -> None:
     unmount(target, driver.home / f"stage-{volume}")
     depot = Depot(driver.root)
     stage = depot.volume(volume).stage
+    depot.close()
     assert stage is not None
     rewrite(driver, volume, stage=amend(stage, boot="another"))
     driver.start()

@@ -216,19 +216,18 @@ def test_the_command_lists_flows_with_their_rewrite(world: Lab) -> None:
 
 def test_a_guarded_pod_and_a_shaped_one_meet_their_guard_and_queue(world: Lab) -> None:
     """macspoofchk drops what is not the pod's; a limited pod gets what the limit lets through."""
-    node, far = world.nodes[0], place(world, "far")
+    node, far, before = world.nodes[0], place(world, "far"), hooks(world.nodes[0])
     guarded = node.add_pod("guarded", config={"macspoofchk": True})
     rate = {"ingressRate": 20_000_000, "ingressBurst": 200_000}
     shaped = node.add_pod(
         "shaped", config={"runtimeConfig": {"bandwidth": rate}, "capabilities": {"bandwidth": True}}
     )
-    wait_hooked(world)
-    before = verdicts(node)["barred"]
+    eventually(lambda: hooks(node) == before + 1, what="the shaped pod's program")
     with talk(guarded, far.ip) as flow:
         for _ in range(20):
             flow.say()
         assert not [one for one in remembered(node, flow.port) if one["source"] == guarded.ip]
-    assert verdicts(node)["barred"] > before
+    assert hooks(node) == before + 1  # nothing stands before the guard
     with talk(shaped, far.ip) as flow:
         found = {one["place"]: one for one in carried(node, flow)}
         eventually(lambda: len(carried(node, flow)) == 2)
