@@ -21,7 +21,7 @@ BPF_SOURCES = sorted((HERE / "csrc/bpf").glob("*.bpf.c"))
 def build_cni(out: Path) -> None:
     """csrc/cni into one static program without dependencies.
 
-    With musl where it is: glibc's start asks the processor what it can (cpuid) some thirty times, and each
+    With musl where it is: glibc's start asks the processor what it can (cpuid) some seventy times, and each
     question leaves a virtual machine for its host, which costs more than all that the program does.
     """
     out.mkdir(parents=True, exist_ok=True)

@@ -140,5 +140,6 @@ def test_an_add_and_a_del_cost_the_same_among_ten_pods_and_a_thousand(
     assert costs[10] == costs[1000]
     add, delete = costs[10]
     assert add["statements"] <= 15 and add["plans"] <= 3 and add["renders"] <= 4, add
+    assert add["wakes"] <= 1 and delete["wakes"] <= 1, (add, delete)  # of the loop, for what is not theirs
     assert delete["statements"] <= 10 and delete["plans"] <= 2 and delete["renders"] <= 2, delete
     machine.close()
