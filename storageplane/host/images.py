@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import shutil
 import struct
 import subprocess
@@ -35,6 +36,7 @@ _GROW = {  # the program, and whether it takes the device or the mount point
 }
 _WORDS = {"No space left": errno.ENOSPC, "Permission denied": errno.EPERM}
 OPTIONS = {"xfs": ("nouuid",)}  # mount flags: a clone has its source's UUID
+WORDS = 1 << 20  # bytes of what a program says are read
 TIMEOUT = 600.0  # seconds for one mkfs, copy or growth
 
 
@@ -147,6 +149,11 @@ def grow_filesystem(fstype: str, device: str, mounted: str) -> None:
     run(*program, device if takes == "device" else mounted, package=PACKAGE[fstype])
 
 
+def mkfs(fstype: str) -> tuple[str, ...]:
+    """The command line that makes a file system, without the image."""
+    return _MKFS[fstype]
+
+
 def tools(fstype: str) -> bool:
     return not fstype or program(_MKFS[fstype][0])
 
@@ -162,20 +169,34 @@ def _device_size(device: str) -> int:
 
 def run(*argv: str, package: str = "", fine: tuple[int, ...] = (0,)) -> str:
     """A program's stdout. Raises KernelError with its own words, Unavailable when it is not there."""
+    with open(os.memfd_create("out"), "w+b") as out, open(os.memfd_create("err"), "w+b") as err:
+        try:
+            child = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=out, stderr=err)
+        except FileNotFoundError:
+            hint = f" (Debian: {package})" if package else ""
+            raise Unavailable(f"{argv[0]} is needed{hint}") from None
+        code = _awaited(child, f"{argv[0]} {argv[-1]}")
+        said, complained = (os.pread(file.fileno(), WORDS, 0).decode(errors="replace") for file in (out, err))
+    if code not in fine:
+        words = (complained or said).strip().splitlines()
+        number = next((n for text, n in _WORDS.items() if any(text in line for line in words)), errno.EIO)
+        raise KernelError(number, f"{argv[0]} {argv[-1]}", words[-1] if words else f"exit {code}")
+    return said
+
+
+def _awaited(child: subprocess.Popen[bytes], what: str) -> int:
+    """A child's exit code, the moment it ends: subprocess, given a timeout, looks only now and then."""
+    pidfd = os.pidfd_open(child.pid)
     try:
-        done = subprocess.run(
-            argv, capture_output=True, text=True, check=False, timeout=TIMEOUT, stdin=subprocess.DEVNULL
-        )
-    except FileNotFoundError:
-        hint = f" (Debian: {package})" if package else ""
-        raise Unavailable(f"{argv[0]} is needed{hint}") from None
-    except subprocess.TimeoutExpired:
-        raise KernelError(errno.ETIMEDOUT, f"{argv[0]} {argv[-1]}") from None
-    if done.returncode not in fine:
-        words = (done.stderr or done.stdout).strip().splitlines()
-        code = next((n for text, n in _WORDS.items() if any(text in line for line in words)), errno.EIO)
-        raise KernelError(code, f"{argv[0]} {argv[-1]}", words[-1] if words else f"exit {done.returncode}")
-    return done.stdout
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        if not poll.poll(TIMEOUT * 1000):
+            child.kill()
+            child.wait()
+            raise KernelError(errno.ETIMEDOUT, what)
+    finally:
+        os.close(pidfd)
+    return child.wait()
 
 
 def _settle(fresh: Path, image: Path) -> None:
