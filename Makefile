@@ -3,7 +3,8 @@ PYTHON := $(shell for p in /usr/bin/python3 python3; do $$p -c 'import sys; sys.
 VENV := .venv
 RUN := $(VENV)/bin
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
-APT := gcc libc6-dev make python3-dev python3-venv libnftables1 nftables iproute2 clang libbpf-dev e2fsprogs
+BOTH := $(patsubst %,tests/netns/test_%.py,main_job services services_publish policy_boot) # on both packet paths
+APT := gcc libc6-dev musl-tools make python3-dev python3-venv libnftables1 nftables iproute2 clang libbpf-dev e2fsprogs
 
 .PHONY: demo test bench lint build system clean
 
@@ -12,6 +13,7 @@ demo: build
 
 test: build $(VENV)/.dev $(VENV)/.peers
 	$(SUDO) $(RUN)/python -m pytest -m "not slow" $(ARGS)
+	$(if $(ARGS),,$(SUDO) $(RUN)/python -m pytest -m "not slow" --datapath kernel $(BOTH))
 
 bench: build $(VENV)/.dev $(VENV)/.peers
 	$(SUDO) $(RUN)/python -m benchmarks $(ARGS)

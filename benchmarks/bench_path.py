@@ -27,6 +27,9 @@ WHAT = {  # (end, what): amount
     ("other", "rr"): 2000,
     ("other", "bulk"): 1024,
     ("other", "flood"): 150,
+    ("other6", "connect"): 400,
+    ("other6", "rr"): 2000,
+    ("other6", "bulk"): 1024,
     ("same", "connect"): 400,
     ("same", "rr"): 2000,
     ("same", "bulk"): 1024,
@@ -42,6 +45,7 @@ NAMES = {
     "bulk": "bulk",
     "flood": "UDP, 64 bytes",
 }
+ENDS = {"other": "other node", "other6": "other node, IPv6", "same": "same node"}
 Found = dict[tuple[str, str, str], list[tuple[float, ...]]]  # (end, what, world)
 
 
@@ -127,6 +131,9 @@ class Report:
         print("to a pod of the other node")
         for what in ("connect", "rr", "bulk", "flood"):
             self.figures("other", what, ("fast", "kernel", "flannel", "host"))
+        print("to a pod of the other node, by IPv6")
+        for what in ("connect", "rr", "bulk"):
+            self.figures("other6", what, ("fast", "kernel"))
         print("to a pod of the same node")
         for what in ("connect", "rr", "bulk"):
             self.figures("same", what, ("fast", "kernel", "flannel"))
@@ -134,13 +141,14 @@ class Report:
         for end, what, bar in (
             ("other", "connect", 0.85), ("other", "rr", 0.75), ("other", "bulk", 1.15),
             ("other", "flood", 1.3),
+            ("other6", "connect", 0.85), ("other6", "rr", 0.75), ("other6", "bulk", 1.15),
             ("same", "connect", 1.0), ("same", "rr", 1.0), ("same", "bulk", 1.0),
         ):  # fmt: skip
             ratio = self.ratio((end, what, "fast"), (end, what, "kernel"))
-            self.judge(f"{end} node, {NAMES[what]}", ratio, bar, what in ("connect", "rr"))
+            self.judge(f"{ENDS[end]}, {NAMES[what]}", ratio, bar, what in ("connect", "rr"))
         for end in ("other", "same"):
             ratio = self.ratio((end, "bulk", "fast"), (end, "bulk", "kernel"), at=1)
-            self.judge(f"{end} node, CPU time a byte", ratio, 1.0, True)
+            self.judge(f"{ENDS[end]}, CPU time a byte", ratio, 1.0, True)
 
     def rest(self, memory: int, added: float) -> None:
         latency = 1 / self.ratio(("vip", "rr", "fast"), ("other", "rr", "fast"))

@@ -76,7 +76,7 @@ def worlds() -> Iterator[dict[str, World]]:
 
 
 def _lab(mode: str) -> Lab:
-    return Lab(nodes=2, settings=Settings(agent_args=("--datapath", mode)))
+    return Lab(nodes=2, dual_stack=True, settings=Settings(agent_args=("--datapath", mode)))
 
 
 def _ours(lab: Lab) -> World:
@@ -87,6 +87,7 @@ def _ours(lab: Lab) -> World:
     for node in lab.nodes:
         node.agent.wait()
     ends = {"same": (b.netns, b.ip), "other": (far.netns, far.ip), "vip": (far.netns, VIP)}
+    ends["other6"] = (far.netns, far.ip_of("IPv6"))
     return World(a.netns, ends, lab)
 
 

@@ -97,6 +97,7 @@ class Agent:
         _raise_limits()
         _share_heap()
         self._path.open()
+        self._links.hooked = self._path.driver.in_qdisc
         with ExitStack() as stack:
             self.config.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
             instance = cluster.Instance(self.config.state_dir)

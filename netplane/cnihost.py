@@ -40,6 +40,10 @@ class CniHost:
         return stored
 
     def write(self, writes: Sequence[Write]) -> list[Object]:
+        with self._core.aside():
+            return self._write(writes)
+
+    def _write(self, writes: Sequence[Write]) -> list[Object]:
         pods = [w.object.key for w in writes if isinstance(w, Put)] if self.birth else []
         before = {key: self._core.snapshot().find(key) for key in pods}
         if self.spare:
@@ -52,7 +56,10 @@ class CniHost:
         return stored
 
     def sync(self, scopes: Iterable[Scope], before: Callable[[], object] | None = None) -> None:
-        scopes = list(scopes)
+        with self._core.aside():
+            self._sync(list(scopes), before)
+
+    def _sync(self, scopes: list[Scope], before: Callable[[], object] | None) -> None:
         birth = self.birth
         if birth is None:
             self._core.sync(scopes, before)

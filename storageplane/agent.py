@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable
@@ -23,27 +24,33 @@ from netplane.store.base import Store
 from . import names
 from .claims import match, pulse
 from .claims.bind import Binder
+from .claims.capture import OwnSnapshots, SnapshotData
 from .claims.ephemeral import Ephemerals
 from .claims.provision import Provisioner, data_of, is_ours
 from .claims.pulse import Pulse
 from .claims.reclaim import Reclaimer, VolumeData, Volumes
 from .claims.resize import Resizer, file_system_lags
+from .claims.snapshots import Snapshotter
 from .host.mounts import Mounts
 from .metrics import Operations, VolumeStats
 from .pods.journal import Journal
 from .pods.upkeep import Keeper, Pods
 
+log = logging.getLogger(__name__)
+
 
 class Config(NamedTuple):
     """``root`` is absolute and real; ``provisioners``: the StorageClass names that this node serves.
 
-    ``csi_drivers``: other people's, whose sockets are in ROOT/plugins.
+    ``csi_drivers``: other people's, whose sockets are in ROOT/plugins. ``trash``: seconds for which deleted
+    data is kept.
     """
 
     node: str
     root: Path
     provisioners: tuple[str, ...] = (names.DIRECTORY, names.LOCAL)
     csi_drivers: tuple[str, ...] = ()
+    trash: float = 0.0
 
 
 def prepare_root(path: Path) -> Path:
@@ -62,7 +69,7 @@ def controllers(config: Config) -> tuple[Controller, ...]:
 
 def cluster_wide() -> tuple[Controller, ...]:
     """What a Kubernetes control plane does itself, where there is one."""
-    return Binder(), Reclaimer(), Ephemerals()
+    return Binder(), Reclaimer(), Ephemerals(), Snapshotter()
 
 
 def of_node(config: Config) -> tuple[Controller, ...]:
@@ -92,7 +99,7 @@ class Agent:
         self.config = config
         operations = Operations(registry)
         self.core, self._data = _built(store, config, operations=operations)
-        self._pulse = Pulse(self.core, config.node, self.grow_what_waits)
+        self._pulse = Pulse(self.core, config.node, self.look_again)
         registry.register(VolumeStats(self.core.snapshot, config.node, config.root))
 
     def start(self) -> None:
@@ -102,6 +109,11 @@ class Agent:
     def stop(self) -> None:
         self._pulse.stop()
         self.core.stop()
+
+    def look_again(self) -> None:
+        for line in self._data.trash.empty():
+            log.info("%s", line)
+        self.grow_what_waits()
 
     def grow_what_waits(self) -> None:
         """File systems that could not grow while they were mounted: perhaps they can now."""
@@ -125,12 +137,17 @@ def _built(
 ) -> tuple[Core, VolumeData]:
     late = _Late()
     driver = VolumeData(
-        config.root, late, Journal(config.root).user_of, operations.timed if operations else None
+        config.root,
+        late,
+        Journal(config.root).user_of,
+        operations.timed if operations else None,
+        config.trash,
     )
     keeper = Keeper(config.node, Mounts(config.root), lambda: late.core.snapshot())
     rooms: list[tuple[Room, list[Driver]]] = [
         (Volumes(config.node, config.root), [driver]),
         (Pods(config.node, str(config.root)), [keeper]),
+        (OwnSnapshots(config.node, config.provisioners), [SnapshotData(config.root, late, driver.timed)]),
     ]
     if config.csi_drivers:
         from .csi.claims import CsiVolumes  # gRPC costs memory: for nodes that have drivers

@@ -24,8 +24,9 @@ from netplane.model.errors import NetplaneError, Unavailable
 from netplane.store import DEFAULT, open_store
 
 from . import agent as wiring
-from . import csi_commands, doctor, names
+from . import csi_commands, doctor, names, trash_commands
 from .claims import lost
+from .host import growth, progress
 from .host.mounts import Mounts
 from .pods import publish, session
 from .pods.output import as_ctr, as_json, as_oci, as_podman, as_spec
@@ -58,13 +59,18 @@ def cli() -> None:
 @_run_dir
 @_also
 @click.option("--csi-endpoint", default="", metavar="unix:///PATH", help="Be the CSI driver too.")
+@click.option(
+    "--trash", type=float, default=0.0, metavar="SECONDS",
+    help="Keep the data of deleted volumes for so long, in ROOT/trash and ROOT/csi/trash.",
+)  # fmt: skip
 @click.option("--http-listen", default="", metavar="IP:PORT", help="/metrics, /healthz, /livez, /readyz.")
 def agent(
-    node: str, store: str, root: Path, run_dir: Path, provisioners: tuple[str, ...], **more: str
+    node: str, store: str, root: Path, run_dir: Path, provisioners: tuple[str, ...], **more: Any
 ) -> None:
     """Bind claims, provision and reclaim volumes, in the foreground, until SIGTERM."""
+    _log(False)
     stop = _until_told()
-    config = _config(node, root, provisioners)
+    config = _config(node, root, provisioners)._replace(trash=more["trash"])
     (run_dir / "storage").mkdir(parents=True, exist_ok=True)
     opened = open_store(store)
     registry = CollectorRegistry()
@@ -73,7 +79,8 @@ def agent(
         run_dir / "storage", lambda: {"node": node, **running.core.status()}, registry, more["http_listen"]
     )
     endpoint = more["csi_endpoint"]
-    driver = _driver(endpoint, config.root, node) if endpoint else None
+    options = (node, 0, names.CSI, config.trash)
+    driver = _driver(endpoint, config.root, *options) if endpoint else None
     running.start()
     health.start()
     stop.wait()
@@ -102,9 +109,7 @@ def agent(
 @click.option("-v", "--verbose", is_flag=True, help="Log refused calls too.")
 def csi(endpoint: str, root: Path, node: str, verbose: bool, **more: Any) -> None:
     """Be the CSI driver, alone, without a store, until SIGTERM."""
-    logging.basicConfig(
-        level=logging.INFO if verbose else logging.WARNING, format="%(levelname).1s %(message)s"
-    )
+    _log(verbose)
     stop = _until_told()
     driver = _driver(
         endpoint, wiring.prepare_root(root), node, more["max_volumes"], more["driver_name"], more["trash"]
@@ -114,7 +119,7 @@ def csi(endpoint: str, root: Path, node: str, verbose: bool, **more: Any) -> Non
 
 
 cli.add_command(csi_commands.csi_check)
-cli.add_command(csi_commands.snapshot)
+cli.add_command(trash_commands.trash)
 
 
 @cli.command()
@@ -233,6 +238,14 @@ def doctor_command(root: Path) -> None:
         click.echo(f"{'ok  ' if ok else 'FAIL'} {line}")
     if not good:
         raise SystemExit(1)
+
+
+def _log(verbose: bool) -> None:
+    """To stderr: warnings, and how far long work is; all that is said when ``verbose``."""
+    level = logging.INFO if verbose else logging.WARNING
+    logging.basicConfig(level=level, format="%(levelname).1s %(message)s")
+    for module in (progress, growth):
+        module.log.setLevel(logging.INFO)
 
 
 def _until_told() -> threading.Event:

@@ -8,8 +8,11 @@ from pathlib import Path
 
 from netplane.model.errors import KernelError
 
+from .claims import capture
+from .claims.copies import TRASH
 from .csi import intents
 from .host import helper, hugepages, images, mountinfo, syscalls
+from .host.trash import Trash
 from .pods.journal import Journal
 
 Finding = tuple[bool, str]
@@ -66,11 +69,15 @@ def _noswap() -> bool:
 
 def _left_over(root: Path) -> Iterator[Finding]:
     journal = Journal(root)
-    yield from ((False, why) for why in (*journal.damaged(), *intents.damaged(root)))
+    damaged = (*journal.damaged(), *intents.damaged(root), *capture.damaged(root))
+    yield from ((False, why) for why in damaged)
     uids = {r.uid for r in journal.records()}
     pods = root / "pods"
     found = {p.name for p in pods.iterdir()} if pods.is_dir() else set()
     for uid in sorted(found - uids):
         yield False, f"{pods / uid} belongs to no publication: remove it once nothing uses it"
+    thrown = [one for folder in (TRASH, "csi/trash") for one in Trash(root, folder).all()]
+    if thrown:
+        yield True, f"{len(thrown)} deleted volumes in the trash: storageplane trash list"
     mounted = mountinfo.beneath(os.path.realpath(root))
     yield True, f"{len(uids)} pods published, {len(mounted)} mounts beneath {root}"

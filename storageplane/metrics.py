@@ -5,6 +5,7 @@
     pv_collector_{bound,unbound}_{pv,pvc}_count, pv_collector_total_pv_count
     storage_operation_duration_seconds                  by operation_name, volume_plugin, status
     csi_operations_seconds                              by driver_name, method_name, grpc_status_code
+    storageplane_running_{written_bytes,total_bytes,seconds}    by program and object: what takes long, now
 
 Rule 1: stats are looked at when somebody scrapes; a volume that does not answer costs its own line only.
 Rule 2: a directory has no size of its own: its stats are those of the file system that it is on.
@@ -31,9 +32,10 @@ from . import backends
 from .claims.match import fits_node
 from .claims.provision import backend_of, data_of, is_ours
 from .claims.steps import owner
-from .host import loops, mountinfo
+from .host import loops, mountinfo, progress
 
 BUCKETS = (0.005, 0.025, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 15, 25, 50, 120, 300, 600)  # kubelet's
+LABELS = ("program", "object")
 SECONDS = "storage_operation_duration_seconds"
 
 
@@ -106,6 +108,7 @@ class VolumeStats:
                 found[name].add_metric(where, value)
         yield from found.values()
         yield from _counts(self._snapshot())
+        yield from _running()
 
     def _volumes(self) -> Iterator[tuple[PersistentVolumeClaim, PersistentVolume]]:
         snapshot = self._snapshot()
@@ -120,6 +123,9 @@ def stats_of(root: Path, volume: PersistentVolume) -> Stats | None:
     """None for an image that is mounted nowhere: nothing tells what is in it. Raises OSError, KernelError."""
     data, backend = data_of(volume), backend_of(volume)
     where = root / data.path
+    if data.block:
+        found = backends.BACKENDS[backend].usage(backends.place(root, data))
+        return Stats(found.total, found.total - found.used, found.used, 0, 0, 0) if found else None
     if backend == "image":
         points = _mounted(where / "image")
         if not points:
@@ -127,13 +133,13 @@ def stats_of(root: Path, volume: PersistentVolume) -> Stats | None:
         where = Path(points[0])
     elif backend != "directory":
         where = where / "tree"
-    found = os.statvfs(where)
-    free, total = found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize
-    used = total - found.f_bfree * found.f_frsize
+    space = os.statvfs(where)
+    free, total = space.f_bavail * space.f_frsize, space.f_blocks * space.f_frsize
+    used = total - space.f_bfree * space.f_frsize
     own = backends.BACKENDS[backend].usage(backends.place(root, data)) if backend == "btrfs" else None
     if own is not None:
         total, used, free = own.total, own.used, max(0, own.total - own.used)
-    return Stats(total, free, used, found.f_files, found.f_favail, found.f_files - found.f_ffree)
+    return Stats(total, free, used, space.f_files, space.f_favail, space.f_files - space.f_ffree)
 
 
 def _mounted(image: Path) -> list[str]:
@@ -142,6 +148,19 @@ def _mounted(image: Path) -> list[str]:
     number = os.stat(device).st_rdev if device else 0
     where = f"{os.major(number)}:{os.minor(number)}"
     return [m.point for m in mountinfo.read() if device and m.device == where]
+
+
+def _running() -> Iterator[Metric]:
+    """Copies and formats that are at work."""
+    words = {"written_bytes": "Bytes written", "total_bytes": "Bytes to write, 0: unknown", "seconds": "Age"}
+    found = {
+        n: GaugeMetricFamily(f"storageplane_running_{n}", f"{t}, of a long copy or format", labels=LABELS)
+        for n, t in words.items()
+    }
+    for work in progress.running():
+        for name, value in zip(found, (work.written, work.total, work.seconds), strict=True):
+            found[name].add_metric([work.program, work.object], value)
+    yield from found.values()
 
 
 def _counts(snapshot: Snapshot) -> Iterator[Metric]:

@@ -167,3 +167,45 @@ class Steady:
         self._thread.join(10)
         assert not self.problem, self.problem
         return self.said
+
+
+class Streams:
+    """A thousand datagrams a second from a node to each of its pods until `stop`."""
+
+    def __init__(self, node: Any, pods: list[Any]) -> None:
+        self._heard = [pod.python(_deaf) for pod in pods]
+        self._to = [(pod.ip, UDP + 1) for pod in pods]
+        self._sock: socket.socket = node.python(socket.socket, socket.AF_INET, socket.SOCK_DGRAM)
+        self._stopping, self._sent = threading.Event(), 0
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._stopping.wait(0.0005):
+            for address in self._to:
+                self._sock.sendto(b"x", address)
+            self._sent += 1
+
+    def stop(self) -> tuple[int, list[int]]:
+        """How many were sent to each, and how many each has got."""
+        self._stopping.set()
+        self._thread.join(10)
+        self._sock.close()
+        return self._sent, [_count(sock) for sock in self._heard]
+
+
+def _deaf() -> socket.socket:
+    """A socket that keeps what it gets."""
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.setsockopt(socket.SOL_SOCKET, 33, 64 << 20)  # SO_RCVBUFFORCE
+    sock.bind(("0.0.0.0", UDP + 1))
+    sock.setblocking(False)
+    return sock
+
+
+def _count(sock: socket.socket) -> int:
+    number = 0
+    with sock, contextlib.suppress(BlockingIOError):
+        while sock.recv(16):
+            number += 1
+    return number

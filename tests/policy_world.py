@@ -107,6 +107,14 @@ class PolicyWorld:
                 )
             self.store.put(obj)
 
+    def reset(self) -> None:
+        """No policy, and the labels that pods and namespaces began with."""
+        self.set_policies([])
+        for space in NAMESPACES:
+            self.label_namespace(space, {"ns": space})
+            for name in NAMES:
+                self.label_pod(f"{space}/{name}", {"pod": name})
+
     def set_policies(self, policies: Iterable[dict[str, Any]]) -> None:
         wanted = {codec.parse(copy.deepcopy(doc)).key: doc for doc in policies}
         for doc in self.oracle.policies:

@@ -13,9 +13,12 @@ from netplane.model.services import (
     EndpointConditions,
     EndpointPort,
     EndpointSlice,
+    LoadBalancerIngress,
+    LoadBalancerStatus,
     Service,
     ServicePort,
     ServiceSpec,
+    ServiceStatus,
 )
 
 
@@ -44,6 +47,12 @@ def endpoints(
 
 def endpoint(address: str, node: str = "", **conditions: bool | None) -> Endpoint:
     return Endpoint(addresses=(address,), node_name=node, conditions=EndpointConditions(**conditions))
+
+
+def load_balanced(*ips: str, mode: str = "") -> ServiceStatus:
+    """The status that a load balancer gives a service: its addresses."""
+    ingress = tuple(LoadBalancerIngress(ip=ip, ip_mode=mode) for ip in ips)
+    return ServiceStatus(load_balancer=LoadBalancerStatus(ingress=ingress))
 
 
 def diff(held: Mapping[FactKey, Mark], wanted: Iterable[Fact]) -> Plan:

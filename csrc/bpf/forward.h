@@ -137,10 +137,20 @@ static __always_inline int np_decapsulate(struct __sk_buff *skb, const struct np
 	return bpf_redirect(config->tunnel, BPF_F_INGRESS);
 }
 
+/* An ordinary packet that the kernel is to decide about, to where that begins. */
+static __always_inline int np_leave(struct __sk_buff *skb, const struct np_config *config,
+				    const struct np_packet *packet, __u32 outer)
+{
+	if (outer)
+		return np_decapsulate(skb, config, packet->key.family);
+	if (packet->key.from == NP_POD && config->bridge)
+		return bpf_redirect(config->bridge, BPF_F_INGRESS);
+	return TC_ACT_UNSPEC;
+}
+
 /* The body of every "from" program. `outer`: bytes of a proven tunnel before the frame. */
 static __always_inline int np_forward(struct __sk_buff *skb, const struct np_config *config, __u8 from, __u32 outer)
 {
-	struct np_port *port = NULL;
 	struct np_packet packet;
 	struct np_flow *flow;
 
@@ -153,22 +163,13 @@ static __always_inline int np_forward(struct __sk_buff *skb, const struct np_con
 		if (packet.tcp_flags & NP_TCP_ENDS)
 			np_flow_forget(&packet.key);
 		np_verdict_count(NP_VERDICT_CONTROL, skb->len);
-		return outer ? np_decapsulate(skb, config, packet.key.family) : TC_ACT_UNSPEC;
-	}
-	if (from == NP_POD) {
-		port = np_port_get(skb->ifindex);
-		if (!port || port->flags & NP_PORT_BARRED) {
-			np_verdict_count(NP_VERDICT_BARRED, skb->len);
-			return TC_ACT_UNSPEC;
-		}
+		return np_leave(skb, config, &packet, outer);
 	}
 	flow = np_flow_find(skb, config, &packet);
 	if (!flow) {
-		if (outer)
-			return np_decapsulate(skb, config, packet.key.family);
-		if (!packet.bare || !(bpf_get_prandom_u32() & NP_BARE_SAMPLE))
+		if (!outer && (!packet.bare || !(bpf_get_prandom_u32() & NP_BARE_SAMPLE)))
 			skb->tc_index = np_tag(from, config->generation);
-		return TC_ACT_UNSPEC;
+		return np_leave(skb, config, &packet, outer);
 	}
 	if (outer) {
 		if (!np_tunnel_pull(skb, packet.key.family, flow->ethernet))
@@ -176,10 +177,10 @@ static __always_inline int np_forward(struct __sk_buff *skb, const struct np_con
 		packet.network -= outer;
 		packet.transport -= outer;
 	}
-	np_flow_count(flow, port, skb->len);
+	np_flow_count(flow, from == NP_POD ? np_port_get(skb->ifindex) : NULL, skb->len);
 	if (flow->flags & NP_FLOW_REWRITES && np_rewrite_tuple(skb, &packet, flow))
 		return TC_ACT_SHOT;
-	if (!(flow->flags & NP_FLOW_BRIDGED) && np_rewrite_hops(skb, &packet))
+	if (np_rewrite_hops(skb, &packet))
 		return TC_ACT_SHOT;
 	return np_send(skb, config, &packet, flow);
 }

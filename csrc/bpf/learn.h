@@ -162,10 +162,16 @@ static __always_inline bool np_learn_wanted(struct __sk_buff *skb, const struct 
 	return false;
 }
 
-/* Called where packets leave: remember what became of this one, which arrived as `tuple`.
- * `to`, `flags`: of the way out. */
+/* The way by which a packet leaves. */
+struct np_way {
+	__u32 ifindex;
+	__u8 to;    /* enum np_place */
+	__u8 flags; /* enum np_flow_flags */
+};
+
+/* Called where packets leave: remember what became of this one, which arrived as `tuple`. */
 static __always_inline void np_learn(struct __sk_buff *skb, const struct np_config *config,
-				     const struct np_ct_tuple *tuple, __u8 to, __u8 flags)
+				     const struct np_ct_tuple *tuple, const struct np_way *way)
 {
 	struct np_flow_key key = {};
 	struct np_flow flow = {};
@@ -185,10 +191,10 @@ static __always_inline void np_learn(struct __sk_buff *skb, const struct np_conf
 	__builtin_memcpy(&flow, &now.key, 36);
 	if (bpf_skb_load_bytes(skb, 0, flow.ethernet, sizeof(flow.ethernet)))
 		return;
-	flow.ifindex = skb->ifindex;
+	flow.ifindex = way->ifindex;
 	flow.generation = config->generation;
-	flow.to = to;
-	flow.flags = flags;
+	flow.to = way->to;
+	flow.flags = way->flags;
 	if (np_words_differ(&key, &flow, offsetof(struct np_flow, ethernet) / 4))
 		flow.flags |= NP_FLOW_REWRITES;
 	if (flow.flags & NP_FLOW_REWRITES && key.family == 6 && LINUX_KERNEL_VERSION < NP_CSUM_IPV6_SINCE)

@@ -40,6 +40,15 @@ struct {
 	__type(value, struct np_port);
 } np_ports SEC(".maps");
 
+/* The port of every pod of the bridge, by the pod's MAC and two zero bytes. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, NP_PORTS_MAX);
+	__type(key, __u64);
+	__type(value, __u32);
+} np_pods SEC(".maps");
+
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, NP_VERDICT_MAX);
@@ -64,6 +73,15 @@ static __always_inline void np_verdict_count(__u32 verdict, __u64 bytes)
 static __always_inline struct np_port *np_port_get(__u32 ifindex)
 {
 	return bpf_map_lookup_elem(&np_ports, &ifindex);
+}
+
+/* A MAC as maps have it for a key. */
+static __always_inline __u64 np_mac_key(const __u8 *mac)
+{
+	__u64 key = 0;
+
+	__builtin_memcpy(&key, mac, 6);
+	return key;
 }
 
 /* The configuration, or NULL when the fast path is switched off. */

@@ -1,12 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0
 /* The packet path: it repeats what the kernel path has decided for a flow, and decides nothing.
  *
- *   np_from_pod     ingress of a pod's veth      np_to_pod      egress of a pod's veth
+ *   np_from_pod     ingress of a pod's veth      np_to_bridge   egress of the bridge whose ports pods are
  *   np_from_tunnel  ingress of the VXLAN device  np_to_tunnel   egress of the VXLAN device
  *   np_from_wire    ingress of the uplink        np_to_wire     egress of the uplink
  *
  * "from" programs look the flow up: a hit is rewritten and redirected, anything else is tagged and
- * left to the kernel. "to" programs see what the kernel made of tagged packets, and remember it. */
+ * left to the kernel. "to" programs see what the kernel made of tagged packets, and remember it.
+ *
+ * Between a pod's port and the bridge's device there is nothing to decide: which port has which MAC is
+ * the agent's own doing. So an ordinary packet that the kernel is to route goes on as received by the
+ * bridge's device, and what it has routed to a pod goes to the pod's port, past the switching. */
 #include <stdbool.h>
 #include <stddef.h>
 
@@ -91,31 +95,37 @@ int np_from_wire(struct __sk_buff *skb)
 }
 
 SEC("tc")
-int np_to_pod(struct __sk_buff *skb)
+int np_to_bridge(struct __sk_buff *skb)
 {
 	struct np_config *config = np_config_get();
-	__u32 kind = np_tag_kind(skb);
+	__u32 kind = np_tag_kind(skb), *ifindex;
+	struct np_way way = { .to = NP_POD };
 	struct np_ct_tuple tuple = {};
+	struct ethhdr *ethernet = (void *)(long)skb->data;
 	struct np_port *port;
-	__u8 flags = 0;
+	__u64 key;
 
-	if (!config || kind < NP_POD || kind > NP_WIRE || !np_learn_wanted(skb, config, &tuple))
+	if (!config || (void *)(ethernet + 1) > (void *)(long)skb->data_end)
 		return TC_ACT_UNSPEC;
-	port = np_port_get(skb->ifindex);
-	if (!port)
+	key = np_mac_key(ethernet->h_dest);
+	ifindex = bpf_map_lookup_elem(&np_pods, &key);
+	if (!ifindex)
 		return TC_ACT_UNSPEC;
-	np_pull_frame(skb);
-	/* br_netfilter translates on the bridge: that packet has its sender's MAC, and all of its hops */
-	if (!np_mac_is(skb, ETH_ALEN, config->gateway_mac))
-		flags |= NP_FLOW_BRIDGED;
-	np_learn(skb, config, &tuple, NP_POD, port->flags & NP_PORT_SHAPED ? flags : flags | NP_FLOW_PEER);
-	return TC_ACT_UNSPEC;
+	way.ifindex = *ifindex;
+	if (kind >= NP_POD && kind <= NP_WIRE && np_learn_wanted(skb, config, &tuple)) {
+		port = np_port_get(way.ifindex);
+		way.flags = port && !(port->flags & NP_PORT_SHAPED) ? NP_FLOW_PEER : 0;
+		np_pull_frame(skb);
+		np_learn(skb, config, &tuple, &way);
+	}
+	return bpf_redirect(way.ifindex, 0);
 }
 
 SEC("tc")
 int np_to_tunnel(struct __sk_buff *skb)
 {
 	struct np_config *config = np_config_get();
+	struct np_way way = { .ifindex = skb->ifindex, .to = NP_TUNNEL };
 	struct np_ct_tuple tuple = {};
 	__u32 kind = np_tag_kind(skb);
 
@@ -123,7 +133,7 @@ int np_to_tunnel(struct __sk_buff *skb)
 		return TC_ACT_UNSPEC;
 	np_pull_frame(skb);
 	if (kind >= NP_POD && kind <= NP_WIRE && np_learn_wanted(skb, config, &tuple))
-		np_learn(skb, config, &tuple, NP_TUNNEL, 0);
+		np_learn(skb, config, &tuple, &way);
 	return np_encapsulate(skb, config);
 }
 
@@ -131,6 +141,7 @@ SEC("tc")
 int np_to_wire(struct __sk_buff *skb)
 {
 	struct np_config *config = np_config_get();
+	struct np_way way = { .ifindex = skb->ifindex, .to = NP_WIRE };
 	struct np_ct_tuple tuple = {};
 	__u32 kind = np_tag_kind(skb);
 
@@ -140,7 +151,7 @@ int np_to_wire(struct __sk_buff *skb)
 	if (kind == NP_TAG_ENCAPSULATED)
 		np_tunnel_learn(skb, config);
 	else if (kind <= NP_WIRE && np_learn_wanted(skb, config, &tuple))
-		np_learn(skb, config, &tuple, NP_WIRE, 0);
+		np_learn(skb, config, &tuple, &way);
 	return TC_ACT_UNSPEC;
 }
 

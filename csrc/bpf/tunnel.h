@@ -58,14 +58,6 @@ static __always_inline struct np_outer *np_parse_outer(struct __sk_buff *skb, co
 	return outer;
 }
 
-static __always_inline __u64 np_tunnel_key(const __u8 *mac)
-{
-	__u64 key = 0;
-
-	__builtin_memcpy(&key, mac, 6);
-	return key;
-}
-
 /* On the wire, behind the device: remember the header that it made. */
 static __always_inline void np_tunnel_learn(struct __sk_buff *skb, const struct np_config *config)
 {
@@ -88,7 +80,7 @@ static __always_inline void np_tunnel_learn(struct __sk_buff *skb, const struct 
 	tunnel.generation = config->generation;
 	tunnel.asked = bpf_ktime_get_ns();
 	tunnel.size = inner.size + NP_OUTER_LEN;
-	key = np_tunnel_key(made->inner.h_dest);
+	key = np_mac_key(made->inner.h_dest);
 	known = bpf_map_lookup_elem(&np_tunnels, &key);
 	if (known && known->generation == tunnel.generation && tunnel.asked - known->asked < NP_ASK_NS &&
 	    known->size > tunnel.size)
@@ -99,7 +91,7 @@ static __always_inline void np_tunnel_learn(struct __sk_buff *skb, const struct 
 /* What is remembered of the node that has this MAC, when it may be used for this packet. */
 static __always_inline struct np_tunnel *np_tunnel_find(const struct np_config *config, const __u8 *mac, __u32 size)
 {
-	__u64 key = np_tunnel_key(mac);
+	__u64 key = np_mac_key(mac);
 	struct np_tunnel *tunnel = bpf_map_lookup_elem(&np_tunnels, &key);
 
 	if (!tunnel || tunnel->generation != config->generation || size + NP_OUTER_LEN > tunnel->size ||

@@ -72,6 +72,17 @@ static int agent_send(int fd, const struct np_buffer *request, const struct time
 	return 0;
 }
 
+/* How long the whole frame is that begins so: a netstring's length, colon, body and comma. 0: not known yet. */
+static size_t frame_size(const struct np_buffer *raw)
+{
+	size_t length = 0, at = 0;
+
+	for (; at < raw->size && raw->data[at] >= '0' && raw->data[at] <= '9' && length <= NP_ANSWER_MAX; at++)
+		length = length * 10 + (size_t)(raw->data[at] - '0');
+	return at < raw->size ? at + length + 2 : 0;
+}
+
+/* Ends with the frame, or where the agent ends it. */
 static int agent_receive(int fd, struct np_buffer *raw, const struct timespec *deadline)
 {
 	struct pollfd ready = { .fd = fd, .events = POLLIN };
@@ -96,6 +107,8 @@ static int agent_receive(int fd, struct np_buffer *raw, const struct timespec *d
 		err = got > 0 ? np_buffer_add(raw, chunk, (size_t)got) : 0;
 		if (err)
 			return err;
+		if (raw->size && raw->size >= frame_size(raw) && frame_size(raw))
+			return 0;
 	}
 }
 

@@ -6,7 +6,7 @@
 
 #include <linux/types.h>
 
-#define NP_ABI_VERSION 2
+#define NP_ABI_VERSION 3
 #define NP_FLOWS_MAX 32768
 #define NP_PORTS_MAX 4096
 #define NP_TUNNELS_MAX 1024
@@ -32,23 +32,21 @@ enum np_verdict {
 	NP_VERDICT_LARGE = 4,   /* larger than any that the kernel let pass */
 	NP_VERDICT_CONTROL = 5, /* it opens or closes its flow */
 	NP_VERDICT_UNUSUAL = 6, /* options, fragments, no TCP or UDP, its last hop, not whole */
-	NP_VERDICT_BARRED = 7,  /* the port is not to use the fast path */
-	NP_VERDICT_LEARNT = 8,  /* seen behind netfilter, and remembered */
-	NP_VERDICT_WAIT = 9,    /* seen behind netfilter, and not to be remembered (yet) */
-	NP_VERDICT_PUSHED = 10, /* decided by the kernel, put into the tunnel by us */
-	NP_VERDICT_PULLED = 11, /* taken out of the tunnel by us, decided by the kernel */
-	NP_VERDICT_MAX = 12,
+	NP_VERDICT_LEARNT = 7,  /* seen behind netfilter, and remembered */
+	NP_VERDICT_WAIT = 8,    /* seen behind netfilter, and not to be remembered (yet) */
+	NP_VERDICT_PUSHED = 9,  /* decided by the kernel, put into the tunnel by us */
+	NP_VERDICT_PULLED = 10, /* taken out of the tunnel by us, decided by the kernel */
+	NP_VERDICT_MAX = 11,
 };
 
 enum np_port_flags {
-	NP_PORT_BARRED = 1, /* a guard or limit sits at its ingress, which the fast path would pass by */
+	NP_PORT_BARRED = 1, /* a guard or limit sits at its ingress: no program of ours before it */
 	NP_PORT_SHAPED = 2, /* a queue sits at its root: go through the device, not around it */
 };
 
 enum np_flow_flags {
 	NP_FLOW_REWRITES = 1, /* addresses or ports change */
 	NP_FLOW_PEER = 2,     /* straight to the other end of the veth */
-	NP_FLOW_BRIDGED = 4,  /* its last packet did not go through a router: no hop less */
 };
 
 struct np_counter {
@@ -59,6 +57,7 @@ struct np_counter {
 /* The only element of np_config. Whoever changes what flows rest on counts `generation` up. */
 struct np_config {
 	__u32 generation;
+	__u32 bridge; /* ifindex of the bridge whose ports pods are, 0: none */
 	__u32 tunnel; /* ifindex of the VXLAN device, 0: none */
 	__u32 vni;
 	__be16 vxlan_port;

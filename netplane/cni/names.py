@@ -48,4 +48,4 @@ def _mac(*parts: str) -> str:
     """Locally administered, individual (IEEE 802c): x2, x6, xA or xE in the first octet."""
     octets = bytearray(hashlib.sha256("/".join(parts).encode(errors="surrogateescape")).digest()[:6])
     octets[0] = octets[0] & 0xFC | 0x02
-    return ":".join(f"{o:02x}" for o in octets)
+    return octets.hex(":")

@@ -152,8 +152,10 @@ def _bridge(config: NetConf, kind: str) -> str:
 
 def _finished(entry: AttachmentIP, request: Request) -> AttachmentIP:
     """A delegate's address in the shape that the kind needs, with the gateway that it left open."""
-    network = ip_interface(entry.subnet or entry.address).network
     gateway = entry.gateway
+    if gateway and (entry.subnet or not routed(request)):  # from our own index
+        return entry
+    network = ip_interface(entry.subnet or entry.address).network
     wanted = request.config.is_gateway or request.config.is_default_gateway or request.config.kind == "ptp"
     if not gateway and wanted and network.num_addresses >= 4:
         gateway = str(network[1])
@@ -179,6 +181,8 @@ def _kept(request: Request, kind: str) -> dict[str, Any]:
     if config.is_gateway or config.is_default_gateway:
         kept["isGateway"] = True
     kept |= {key: True for key in _FLAGS if config.document.get(key)} if kind != "ipam" else {}
+    if kind == "bridge" and not config.own_range and config.capabilities.get("bandwidth"):
+        kept["bandwidth"] = True  # limits are ours: nobody behind us wants the host end's ingress queue
     if config.mode:
         kept["mode"] = config.mode
     if kind == "chained" and request.mac:

@@ -28,7 +28,8 @@ from .verbs import Verbs
 
 log = logging.getLogger(__name__)
 RECONCILE = 60.0  # seconds between looks for namespaces that went without DEL
-PATIENCE = 30.0  # seconds for the other end to send its request and to take its answer
+PATIENCE = 30  # seconds for the other end to send its request and to take its answer, each time
+_PATIENCE = struct.pack("@ll", PATIENCE, 0)  # struct timeval
 
 
 class CniServer:
@@ -93,7 +94,7 @@ class CniServer:
 
     def _serve(self, connection: socket.socket) -> None:
         with connection:
-            connection.settimeout(PATIENCE)
+            _limit(connection)
             try:
                 raw = _receive(connection)
             except (OSError, Invalid) as exc:
@@ -142,6 +143,12 @@ def _stranger(connection: socket.socket) -> bytes:
         return b""
     refused = Refused(ENVIRONMENT, f"this agent answers root and user {os.geteuid()}, not user {user}")
     return _failure(refused, "", "")
+
+
+def _limit(connection: socket.socket) -> None:
+    """By the kernel, not by settimeout(), with which every call would be two and the socket never wait."""
+    for way in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+        connection.setsockopt(socket.SOL_SOCKET, way, _PATIENCE)
 
 
 def _receive(connection: socket.socket) -> bytes:

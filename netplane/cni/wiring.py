@@ -52,6 +52,7 @@ def _veth(attachment: Attachment) -> Link:
     bridged = spec.kind == "bridge"
     port = (("hairpin", int(bool(spec.config.get("hairpinMode", True)))),) if bridged else ()
     flood = (("bcast_flood", 0), ("mcast_flood", 0)) if bridged and not own_bridge(attachment) else ()
+    place = (("clsact", 1),) if bridged and spec.config.get("bandwidth") else ()
     isolated = (("isolated", 1),) if bridged and spec.config.get("portIsolation") else ()
     return Link(
         name=spec.host_ifname,
@@ -62,6 +63,7 @@ def _veth(attachment: Attachment) -> Link:
         master=(spec.bridge or BRIDGE) if bridged else "",
         options=(
             *flood[:1],
+            *place,
             *port,
             *isolated,
             *flood[1:],

@@ -1,9 +1,9 @@
-"""Where the packet path's programs sit: at each pod's host end, the tunnel's device and the uplink.
+"""Where the packet path's programs sit: at pods' host ends, the bridge, the tunnel's device and the uplink.
 
 Rule 1: the path only repeats what the kernel path does, so nothing waits for it: a pod is attached
         when its ADD is over (phase Ready), and until then its packets take the kernel path.
-Rule 2: what the programs would pass by keeps a port out: a guard at its ingress bars it, a queue at its
-        root is gone through. Pods that are not routed by the node's bridge have no hook.
+Rule 2: what the programs would pass by keeps a port out: a guard at its ingress bars it: it has no
+        program. A queue at its root is gone through. Pods that the node's bridge does not route have no hook.
 """
 
 from __future__ import annotations
@@ -24,9 +24,8 @@ BASE = Scope(ROOM)
 
 
 class PathConfig(msgspec.Struct, frozen=True):
-    """``bridge``: that of routed pods. ``uplinks``: the links that hold the node's addresses."""
+    """``uplinks``: the links that hold the node's addresses."""
 
-    bridge: str
     uplinks: tuple[str, ...]
     path: FastPath
     boot_id: str = ""
@@ -66,13 +65,13 @@ class PathRoom:
             return ()
         if attachment.spec.boot_id not in ("", self.config.boot_id):
             return ()
-        return tuple(_port(attachment, self.config.bridge))
+        return tuple(_port(attachment, self.config.path.bridge))
 
     def why_not(self, attachment: Attachment) -> str:
         """Why what this pod sends always takes the kernel path; "" when it need not."""
         assert self.config is not None
-        if _elsewhere(attachment, self.config.bridge):
-            return f"the pod is not on {self.config.bridge}, whose ports alone have the fast path"
+        if _elsewhere(attachment, self.config.path.bridge):
+            return f"the pod is not on {self.config.path.bridge}, whose ports alone have the fast path"
         if guard := _guarded(attachment):
             return f"the pod has {guard}, which every one of its packets must meet"
         return "" if attachment.phase == "Ready" else "the pod's ADD is not over"
@@ -86,6 +85,7 @@ def _matters(obj: object) -> bool:
 def _base(config: PathConfig) -> Iterator[Fact]:
     yield Sysctl(name=LIBERAL, value="1")
     yield config.path
+    yield Hook(link=config.path.bridge, place="bridge")
     if config.path.tunnel:
         yield Hook(link=config.path.tunnel, place="tunnel")
     for uplink in config.uplinks:
@@ -97,7 +97,8 @@ def _port(attachment: Attachment, bridge: str) -> Iterator[Fact]:
         return
     spec = attachment.spec
     shaped = bool(spec.bandwidth and spec.bandwidth.ingress_rate)
-    yield Hook(link=spec.host_ifname, place="pod", barred=bool(_guarded(attachment)), shaped=shaped)
+    guarded = bool(_guarded(attachment))
+    yield Hook(link=spec.host_ifname, place="pod", barred=guarded, shaped=shaped, mac=spec.mac)
 
 
 def _elsewhere(attachment: Attachment, bridge: str) -> bool:

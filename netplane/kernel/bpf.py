@@ -113,6 +113,7 @@ def library() -> Any:
     return lib
 
 
+@cache
 def number_of_cpus() -> int:
     """Possible CPUs: how many values a per-CPU map has."""
     last = Path("/sys/devices/system/cpu/possible").read_text().strip().split("-")[-1]

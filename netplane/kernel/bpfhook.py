@@ -8,7 +8,9 @@ Rule 3: others' programs and filters on the same device are left alone. Ours com
 
 tcx (Linux 6.6) is quicker for packets, but waits for an RCU grace period, with the RTNL lock held, for each
 side of each device: to attach, and again when the device is deleted. Measured: 32 instead of 0.7 ms for a
-pod, and 780 instead of 42 ms to delete 20 pods' devices at once. So pods have clsact.
+pod, and 780 instead of 42 ms to delete 20 pods' devices at once. So pods have clsact, and are born with it:
+the kernel takes a device's queue away for a moment to put it there, and what is sent then is lost. A device
+that is up without it (a pod from before the fast path) gets tcx, where there is tcx.
 """
 
 from __future__ import annotations
@@ -39,8 +41,8 @@ class Hooks(Protocol):
         """The programs there, each to be closed; none when the device is gone. Raises KernelError."""
         ...
 
-    def attach(self, ifindex: int, side: int, program: Program) -> None:
-        """Put it there, in the place of an earlier one of ours. Raises KernelError."""
+    def attach(self, ifindex: int, side: int, program: Program) -> bool:
+        """Put it there, in the place of an earlier one of ours. False: not here. Raises KernelError."""
         ...
 
     def detach(self, ifindex: int, side: int, old: Program) -> None:
@@ -59,17 +61,18 @@ class Tcx:
         check(result, f"ask device {ifindex} for its programs")
         return _opened(ids[0 : count[0]])
 
-    def attach(self, ifindex: int, side: int, program: Program) -> None:
+    def attach(self, ifindex: int, side: int, program: Program) -> bool:
         there = self.attached(ifindex, side)
         try:
             if any(one.id == program.id for one in there):
-                return
+                return True
             options = abi().new("struct attach_opts *", {"sz": abi().sizeof("struct attach_opts")})
             for old in there:
                 if old.name.startswith(OURS[side]):
                     options.flags, options.replace_prog_fd = REPLACE, old.fd
             result = library().bpf_prog_attach_opts(program.fd, ifindex, side, options)
             check(result, f"attach {program.name} to device {ifindex}")
+            return True
         finally:
             for one in there:
                 one.close()
@@ -85,25 +88,31 @@ class Clsact:
 
     name = "clsact"
 
+    def __init__(self, make: bool = True) -> None:
+        self._make = make  # the qdisc, where there is none; else such a device is refused
+
     def attached(self, ifindex: int, side: int) -> list[Program]:
         options = _tc_options()
         with bpf.told():  # libbpf complains on stderr of a device without the qdisc
             result = library().bpf_tc_query(_tc_hook(ifindex, side), options)
-        if result in (*GONE, -errno.EINVAL):  # EINVAL: no such qdisc
+        if result in (*GONE, -errno.EINVAL):  # EINVAL: no such qdisc, or nothing in it
             return []
         check(result, f"ask device {ifindex} for its filter")
         return _opened([options.prog_id])
 
-    def attach(self, ifindex: int, side: int, program: Program) -> None:
+    def attach(self, ifindex: int, side: int, program: Program) -> bool:
         hook = _tc_hook(ifindex, side)
         with bpf.told():
             result = library().bpf_tc_attach(hook, _tc_options(program))
             if result in (*GONE, -errno.EINVAL):  # without the qdisc
+                if not self._make:
+                    return False
                 made = library().bpf_tc_hook_create(hook)
                 if made != -errno.EEXIST:
                     check(made, f"add clsact to device {ifindex}")
                 result = library().bpf_tc_attach(hook, _tc_options(program))
         check(result, f"attach {program.name} to device {ifindex}")
+        return True
 
     def detach(self, ifindex: int, side: int, old: Program) -> None:
         with bpf.told():
@@ -121,9 +130,10 @@ def ways() -> tuple[Hooks, ...]:
         if made == 0:
             lo.attach_point = BOTH
             library().bpf_tc_hook_destroy(lo)
-    found: list[Hooks] = [Clsact()] if made in (0, -errno.EEXIST) else []
     count = abi().new("uint32_t *", 0)
-    if library().bpf_prog_query(1, INGRESS, 0, abi().NULL, abi().NULL, count) in (0, *GONE):
+    tcx = library().bpf_prog_query(1, INGRESS, 0, abi().NULL, abi().NULL, count) in (0, *GONE)
+    found: list[Hooks] = [Clsact(make=not tcx)] if made in (0, -errno.EEXIST) else []
+    if tcx:
         found.append(Tcx())
     if not found:
         raise KernelError(-made, "attach programs to devices", "it needs clsact, or tcx (Linux 6.6)")

@@ -13,7 +13,6 @@ from __future__ import annotations
 import logging
 import mmap
 import socket
-import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -23,8 +22,9 @@ from typing import Any, NamedTuple
 from ..model.errors import KernelError, NetplaneError
 from ..model.facts import Fact, FactKey, FastPath, Hook, Link, Mark, Plan
 from . import bpf, bpfhook
-from .bpfhook import INGRESS, OURS, Hooks
+from .bpfhook import INGRESS, OURS, Clsact, Hooks
 from .later import Later
+from .pathports import Ports
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +68,8 @@ class PathDriver:
         self.problem = "" if on else "switched off (--datapath kernel)"
         self._on = on
         self._ways = ways
-        self._ports: dict[str, int] = {}  # the index of each pod's device that has an entry; 0: it will
+        self._ports: Ports | None = None
+        self._awaited: set[str] = set()  # pods' devices that have their programs, or will
         self._later = Later[Hook | None](self._hook_late, delay, MOST) if delay else None
         self._loaded: bpf.Loaded | None = None
         self._memory: mmap.mmap | None = None
@@ -77,6 +78,11 @@ class PathDriver:
         self._path: FastPath | None = None
         self._base: dict[str, tuple[Hook, int]] = {}  # hooks on devices that may be made again
         self._lock = threading.Lock()
+
+    @property
+    def in_qdisc(self) -> bool:
+        """Whether the devices of pods should be born with a clsact."""
+        return self.usable and isinstance(self._all_ways()[0], Clsact)
 
     @property
     def usable(self) -> bool:
@@ -105,6 +111,7 @@ class PathDriver:
         finally:
             for one in held:
                 one.close()
+        self._ports = Ports(self._loaded.maps)
         self._memory = mmap.mmap(self._loaded.maps["np_config"].fd, mmap.PAGESIZE)
         ffi = bpf.abi()
         self._view = ffi.from_buffer(self._memory, require_writable=True)
@@ -118,7 +125,7 @@ class PathDriver:
         self._config = self._view = None
         self._memory.close()
         self._loaded.close()
-        self._loaded = None
+        self._loaded = self._ports = None
 
     def tried(self) -> str:
         """Put a program on the loopback device and take it away again. Raises KernelError."""
@@ -148,26 +155,30 @@ class PathDriver:
             if mark is not None:
                 found[("hook", name)] = mark
         if self._config is not None and self._config.enabled:
-            same = self._path is not None and self._config.tunnel == _ifindex(self._path.tunnel)
-            found[CONFIG_KEY] = self._path if same else DIFFERS
+            found[CONFIG_KEY] = self._path if self._path is not None and self._points_at() else DIFFERS
         return found
 
     def _hook_at(self, ifindex: int, name: str) -> Mark | None:
-        """The fact's mark when both programs are ours and these; DIFFERS for others of ours."""
+        """The fact's mark when all programs are ours and these; DIFFERS for others of ours."""
         tags = []
         for side, _ in SIDES:
             tags += [(program.name, program.tag) for _, program in self._attached(ifindex, side)]
-        if not tags or self._loaded is None:
+        if self._ports is None:
             return DIFFERS if tags else None
-        place = tags[0][0].rpartition("_")[2]
-        wanted = [(prefix + place, self._loaded.programs[prefix + place].tag) for _, prefix in SIDES]
-        if tags != wanted:
-            return DIFFERS
-        flags = self._port_flags(ifindex) if place == "pod" else 0
-        if flags is None:
-            return DIFFERS
-        lib = bpf.constants()
-        return Hook(name, place, bool(flags & lib["NP_PORT_BARRED"]), bool(flags & lib["NP_PORT_SHAPED"]))
+        place = tags[0][0].rpartition("_")[2] if tags else "pod"
+        hook = self._ports.hook(name, ifindex) if place == "pod" else Hook(name, place)
+        if not tags:
+            return hook if hook and hook.barred else None
+        wanted = [(one.name, one.tag) for one in self._wanted(hook).values()] if hook else []
+        return hook if tags == wanted else DIFFERS
+
+    def _wanted(self, hook: Hook) -> dict[int, bpf.Program]:
+        """The programs of a hook by their side."""
+        if hook.barred:
+            return {}
+        there = self._ready().programs
+        named = {side: prefix + hook.place for side, prefix in SIDES}
+        return {side: there[name] for side, name in named.items() if name in there}
 
     def apply(self, plan: Plan) -> None:
         """Raises KernelError: which program could not be put on which device."""
@@ -190,14 +201,17 @@ class PathDriver:
         So pods wait until no more of them come and go; the kernel path serves them until then.
         """
         if hook.place == "pod" and self._later is not None:
-            self._ports.setdefault(hook.link, 0)
+            self._awaited.add(hook.link)
             self._later.put(hook.link, hook)
         else:
             self._hook(hook)
 
     def _unhook_soon(self, link: str) -> None:
         """A pod's device is on its way out, and takes its programs along: what it leaves can wait."""
-        if self._later is not None and link in self._ports:
+        if self._later is not None and link in self._awaited:
+            self._awaited.discard(link)
+            if self._ports is not None:
+                self._ports.drop(link)  # at once: its pod's MAC may come again
             self._later.put(link, None)
         else:
             self._unhook(link)
@@ -215,53 +229,48 @@ class PathDriver:
         self.look()
 
     def _hook(self, hook: Hook) -> None:
-        loaded = self._ready()
-        ifindex = _ifindex(hook.link)
+        wanted, ifindex = self._wanted(hook), _ifindex(hook.link)
         if not ifindex:
             raise KernelError(19, f"attach the packet path to {hook.link}")
-        if hook.place == "pod":
-            lib = bpf.constants()
-            flags = hook.barred * lib["NP_PORT_BARRED"] | hook.shaped * lib["NP_PORT_SHAPED"]
-            size = loaded.maps["np_ports"].value_size
-            if self._ports.get(hook.link) != ifindex:
-                self._drop_port(hook.link)
-            self._ports[hook.link] = ifindex
-            loaded.maps["np_ports"].put(_u32(ifindex), flags.to_bytes(8, sys.byteorder).ljust(size, b"\0"))
-        else:
+        if hook.place != "pod":
             self._base[hook.link] = (hook, ifindex)
-        chosen = self._all_ways()[0 if hook.place == "pod" else -1]
-        for side, prefix in SIDES:
-            chosen.attach(ifindex, side, loaded.programs[prefix + hook.place])
+        elif self._ports is not None:
+            self._ports.put(hook, ifindex)
+        ways = self._all_ways() if hook.place == "pod" else self._all_ways()[-1:]
+        chosen = next(w for w in ways if all(w.attach(ifindex, side, one) for side, one in wanted.items()))
+        for side, _ in SIDES:
             for way, program in self._attached(ifindex, side):
-                if way is not chosen:
+                if way is not chosen or side not in wanted:
                     way.detach(ifindex, side, program)
 
     def _unhook(self, link: str) -> None:
         self._base.pop(link, None)
         ifindex = _ifindex(link)
         if ifindex:
-            self._ports.setdefault(link, ifindex)
             for side, _ in SIDES:
                 for way, program in self._attached(ifindex, side):
                     way.detach(ifindex, side, program)
-        self._drop_port(link)
-
-    def _drop_port(self, link: str) -> None:
-        """Its entry goes, also when the device went before, whose index no other will ever have."""
-        ifindex = self._ports.pop(link, 0)
-        if ifindex and self._loaded is not None:
-            self._loaded.maps["np_ports"].drop(_u32(ifindex))
+        if self._ports is not None:
+            self._ports.drop(link)
 
     def _configure(self, path: FastPath) -> None:
         self._ready()
         config, ffi = self._config, bpf.abi()
-        config.tunnel = _ifindex(path.tunnel)
+        config.bridge, config.tunnel = _ifindex(path.bridge), _ifindex(path.tunnel)
         config.vni, config.vxlan_port = path.vni, socket.htons(path.port)
         ffi.memmove(config.gateway_mac, _mac(path.gateway_mac), 6)
         ffi.memmove(config.tunnel_mac, _mac(path.tunnel_mac), 6)
         self._path = path
         self.forget()
         config.enabled = 1
+
+    def _points_at(self) -> bool:
+        """Whether the programs know the devices by their present indexes."""
+        path, config = self._path, self._config
+        return path is not None and (config.bridge, config.tunnel) == (
+            _ifindex(path.bridge),
+            _ifindex(path.tunnel),
+        )
 
     def _switch_off(self) -> None:
         if self._config is not None:
@@ -344,15 +353,7 @@ class PathDriver:
 
     def ports(self) -> dict[str, tuple[int, int, int, int]]:
         """By device: packets and bytes that its pod sent, and that it received, on the fast path."""
-        if self._loaded is None:
-            return {}
-        names, found = dict(socket.if_nameindex()), {}
-        for key, values in self._loaded.maps["np_ports"].items():
-            name = names.get(int.from_bytes(key, sys.byteorder))
-            words = memoryview(values).cast("Q")
-            if name:  # per CPU: flags, packets and bytes sent, packets and bytes received
-                found[name] = tuple(sum(words[i::5]) for i in range(1, 5))
-        return found  # type: ignore[return-value]
+        return self._ports.counters() if self._ports is not None else {}
 
     @property
     def generation(self) -> int:
@@ -369,17 +370,14 @@ class PathDriver:
                 found[name.removeprefix("NP_VERDICT_").lower()] = _summed(values)
         return found
 
-    def _port_flags(self, ifindex: int) -> int | None:
-        value = self._ready().maps["np_ports"].get(_u32(ifindex))
-        return None if value is None else int.from_bytes(value[:8], sys.byteorder)
-
 
 def _maps_in_use(ways: tuple[Hooks, ...]) -> list[bpf.Map]:
     """The maps of the programs of ours that are on devices; none: nothing is attached."""
     held: dict[str, bpf.Map] = {}
-    there = (way.attached(ifindex, INGRESS) for ifindex, _ in socket.if_nameindex() for way in ways)
+    places = ((ifindex, side) for ifindex, _ in socket.if_nameindex() for side in OURS)
+    there = (way.attached(*place) for place in places for way in ways)
     for program in (one for several in there for one in several):
-        if program.name.startswith(OURS[INGRESS]):
+        if program.name.startswith(tuple(OURS.values())):
             for one in program.maps():
                 if one.name.startswith("np_") and one.name not in held:
                     held[one.name] = one

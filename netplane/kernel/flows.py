@@ -18,8 +18,8 @@ from collections.abc import Callable, Mapping
 from ..model.facts import Fact, FactKey, Mark, Plan, Translation
 from . import nlmsg as nl
 from .conntrack import Conntrack
+from .ctnetlink import ORIG, REPLY
 
-_ORIG, _REPLY = 1, 2  # CTA_TUPLE_ORIG, CTA_TUPLE_REPLY
 Place = tuple[bytes, bytes]  # an address and a port as on the wire
 Done = Callable[[int, float], None]
 
@@ -64,8 +64,8 @@ class FlowDriver:
     def _sweep(self, version: int, table: Mapping[Place, frozenset[Place]]) -> int:
         def stale(flow: bytes) -> bool:
             found = nl.attrs(flow, 4)
-            allowed = table.get(_end(found[_ORIG], destination=True))
-            return allowed is not None and _end(found[_REPLY], destination=False) not in allowed
+            allowed = table.get(_end(found[ORIG], destination=True))
+            return allowed is not None and _end(found[REPLY], destination=False) not in allowed
 
         return self._conntrack.sweep("udp", version, stale)
 

@@ -7,6 +7,7 @@ Rule 3: options stand in tables: the name that a fact uses, the kernel's attribu
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import struct
 from collections.abc import Callable, Mapping
@@ -36,7 +37,7 @@ PORT: Options = {
     "bcast_flood": (30, "=B"), "neigh_suppress": (32, "=B"), "isolated": (33, "=B"),
 }  # fmt: skip
 VXLAN_LINK, VXLAN_LOCAL, VXLAN_LOCAL6 = 3, 4, 17
-_VETH_WORDS = {"peer", "peer_netns", "peer_mac", "peer_mtu"}
+_VETH_WORDS = {"clsact", "peer", "peer_netns", "peer_mac", "peer_mtu"}
 _VXLAN_WORDS = {"local", "link"}
 _PROMISC = "promisc"
 _OPERSTATE = 16  # IFLA_OPERSTATE
@@ -57,7 +58,7 @@ def check(fact: Link) -> None:
     elif fact.kind and fact.kind not in KINDS:
         problem = f"kind {fact.kind!r} is not known; use one of {', '.join(KINDS)}, or none"
     else:
-        known = own_options(fact.kind).keys() | extra_words(fact.kind) | PORT.keys()
+        known = _words_of(fact.kind)
         unknown = [name for name, _ in fact.options if name not in known]
         if unknown:
             problem = f"option {unknown[0]!r} is not known for kind {fact.kind!r}"
@@ -65,6 +66,11 @@ def check(fact: Link) -> None:
             problem = "a veth needs the option peer, the name of its other end"
     if problem:
         raise Invalid(f"link {fact.name}: {problem}")
+
+
+@functools.cache
+def _words_of(kind: str) -> frozenset[str]:
+    return frozenset(own_options(kind).keys() | extra_words(kind) | PORT.keys())
 
 
 def own_options(kind: str) -> Options:
@@ -199,7 +205,12 @@ _TO_DOWN = nl.IFINFOMSG.pack(0, 0, 0, 0, nl.IFF_UP)
 
 def carries(body: bytes) -> bool:
     """Whether a link's answer says that it is up and has its carrier (RFC 2863: up, or not known)."""
-    return nl.attrs(body, 16).get(_OPERSTATE, b"\0")[0] in (0, 6)
+    return (nl.first(body, 16, _OPERSTATE) or b"\0")[0] in (0, 6)
+
+
+def ends(body: bytes) -> tuple[int, int]:
+    """A veth's own index and its other end's."""
+    return nl.IFINFOMSG.unpack_from(body)[2], nl.u32(nl.first(body, 16, nl.IFLA_LINK))
 
 
 def get_index(index: int) -> Request:

@@ -16,7 +16,7 @@ from typing import Any
 
 from ..model.errors import KernelError
 from ..model.facts import FactKey, Link
-from . import linkmsg, ours, sysctl
+from . import linkmsg, ours, qdiscmsg, sysctl
 from .factput import put_facts
 from .linkmsg import State
 from .linkread import View
@@ -77,9 +77,9 @@ def _create(session: Session, netns: str, facts: list[Link]) -> list[Link]:
         raise failure
     _quiet(session, netns, [f.name for f in made if f.kind in ("bridge", "macvlan")])
     sock.must([request for fact in made if fact.kind != "veth" for request in linkmsg.finish(fact)])
-    pairs = [f for f in made if f.kind == "veth"]
-    _know_both_ends(session, pairs, answers[len(requests) :])
-    _raise_pairs(session, pairs)
+    told = zip(facts, answers[len(requests) :], strict=False)
+    _know_both_ends(session, [(fact, answer) for fact, answer in told if answer.body and fact not in taken])
+    _raise_pairs(session, [f for f in made if f.kind == "veth"])
     return taken
 
 
@@ -109,13 +109,12 @@ def _quiet(session: Session, netns: str, names: list[str]) -> None:
     sysctl.write(writes, session.path(netns), missing_ok=True)
 
 
-def _know_both_ends(session: Session, facts: list[Link], answers: list[Answer]) -> None:
+def _know_both_ends(session: Session, told: list[tuple[Link, Answer]]) -> None:
     """A veth's answer names its peer by index, too: nobody has to ask in the pod's namespace."""
-    states = {state.name: state for state in (linkmsg.parse(a.body) for a in answers if a.body)}
-    for fact in facts:
-        options, state = dict(fact.options), states[fact.name]
-        session.know(fact.netns, fact.name, state.ifindex)
-        session.know(str(options.get("peer_netns", "")), str(options["peer"]), state.iflink)
+    for fact, answer in told:
+        options, (index, peer) = dict(fact.options), linkmsg.ends(answer.body or b"")
+        session.know(fact.netns, fact.name, index)
+        session.know(str(options.get("peer_netns", "")), str(options["peer"]), peer)
 
 
 def _raise_pairs(session: Session, facts: list[Link]) -> None:
@@ -124,6 +123,9 @@ def _raise_pairs(session: Session, facts: list[Link]) -> None:
         options = dict(fact.options)
         inside, peer = str(options.get("peer_netns", "")), str(options["peer"])
         _quiet(session, inside, [peer])
+        if session.hooked and options.get("clsact"):
+            index = session.indexes(fact.netns, (fact.name,))[fact.name]  # known: no question
+            session.after(fact.netns, [qdiscmsg.clsact(fact.name, index)])
         session.after(fact.netns, linkmsg.finish(fact))
         session.after(inside, [linkmsg.up(peer)])
         if fact.up:
@@ -138,8 +140,10 @@ def wait_carried(session: Session) -> None:
     Since 6.8 asking for the link has that done at once.
     """
     give_up = time.monotonic() + _CARRIED
-    for netns, group in groupby(sorted(session.rising), key=lambda pair: pair[0]):
-        names = [name for _, name in group]
+    rising: dict[str, list[str]] = {}
+    for netns, name in session.rising:
+        rising.setdefault(netns, []).append(name)
+    for netns, names in rising.items():
         while names:
             found = session.look_up(netns, names)
             names = [name for name, body in found.items() if not linkmsg.carries(body)]

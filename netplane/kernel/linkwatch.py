@@ -10,27 +10,23 @@ Rule 3: a pod that comes or goes makes a dozen notices. A filter in the kernel k
 
 from __future__ import annotations
 
-import os
 import socket
-import threading
 from collections.abc import Callable, Iterable, Iterator
 
 from ..model.facts import ROUTE_PROTOCOL
 from . import linkmsg, netns, ours, routemsg
 from . import nlmsg as nl
-from .ready import readable
+from .monitor import OVERRUN, Monitor
 from .sockfilter import GIVE, JUMP_EQUAL, LOAD_BYTE, LOAD_HALF, big, pass_only
 
 _GROUPS = 0x1 | 0x10 | 0x40 | 0x100 | 0x400  # RTMGRP_LINK, IPV4_IFADDR, IPV4_ROUTE, IPV6_IFADDR, IPV6_ROUTE
 _BUFFER = 16 << 20
 _GATHER = 0.02  # seconds
-OVERRUN = "overrun"
 
 Callback = Callable[[str], None]
-_SO_RCVBUFFORCE = 33  # asm-generic/socket.h
 
 
-class LinkMonitor:
+class LinkMonitor(Monitor):
     """Calls ``callback(words)`` in a thread of its own; "overrun" when events were lost.
 
     ``netns`` as in LinkDriver.netns; ``own`` tells whose notifications are our own
@@ -42,40 +38,15 @@ class LinkMonitor:
     ) -> None:
         self._callback = callback
         self._own = own
-        self._sock = socket.socket(fileno=netns.open_socket(netns_path, 0))
-        self._sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER)
+        super().__init__("link monitor", socket.socket(fileno=netns.open_socket(netns_path, 0)), _BUFFER)
         _attach_filter(self._sock)
         self._sock.bind((0, _GROUPS))
-        self._wake, self._stop = os.pipe2(os.O_CLOEXEC)
-        self._thread = threading.Thread(target=self._run, name="link monitor", daemon=True)
 
-    def start(self) -> LinkMonitor:
-        self._thread.start()
-        return self
-
-    def close(self) -> None:
-        os.write(self._stop, b"x")
-        if self._thread.is_alive():
-            self._thread.join()
-        self._sock.close()
-        os.close(self._wake)
-        os.close(self._stop)
-
-    def __enter__(self) -> LinkMonitor:
-        return self.start()
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
-
-    def _run(self) -> None:
-        while True:
-            ready = readable(self._sock.fileno(), self._wake)
-            if self._wake in ready:
-                return
-            if readable(self._wake, timeout=_GATHER):
-                return
-            for words in events(self._waiting(), self._own()):
-                self._callback(words)
+    def _hear(self) -> None:
+        if self._closing(_GATHER):
+            return
+        for words in events(self._waiting(), self._own()):
+            self._callback(words)
 
     def _waiting(self) -> Iterator[bytes]:
         """The notifications that are there."""

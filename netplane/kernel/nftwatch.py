@@ -7,21 +7,17 @@ Rule 3: events that were lost may have been ours to see: "overrun".
 
 from __future__ import annotations
 
-import ctypes
 import errno
-import os
 import socket
-import struct
-import threading
 from collections.abc import Callable, Iterable, Iterator
 
 from . import netns
 from . import nlmsg as nl
-from .ready import readable
+from .monitor import OVERRUN, Monitor
+from .sockfilter import GIVE, JUMP_EQUAL, LOAD_WORD, big, pass_only
 
 NETLINK_NETFILTER, SOL_NETLINK, NETLINK_ADD_MEMBERSHIP = 12, 270, 1
 NFNLGRP_NFTABLES = 7
-SO_ATTACH_FILTER, SO_RCVBUFFORCE = 26, 33
 NFPROTO_INET, TABLE = 1, "netplane"
 NEWGEN = 10 << 8 | 15
 NFTA_TABLE_NAME, NFTA_NAME, NFTA_CHAIN_NAME = 1, 2, 3  # the first attribute of every message names its table
@@ -29,12 +25,9 @@ NFTA_GEN_PROC_PID, NFTA_GEN_PROC_NAME = 2, 3
 WORDS = {0: "table", 2: "table", 3: "chain", 5: "chain", 6: "rule", 8: "rule", 9: "set", 11: "set"}
 REMOVING = {2, 5, 8, 11, 14}
 _BUFFER = 8 << 20
-_BPF_LD_W_ABS, _BPF_JEQ, _BPF_RET = 0x20, 0x15, 0x06
-_FILTER = struct.Struct("=HBBI")
-OVERRUN = "overrun"
 
 
-class NftMonitor:
+class NftMonitor(Monitor):
     """Calls ``callback(words)`` in a thread of its own. ``own``: the ports whose commits are ours."""
 
     def __init__(
@@ -44,48 +37,24 @@ class NftMonitor:
         own: Iterable[int] = (),
     ) -> None:
         self._callback = callback
-        self._sock = socket.socket(fileno=netns.open_socket(netns_path, NETLINK_NETFILTER))
-        self._sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, _BUFFER)
+        sock = socket.socket(fileno=netns.open_socket(netns_path, NETLINK_NETFILTER))
+        super().__init__("nft monitor", sock, _BUFFER)
         self._sock.bind((0, 0))
         self._own = frozenset(own)
         _leave_out(self._sock, self._own)
         self._sock.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, NFNLGRP_NFTABLES)
         self._touched = ""
-        self._wake, self._stop = os.pipe2(os.O_CLOEXEC)
-        self._thread = threading.Thread(target=self._run, name="nft monitor", daemon=True)
 
-    def start(self) -> NftMonitor:
-        self._thread.start()
-        return self
-
-    def close(self) -> None:
-        os.write(self._stop, b"x")
-        if self._thread.is_alive():
-            self._thread.join()
-        self._sock.close()
-        os.close(self._wake)
-        os.close(self._stop)
-
-    def __enter__(self) -> NftMonitor:
-        return self.start()
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
-
-    def _run(self) -> None:
-        while True:
-            ready = readable(self._sock.fileno(), self._wake)
-            if self._wake in ready:
-                return
-            try:
-                data = self._sock.recv(1 << 18)
-            except OSError as exc:
-                if exc.errno == errno.ENOBUFS:
-                    self._touched = ""
-                    self._callback(OVERRUN)
-                continue
-            for words in self.foreign(data):
-                self._callback(words)
+    def _hear(self) -> None:
+        try:
+            data = self._sock.recv(1 << 18)
+        except OSError as exc:
+            if exc.errno == errno.ENOBUFS:
+                self._touched = ""
+                self._callback(OVERRUN)
+            return
+        for words in self.foreign(data):
+            self._callback(words)
 
     def foreign(self, data: bytes) -> Iterator[str]:
         """What another program's commits did to our table: one line a commit, at its end."""
@@ -116,13 +85,13 @@ def _words(kind: int, body: bytes) -> str:
 
 def _leave_out(sock: socket.socket, portids: Iterable[int]) -> None:
     """Have the kernel drop what these ports committed: all messages of one buffer belong to one commit."""
-    pids = [int.from_bytes(struct.pack("=I", p), "big") for p in portids]
-    code = [_FILTER.pack(_BPF_LD_W_ABS, 0, 0, 12)]  # nlmsg_pid
-    for i, pid in enumerate(pids):
-        code.append(_FILTER.pack(_BPF_JEQ, len(pids) - i, 0, pid))
-    code.append(_FILTER.pack(_BPF_RET, 0, 0, 0xFFFFFFFF))
-    code.append(_FILTER.pack(_BPF_RET, 0, 0, 0))
-    program = ctypes.create_string_buffer(b"".join(code))
-    sock.setsockopt(
-        socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HL", len(code), ctypes.addressof(program))
+    own = list(portids)
+    pass_only(
+        sock,
+        [
+            (LOAD_WORD, 0, 0, 12),  # nlmsg_pid
+            *((JUMP_EQUAL, len(own) - i, 0, big(port, 4)) for i, port in enumerate(own)),
+            (GIVE, 0, 0, 0xFFFFFFFF),
+            (GIVE, 0, 0, 0),
+        ],
     )

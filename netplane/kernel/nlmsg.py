@@ -122,6 +122,18 @@ def attrs(data: bytes, at: int = 0) -> dict[int, bytes]:
     return found
 
 
+def first(data: bytes, at: int, kind: int) -> bytes | None:
+    """The first attribute of a type, without looking at those behind it."""
+    while at + 4 <= len(data):
+        size, found = _ATTR.unpack_from(data, at)
+        if found & NLA_TYPE_MASK == kind:
+            return data[at + 4 : at + size]
+        if size < 4:
+            break
+        at += (size + 3) & ~3
+    return None
+
+
 def u32(data: bytes | None, default: int = 0) -> int:
     return _U32.unpack_from(data)[0] if data else default
 

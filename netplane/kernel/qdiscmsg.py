@@ -16,6 +16,7 @@ from .nlmsg import Request
 RTM_NEWQDISC, RTM_DELQDISC, RTM_GETQDISC = 36, 37, 38
 ROOT = 0xFFFFFFFF  # TC_H_ROOT
 INGRESS = 0xFFFFFFF1  # TC_H_INGRESS
+CLSACT = 0xFFFF0000  # its handle
 LATENCY = 25  # ms that a packet may wait, as in the reference plugin
 TCMSG = struct.Struct("=B3xiIII")  # family, ifindex, handle, parent, info
 _TBF = struct.Struct("=BBHhHI12xIII")  # rate (cell_log … rate), peakrate, limit, buffer, mtu
@@ -43,6 +44,13 @@ def shape(fact: Shaper, index: int) -> Request:
 
 def unshape(link: str, index: int) -> Request:
     return Request(RTM_DELQDISC, 0, TCMSG.pack(0, index, 0, ROOT, 0), f"take the shaper of {link} away")
+
+
+def clsact(link: str, index: int) -> Request:
+    """The place for programs at a link. It comes before the link is up: the kernel takes a link's queue away
+    for a moment to put it there (qdisc_graft), and what is sent then is lost."""
+    body = TCMSG.pack(0, index, CLSACT, INGRESS, 0) + nl.text(_KIND, "clsact")
+    return Request(RTM_NEWQDISC, nl.NLM_F_CREATE, body, f"make a place for programs at {link}")
 
 
 def at_ingress(body: bytes, index: int) -> bool:

@@ -47,6 +47,7 @@ class LinkDriver:
         self._pool = Pool(lambda: Socket(self.netns, name=""))
         self._reaper = Reaper(self._delete)
         self._masters: dict[str, int] = {}  # looked up by plans before; doubted when one fails
+        self.hooked = False  # our ends of pairs get a place for programs (option clsact) where they may
         self._burials = ThreadPoolExecutor(_OVERLAP, thread_name_prefix="reaper")
 
     def close(self) -> None:
@@ -107,6 +108,7 @@ class LinkDriver:
     def _session(self) -> Iterator[Session]:
         with self._pool.take() as own:
             session = Session(own, self.netns, self._masters)
+            session.hooked = self.hooked
             try:
                 yield session
             finally:

@@ -33,6 +33,7 @@ class Session:
         self.home = home
         self._sockets = {"": own}
         self._masters = {} if masters is None else masters
+        self.hooked = False  # our ends of pairs are born with a place for programs where they may
         self._index: dict[tuple[str, str], int] = {}
         self._fds: dict[str, int] = {}
         self._made: list[tuple[Any, int]] = []  # (fact, interface index)

@@ -5,15 +5,16 @@ from __future__ import annotations
 import ctypes
 import socket
 import struct
+import sys
 from collections.abc import Iterable
 
-LOAD_HALF, LOAD_BYTE, JUMP_EQUAL, GIVE = 0x28, 0x30, 0x15, 0x06  # linux/bpf_common.h
+LOAD_WORD, LOAD_HALF, LOAD_BYTE, JUMP_EQUAL, GIVE = 0x20, 0x28, 0x30, 0x15, 0x06  # linux/bpf_common.h
 _SO_ATTACH_FILTER = 26  # asm-generic/socket.h
 
 
-def big(number: int) -> int:
-    """Two bytes of the machine's order as the filter loads them: in network order."""
-    return int.from_bytes(struct.pack("=H", number), "big")
+def big(number: int, size: int = 2) -> int:
+    """So many bytes of the machine's order as the filter loads them: in network order."""
+    return int.from_bytes(number.to_bytes(size, sys.byteorder), "big")
 
 
 def pass_only(sock: socket.socket, code: Iterable[tuple[int, int, int, int]]) -> None:

@@ -23,6 +23,7 @@ def configuration(socket: Path, labels: Mapping[str, str] | None = None, **more:
     """The network configuration of the lab's pods on the node whose agent listens on ``socket``."""
     config: dict[str, Any] = {"cniVersion": VERSION, "name": "netplane", "type": "netplane"}
     config["socket"] = str(socket)
+    config["capabilities"] = {"bandwidth": True}  # as `netplane install` declares it
     if labels:
         pairs = [{"key": key, "value": value} for key, value in labels.items()]
         config["args"] = {"cni": {"labels": pairs}}

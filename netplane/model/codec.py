@@ -24,6 +24,7 @@ from .pods import Pod
 from .policies import NetworkPolicy
 from .services import EndpointSlice, Service
 from .storage import ConfigMap, PersistentVolume, PersistentVolumeClaim, Secret, StorageClass
+from .volumesnapshots import VolumeSnapshot, VolumeSnapshotClass, VolumeSnapshotContent
 
 __all__ = [
     "KINDS", "decode", "documents", "encode", "parse", "parse_all", "to_dict", "to_yaml", "validate",
@@ -35,6 +36,7 @@ KINDS: dict[str, type[Object]] = {
     for cls in (
         Pod, Service, EndpointSlice, Node, Namespace, Lease, Event, NetworkPolicy, ClusterNetworkPolicy,
         PersistentVolume, PersistentVolumeClaim, StorageClass, ConfigMap, Secret,
+        VolumeSnapshotClass, VolumeSnapshot, VolumeSnapshotContent,
         Allocation, Attachment,
     )
 }  # fmt: skip

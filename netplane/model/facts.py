@@ -9,6 +9,7 @@ Rule 3: two scopes may want the same fact (equal key and mark): it stays until n
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Hashable, Iterable, Mapping
 from typing import Any, ClassVar, NamedTuple, Protocol
@@ -93,7 +94,7 @@ class Link(Fact, frozen=True):
     ``kind``: bridge, veth, vxlan, macvlan, or "" for a link that exists anyway (lo, the uplink) and is only
     to be configured. ``options`` are the kind's own, as (name, value) pairs sorted by name:
     bridge: vlan_filtering, promisc, …; macvlan: link (in our namespace), mode;
-    veth: peer, peer_netns, peer_mac, peer_mtu; vxlan: id, port, local,
+    veth: peer, peer_netns, peer_mac, peer_mtu, clsact (may be born with one); vxlan: id, port, local,
     link, learning, …; bridge port: hairpin, isolated, learning.
     """
 
@@ -253,7 +254,7 @@ class Chain(Fact, frozen=True):
     @property
     def mark(self) -> Mark:
         """Rules do not read back as written, so a chain is compared by this hash, kept in a comment."""
-        return digest(self.name, self.type, self.hook, self.priority, self.policy, *self.rules)
+        return _known(self.name, self.type, self.hook, self.priority, self.policy, *self.rules)
 
 
 class Guard(Fact, frozen=True):
@@ -306,7 +307,7 @@ class Set(Fact, frozen=True):
 
     @property
     def mark(self) -> Mark:
-        return digest(self.name, str(self.map), *self.spec)
+        return _known(self.name, str(self.map), *self.spec)
 
 
 class Element(Fact, frozen=True):
@@ -375,10 +376,10 @@ class HealthCheck(Fact, frozen=True):
 
 
 class Hook(Fact, frozen=True):
-    """The packet path's programs at both sides of a link. ``place``: pod, tunnel or wire.
+    """The packet path's programs at a link. ``place``: pod (a port of the bridge), bridge, tunnel or wire.
 
     ``barred``: what enters there never takes the fast path (a guard stands behind it); ``shaped``: what
-    leaves there goes through the link's queue, not around it.
+    leaves there goes through the link's queue, not around it; ``mac``: of the pod behind the port.
     """
 
     TYPE: ClassVar[str] = "hook"
@@ -387,6 +388,7 @@ class Hook(Fact, frozen=True):
     place: str
     barred: bool = False
     shaped: bool = False
+    mac: str = ""
 
     @property
     def key(self) -> FactKey:
@@ -399,6 +401,7 @@ class FastPath(Fact, frozen=True):
     TYPE: ClassVar[str] = "fastpath"
 
     gateway_mac: str  # frames of pods to this MAC are routed
+    bridge: str = ""  # whose ports pods are
     tunnel: str = ""  # the VXLAN device, "" without
     tunnel_mac: str = ""
     vni: int = 0
@@ -436,3 +439,9 @@ class Record(Fact, frozen=True):
 def digest(*parts: str) -> str:
     """Sixteen hex digits over the parts: short enough for a comment, wide enough not to collide."""
     return hashlib.blake2b("\0".join(parts).encode(), digest_size=8).hexdigest()
+
+
+@functools.lru_cache(maxsize=256)
+def _known(*parts: str) -> str:
+    """The same of what every pod and service wants alike."""
+    return digest(*parts)

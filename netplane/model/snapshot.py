@@ -21,6 +21,7 @@ from .own import Allocation, Attachment
 from .pods import Pod
 from .services import EndpointSlice, Service
 from .storage import PersistentVolume, PersistentVolumeClaim
+from .volumesnapshots import VolumeSnapshot, VolumeSnapshotContent
 
 T = TypeVar("T", bound=Object)
 Slot = tuple[str, str]  # (namespace, name)
@@ -74,6 +75,22 @@ def _by_pod(o: Any) -> Iterable[str]:
     return [f"{o.namespace}/{r.name}" for r in owners if r.kind == Pod.KIND and r.controller]
 
 
+def _by_source(o: Any) -> Iterable[str]:
+    """ "KIND/NAMESPACE/NAME" of what a claim's data is to be a copy of."""
+    source = o.spec.data_source_ref or o.spec.data_source
+    return (f"{source.get('kind')}/{o.namespace}/{source.get('name')}",) if isinstance(source, dict) else ()
+
+
+def _snapshot_of(o: Any) -> Iterable[str]:
+    name = o.spec.source.persistent_volume_claim_name
+    return (f"{o.namespace}/{name}",) if name else ()
+
+
+def _in_content(o: Any) -> Iterable[str]:
+    source, status = o.spec.source, o.status
+    return {source.volume_snapshot_content_name, status.bound_volume_snapshot_content_name} - {""}
+
+
 _bytes = lru_cache(maxsize=4096)(parse_quantity)
 
 
@@ -102,7 +119,10 @@ INDEXES: dict[str, dict[str, Callable[[Any], Iterable[str]]]] = {
     PersistentVolumeClaim.KIND: {
         "volume": lambda o: (o.spec.volume_name,),
         "pod": _by_pod,
+        "source": _by_source,
     },
+    VolumeSnapshot.KIND: {"claim": _snapshot_of, "content": _in_content},
+    VolumeSnapshotContent.KIND: {"volume": lambda o: (o.spec.source.volume_handle,)},
     Service.KIND: {"selector": _by_selector, "refused": _refused, "ejects": _ejects},
     Node.KIND: {"refused": _refused},
     Allocation.KIND: {"holder": _by_holder, "cidr": lambda o: ("",) if "/" in o.spec.value else ()},
@@ -130,6 +150,7 @@ RANKS: dict[str, dict[str, Callable[[Any], Ranked | None]]] = {
 
 _EMPTY: Map[Any, Any] = Map()
 _NONE = Ordered()
+_NOTHING: frozenset[str] = frozenset()
 
 
 class Snapshot:
@@ -244,9 +265,11 @@ class Snapshot:
     def _reindexed(self, kind: str, slot: Slot, old: Any, new: Any) -> Any:
         index = self._index
         for name, values in INDEXES.get(kind, {}).items():
+            before = set(values(old)) if old is not None else _NOTHING
+            after = set(values(new)) if new is not None else _NOTHING
+            if not (before or after):
+                continue
             table = index.get((kind, name), _EMPTY)
-            before = set(values(old)) if old is not None else set()
-            after = set(values(new)) if new is not None else set()
             for value in before - after:
                 table = _unfiled(table, value, slot)
             for value in after:

@@ -14,69 +14,61 @@ from typing import ClassVar
 from .facts import Fact, FactKey, Mark
 
 
-class Directory(Fact, frozen=True):
+class Placed(Fact, frozen=True):
+    """A fact that its path names."""
+
+    path: str
+
+    @property
+    def key(self) -> FactKey:
+        return (self.TYPE, self.path)
+
+
+class Directory(Placed, frozen=True):
     """A directory; ``mode`` is exact, whatever the umask. Beneath our root it goes with its content."""
 
     TYPE: ClassVar[str] = "directory"
 
-    path: str
     mode: int = 0o755
     uid: int = 0
     gid: int = 0
 
-    @property
-    def key(self) -> FactKey:
-        return ("directory", self.path)
 
-
-class Image(Fact, frozen=True):
+class Image(Placed, frozen=True):
     """A sparse file that backs a volume, with a file system in it that has ``size`` bytes of room."""
 
     TYPE: ClassVar[str] = "image"
 
-    path: str
     size: int  # bytes
     fstype: str = "ext4"
 
-    @property
-    def key(self) -> FactKey:
-        return ("image", self.path)
 
-
-class Data(Fact, frozen=True):
+class Data(Placed, frozen=True):
     """The data of a provisioned volume. Made when absent, grown to its size; its content is a user's.
 
     ``backend``: directory, image, btrfs or tmpfs (storageplane.backends); ``size`` in bytes is
-    enforced by all but the first. ``fstype`` is an image's, "" for raw blocks (``block``).
+    enforced by all but the first. ``fstype`` is an image's, "" for raw blocks (``block``). ``source``:
+    the path of what it is first to be a copy of.
     """
 
     TYPE: ClassVar[str] = "data"
 
-    path: str
     mode: int = 0o777
     backend: str = "directory"
     size: int = 0
     fstype: str = ""
     block: bool = False
     overcommit: bool = False
-
-    @property
-    def key(self) -> FactKey:
-        return ("data", self.path)
+    source: str = ""
 
 
-class Erase(Fact, frozen=True):
+class Erase(Placed, frozen=True):
     """The data of a released volume is to go, and then the PersistentVolume of that name and UID."""
 
     TYPE: ClassVar[str] = "erase"
 
-    path: str
     volume: str
     uid: str
-
-    @property
-    def key(self) -> FactKey:
-        return ("erase", self.path)
 
 
 class HostPath(Fact, frozen=True):
@@ -103,7 +95,7 @@ class File(Fact, frozen=True):
         return f"File({self.path!r}, {self.mode:#o}, {len(self.content)} bytes)"
 
 
-class Payload(Fact, frozen=True):
+class Payload(Placed, frozen=True):
     """Files that appear and change together, in the layout of kubelet's atomic writer.
 
     ``gid``: fsGroup, which then owns and may read them; None: root's. ``memory``: secrets, on tmpfs only.
@@ -111,14 +103,9 @@ class Payload(Fact, frozen=True):
 
     TYPE: ClassVar[str] = "payload"
 
-    path: str
     files: tuple[File, ...]
     gid: int | None = None
     memory: bool = True
-
-    @property
-    def key(self) -> FactKey:
-        return ("payload", self.path)
 
     @property
     def mark(self) -> Mark:
@@ -131,18 +118,21 @@ class Payload(Fact, frozen=True):
         return (self.gid, digest.hexdigest())
 
 
-class Ownership(Fact, frozen=True):
+class Device(Placed, frozen=True):
+    """A block device beneath the root that is an image's loop device, for a pod's volumeDevices."""
+
+    TYPE: ClassVar[str] = "device"
+
+    image: str
+
+
+class Ownership(Placed, frozen=True):
     """fsGroup: the group of everything in a volume. ``always``: also when the root already fits."""
 
     TYPE: ClassVar[str] = "ownership"
 
-    path: str
     gid: int
     always: bool = True
-
-    @property
-    def key(self) -> FactKey:
-        return ("ownership", self.path)
 
 
 class SubPath(Fact, frozen=True):
@@ -159,7 +149,7 @@ class SubPath(Fact, frozen=True):
         return ("subpath", self.source, self.path)
 
 
-class Point(Fact, frozen=True):
+class Point(Placed, frozen=True):
     """The place of a mount: an empty directory, or an empty file where ``source`` is no directory.
 
     ``sub``: what is shown is this path in the source, as in `Mount`.
@@ -167,14 +157,9 @@ class Point(Fact, frozen=True):
 
     TYPE: ClassVar[str] = "point"
 
-    path: str
     source: str
     sub: str = ""
     follow: bool = False
-
-    @property
-    def key(self) -> FactKey:
-        return ("point", self.path)
 
 
 class Mount(Fact, frozen=True):
@@ -307,6 +292,30 @@ class Grow(Fact, frozen=True):
         return ("grow", self.volume)
 
 
+class OfContent(Fact, frozen=True):
+    """A fact that a VolumeSnapshotContent names; ``driver``: whose it is."""
+
+    content: str
+    uid: str
+    driver: str
+
+    @property
+    def key(self) -> FactKey:
+        return (self.TYPE, self.content)
+
+
+class Capture(OfContent, frozen=True):
+    """The snapshot of a VolumeSnapshotContent is to be taken, or found, and the content to say so."""
+
+    TYPE: ClassVar[str] = "capture"
+
+
+class Discard(OfContent, frozen=True):
+    """The snapshot behind a VolumeSnapshotContent is to be deleted, and then the content let go."""
+
+    TYPE: ClassVar[str] = "discard"
+
+
 class Veiled(str):
     """Text that is used and never shown."""
 
@@ -316,15 +325,10 @@ class Veiled(str):
         return "'***'"
 
 
-class Scrub(Fact, frozen=True):
+class Scrub(Placed, frozen=True):
     """What lies in a released hostPath volume of policy Recycle is to go; then the volume is free again."""
 
     TYPE: ClassVar[str] = "scrub"
 
-    path: str
     volume: str
     uid: str
-
-    @property
-    def key(self) -> FactKey:
-        return ("scrub", self.path)

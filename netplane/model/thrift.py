@@ -40,9 +40,12 @@ def thrifty(obj: Object) -> None:
 def _share(part: Any, fields: tuple[str, ...]) -> None:
     for field in fields:
         value = getattr(part, field)
-        try:
-            known = _EMPTY if value == {} else _known.setdefault(value, value)
-        except TypeError:  # there is a list or a map in it
-            continue
+        if type(value) is dict:
+            known = value or _EMPTY
+        else:
+            try:
+                known = _known.setdefault(value, value)
+            except TypeError:  # there is a list or a map in it
+                continue
         if known is not value and type(known) is type(value):
             force_setattr(part, field, known)

@@ -99,6 +99,8 @@ def projected(path: str, source: Any) -> Iterator[Fault]:
             yield f"{where}.name", "required"
         if have[0] == "service_account_token":
             yield from relative(f"{where}.serviceAccountToken.path", one.path)
+            if not 600 <= one.expiration_seconds <= 1 << 32:
+                yield f"{where}.serviceAccountToken.expirationSeconds", "600 (ten minutes) to 2^32"
 
 
 def recursive_read_only(path: str, mount: Any) -> Iterator[Fault]:

@@ -41,6 +41,7 @@ class PolicyRoom:
     def __init__(self, node: str) -> None:
         self.node = node
         self._index: tuple[object, object, Index] | None = None
+        self._idle = True  # there has never been a policy, so nothing of any pod is held
         self._selecting: dict[tuple[str, str], tuple[object, object, object, tuple[Policy, ...]]] = {}
 
     # --- what an event touches ----------------------------------------------------------------------
@@ -52,6 +53,11 @@ class PolicyRoom:
             yield from (Scope(ROOM, ADDRESS + a) for a, _ in local(snapshot, self.node))
             yield from (Scope(ROOM, GROUP + key) for key in self.index(snapshot).groups)
             return
+        if self._idle:
+            named = isinstance(event.object, NetworkPolicy | ClusterNetworkPolicy)
+            self._idle = not (named or self.index(snapshot).policies)
+            if self._idle and isinstance(event.object, Pod | Attachment):
+                return
         found: dict[Scope, None] = {}
         for name in self._touched(event, snapshot):
             found[Scope(ROOM, name)] = None

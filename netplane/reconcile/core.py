@@ -7,6 +7,7 @@ the snapshot at once), and call `sync` when they must know the outcome before th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 from ..model.base import Key, Object
@@ -110,6 +111,10 @@ class Core:
             return
         for error in self._rooms.settle(wanted, before).values():
             raise error
+
+    def aside(self) -> AbstractContextManager[None]:
+        """Around an edge's writes and `sync`: what these touch beside is queued at the end, in one go."""
+        return self._rooms.aside()
 
     def sweep(self, ours: Callable[[FactKey], bool]) -> None:
         """Remove those facts that nobody wants of which ``ours`` says so (after `load`)."""

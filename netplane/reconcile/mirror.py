@@ -138,11 +138,11 @@ class Mirror:
     def _relist(self, objects: list[Object], revision: int) -> None:
         """Compare a full list with what is known; what is known newer (our own writes) stays."""
         with self._lock:
-            listed = {obj.key for obj in objects}
+            gone = set(self.snapshot.keys()).difference(obj.key for obj in objects)
             events = [self._apply(obj, False, obj.revision) for obj in objects]
-            for key in list(self.snapshot.keys()):
+            for key in gone:
                 known = self.snapshot.find(key)
-                if key not in listed and known is not None and known.revision <= revision:
+                if known is not None and known.revision <= revision:
                     events.append(self._apply(known, True, revision))
             self._brought = revision
             first = not self.snapshot.synced

@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable
 from ..model.facts import Scope
 
 FIRST_BACKOFF, LAST_BACKOFF = 0.1, 30.0  # seconds
+FOREVER = float("inf")
 SOON = 0.01  # seconds: what is gathered, and so to be done at once
 
 
@@ -21,6 +22,7 @@ class Queue:
         self._due: dict[Scope, float] = {}
         self._heap: list[tuple[float, Scope]] = []
         self._tries: dict[Scope, int] = {}
+        self._asleep = 0.0  # until when `take` sleeps unless it is woken; 0: it does not
         self.taken = 0  # taken, and not done before the next `take`
         self._closed = False
 
@@ -33,7 +35,7 @@ class Queue:
             if due < self._due.get(scope, float("inf")):
                 self._due[scope] = due
                 heapq.heappush(self._heap, (due, scope))
-                self._changed.notify()
+                self._wake(due)
 
     def add_all(self, scopes: Collection[Scope], delay: float) -> None:
         """Add scopes that one change touches: they come due together, and `take` does not part them."""
@@ -44,6 +46,12 @@ class Queue:
                 if due < self._due.get(scope, float("inf")):
                     self._due[scope] = due
                     heapq.heappush(self._heap, (due, scope))
+            self._wake(due)
+
+    def _wake(self, due: float) -> None:
+        """A thread that is up in time is not woken: waking costs whoever asks more than all else here."""
+        if due < self._asleep:
+            self._asleep = 0.0
             self._changed.notify()
 
     def drop(self, scopes: Iterable[Scope]) -> None:
@@ -76,8 +84,9 @@ class Queue:
                 self.taken = len(taken)
                 if taken or (give_up is not None and now >= give_up):
                     return taken
-                waits = [t - now for t in (give_up, self._heap[0][0] if self._heap else None) if t]
-                self._changed.wait(min(waits) if waits else None)
+                self._asleep = min(give_up or FOREVER, self._heap[0][0] if self._heap else FOREVER)
+                self._changed.wait(None if self._asleep == FOREVER else self._asleep - now)
+                self._asleep = 0.0
             return []
 
     def _pop_due(self, now: float, limit: int) -> list[Scope]:

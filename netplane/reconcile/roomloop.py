@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 CHUNK = 2000  # scopes in one transaction: a cold start of 30,000 services goes in steps
 LEISURE = 100  # scopes that are compared between two looks at what is due
 GATHER = 0.001  # seconds: events that come together are worked on together
+ASIDE = 0.01  # seconds that what an edge's writes touch beside its own scopes may wait for more of it
 RESYNC = 3600.0  # seconds between full comparisons with the kernel
 DOUBT = 5.0  # seconds at least between full comparisons after refusals
 NOBODY = -1  # facts of a type that no driver here takes
@@ -50,6 +51,7 @@ class RoomLoop:
         self.passed = threading.Event()  # the first full pass is through
         self._snapshot = snapshot
         self._promised: set[Scope] = set()  # held by an edge that has not rendered them yet
+        self._edge = threading.local()  # .aside: what the writes of this thread touch, in `aside`
         self._freed = threading.Condition()
         self._resynced = float("-inf")
         self._observe = True
@@ -79,8 +81,27 @@ class RoomLoop:
         if self._observer is not None:
             self._observer.noticed(events)
         touched = {s: None for e in events for room in self.rooms.values() for s in room.scopes(e, snapshot)}
-        if due := [s for s in touched if s not in self._promised]:  # else nobody need wake
+        due = [s for s in touched if s not in self._promised]
+        aside: dict[Scope, None] | None = getattr(self._edge, "aside", None)
+        if aside is not None:
+            aside.update(dict.fromkeys(due))
+        elif due:  # else nobody need wake
             self.queue.add_all(due, GATHER)
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """What this thread's writes touch is left to the loop at the end, but for what it settled itself."""
+        if getattr(self._edge, "aside", None) is not None:
+            yield
+            return
+        touched: dict[Scope, None] = {}
+        self._edge.aside = touched
+        try:
+            yield
+        finally:
+            self._edge.aside = None
+            if touched:
+                self.queue.add_all(touched.keys(), ASIDE)
 
     def full_pass(self) -> None:
         """Everything again: observe the drivers, render every scope, sweep.
@@ -137,7 +158,7 @@ class RoomLoop:
         with self._holding(scopes):
             if before is not None:
                 self._promise(scopes, before)
-            self.queue.drop(scopes)  # before the snapshot: what comes later is queued again
+            self._drop(scopes)  # before the snapshot: what comes later is queued again
             rendered, failures = self._render(scopes, self._snapshot())
             for settler, shares in zip(self.settlers, self._shares(rendered), strict=True):
                 known = settler.ledger.knows
@@ -174,6 +195,12 @@ class RoomLoop:
         """How long the oldest change waits that is due, or is being worked on; in seconds."""
         began = self._began
         return max(self.queue.overdue(), time.monotonic() - began if began else 0.0)
+
+    def _drop(self, scopes: Sequence[Scope]) -> None:
+        self.queue.drop(scopes)
+        aside: dict[Scope, None] = getattr(self._edge, "aside", None) or {}
+        for scope in scopes:
+            aside.pop(scope, None)
 
     def _promise(self, scopes: Sequence[Scope], before: Callable[[], object]) -> None:
         self._promised.update(scopes)

@@ -90,7 +90,7 @@ def tokens(backends: Iterable[Backend]) -> dict[Backend, int]:
 
 
 def _hash(backend: Backend) -> int:
-    text = f"{backend.address} {backend.port}".encode()
+    text = "{} {}".format(*backend).encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=4).digest(), "big") % (TOKENS - 1) + 1
 
 
@@ -117,7 +117,7 @@ def endpoints(
         token = names[backend]
         yield Element(f"svc-tokens{name}", (*place, slot), (priority(token),))
         known = priority(token | local * LOCAL)
-        yield Element(f"svc-sticky{name}", (*place, known), (backend.address, backend.port))
+        yield Element(f"svc-sticky{name}", (*place, known), backend)
 
 
 def _client(first: Frontend) -> str:

@@ -63,19 +63,12 @@ def base(cluster_cidrs: tuple[str, ...], service_cidrs: tuple[str, ...]) -> Iter
     yield Chain("svc-nat-postrouting", tuple(_postrouting()), "nat", "postrouting", SRCNAT)
 
 
-def ways(family: str, protocol: str, count: int, outside: bool) -> Iterator[Fact]:
-    """What a frontend of so many endpoints needs: its chains, and the element that leads there.
+@lru_cache(maxsize=4096)
+def way(family: str, protocol: str, kind: int, count: int) -> tuple[Fact, ...]:
+    """The chain of one class, and the element that leads there. Raises Invalid for too many endpoints.
 
     Services with equal counts want equal facts, so the last one takes them away.
     """
-    yield from way(family, protocol, LB, count)
-    if outside:
-        yield from way(family, protocol, EXT, count)
-
-
-@lru_cache(maxsize=4096)
-def way(family: str, protocol: str, kind: int, count: int) -> tuple[Fact, ...]:
-    """The chain of one class, and the element that leads there. Raises Invalid for too many endpoints."""
     if count > MOST:
         raise Invalid(f"{count} endpoints of one service port; it can be {MOST} at most")
     chain = external(family, protocol, count) if kind == EXT else spread(family, protocol, kind, count)
@@ -91,11 +84,6 @@ def klass(kind: int, count: int) -> str:
 def endpoints(family: str, protocol: str) -> str:
     """The name of the map (address . port . slot) → (address . port)."""
     return f"svc-endpoints{WORDS[family][0]}-{protocol}"
-
-
-def balance(family: str, protocol: str, count: int) -> Chain:
-    """The chain that spreads new flows over ``count`` slots."""
-    return spread(family, protocol, LB, count)
 
 
 def spread(family: str, protocol: str, kind: int, count: int) -> Chain:

@@ -154,5 +154,5 @@ def _pairs(ejected: Ejected) -> Iterator[tuple[str, Backend, str]]:
 
 
 def place(backend: Backend) -> str:
-    address = f"[{backend.address}]" if ":" in backend.address else backend.address
-    return f"{address}:{backend.port}"
+    address, port = backend
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"

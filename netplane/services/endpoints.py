@@ -21,9 +21,7 @@ from .topology import Hints, hints, nearest
 READY, DRAINING = 2, 1
 
 
-class Backend(NamedTuple):
-    address: str
-    port: int
+Backend = tuple[str, int]  # address and port: no NamedTuple, which Python's collector never lets go of
 
 
 class Choice(NamedTuple):
@@ -44,20 +42,23 @@ def choose(
     here: set[Backend] = set()
     nearby: set[str] = set()
     for number, endpoint in _candidates(slices, port, family):
-        # they are interchangeable: kube-proxy's choice
-        backend = Backend(canonical(endpoint.addresses[0]), number)
-        states[backend] = max(states.get(backend, 0), _state(endpoint))
+        address = canonical(endpoint.addresses[0])  # they are interchangeable: kube-proxy's choice
+        backend = (address, number)
+        state = _state(endpoint)
+        if state >= states.get(backend, 0):
+            states[backend] = state
         if endpoint.hints is not None and endpoint.ready:
             hinted[backend] = hints(endpoint.hints)
-        if endpoint.node_name == node:
+        where = endpoint.node_name
+        if where == node:
             here.add(backend)
-        if endpoint.node_name in (node, ""):
-            nearby.add(backend.address)
+        if not where or where == node:
+            nearby.add(address)
     ours = {backend: states[backend] for backend in here}
     cluster = _best(states)
     if len(hinted) == len(cluster):  # every ready one has hints, or nobody is ready
         cluster = tuple(sorted(nearest(hinted, node, zone))) if hinted else cluster
-    return Choice(cluster, _best(ours), tuple(sorted(nearby)), tuple(sorted({b.address for b in here})))
+    return Choice(cluster, _best(ours), tuple(sorted(nearby)), tuple(sorted({at for at, _ in here})))
 
 
 def _candidates(

@@ -99,10 +99,11 @@ def _notes(
     room: ServicesRoom, service: Service, frontend: Frontend, choice: Choice, client: str, local: bool
 ) -> Iterator[str]:
     for backend, why in sorted(room.ejected.get(f"{service.namespace}/{service.name}", {}).items()):
-        if family(backend.address) == family(frontend.address):
+        address, port = backend
+        if family(address) == family(frontend.address):
             tried = backend in (choice.local if local else choice.cluster)
             words = "would be out of rotation, but most endpoints fail" if tried else "is out of rotation"
-            yield f"{backend.address} port {backend.port} {words}: {why}"
+            yield f"{address} port {port} {words}: {why}"
     if service.spec.session_affinity == "ClientIP":
         yield "session affinity: a client keeps its endpoint"
     outside = frontend.external and not local and not frontend.mesh

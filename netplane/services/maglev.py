@@ -58,6 +58,6 @@ def table(backends: tuple[Backend, ...], size: int) -> tuple[Backend, ...]:
 
 
 def _preference(backend: Backend, size: int) -> tuple[int, int]:
-    digest = hashlib.blake2b(f"{backend.address} {backend.port}".encode(), digest_size=16).digest()
+    digest = hashlib.blake2b("{} {}".format(*backend).encode(), digest_size=16).digest()
     offset, skip = (int.from_bytes(half, "big") for half in (digest[:8], digest[8:]))
     return offset % size, skip % (size - 1) + 1

@@ -53,7 +53,7 @@ def facts(family: str, backends: Iterable[Backend]) -> Iterator[Fact]:
     digit = WORDS[family][0]
     for backend in backends:
         for name in (TRIED, ANSWERED, REFUSED):
-            yield Element(f"{name}{digit}", tuple(backend))
+            yield Element(f"{name}{digit}", backend)
 
 
 def read(counts: Counts) -> dict[Backend, Count]:
@@ -63,5 +63,5 @@ def read(counts: Counts) -> dict[Backend, Count]:
         tried, answered, refused = (counts(f"{name}{digit}") for name in (TRIED, ANSWERED, REFUSED))
         for item, (packets, _) in tried.items():
             others = (held.get(item, (0, None))[0] for held in (answered, refused))
-            found[Backend(*item)] = Count(packets, *others)
+            found[item] = Count(packets, *others)
     return found

@@ -37,10 +37,12 @@ IMMUTABLE: dict[str, tuple[str, ...]] = {
     "Node": ("spec.pod_cidr", "spec.pod_cidrs"),
     "PersistentVolumeClaim": (
         "spec.volume_name", "spec.storage_class_name", "spec.access_modes", "spec.volume_mode",
-        "spec.selector",
+        "spec.selector", "spec.data_source", "spec.data_source_ref",
     ),
     "PersistentVolume": ("spec.claim_ref.name", "spec.claim_ref.namespace", "spec.volume_mode"),
     "StorageClass": ("provisioner", "parameters", "reclaim_policy", "volume_binding_mode"),
+    "VolumeSnapshot": ("spec.source",),
+    "VolumeSnapshotContent": ("spec.source", "spec.driver", "spec.source_volume_mode"),
 }  # fmt: skip
 
 

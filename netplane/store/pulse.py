@@ -17,8 +17,9 @@ from pathlib import Path
 from inotify_simple import INotify, flags
 
 LOOKS = (0.0, 0.001, 0.004, 0.015, 0.04, 0.1)  # seconds after the last event
+FEWER = (0.0, 0.015, 0.04, 0.1)  # the same while the writes are most likely our own
 CLOSEST = 0.001  # a burst of writes costs one look per this many seconds
-CALM = 0.01  # the same while the writes are most likely our own
+CALM = 0.01  # seconds that events gather while the writes are most likely our own
 SAFETY = 1.0  # seconds; finds a file that went away or came back
 WITHOUT_INOTIFY = 0.02
 MASK = (
@@ -82,11 +83,12 @@ class Pulse:
             ready = {fd for fd, _ in poll.poll(wait * 1000)}
             if self._stop in ready:
                 return
-            if ready and self._own() and self._ended(CALM):
+            own = bool(ready) and self._own()
+            if own and self._ended(CALM):
                 return
             at = time.monotonic()
             if ready and self._relevant():
-                due = [at + after for after in LOOKS if at + after >= last + CLOSEST]
+                due = [at + after for after in (FEWER if own else LOOKS) if at + after >= last + CLOSEST]
             elif ready:
                 continue
             if due and due[0] > time.monotonic():

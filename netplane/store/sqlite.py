@@ -233,9 +233,10 @@ class SqliteStore:
                     db.execute("ROLLBACK")
                 raise
         self._wrote = time.monotonic()
-        if self._fresh and self._fresh[0] == self._head + 1:
-            self._head = self._fresh[-1]  # nothing of others' in between: not worth a look
-        if not all(watch.informed for watch in self._watches):
+        others = bool(self._fresh) and self._fresh[0] != self._head + 1
+        if self._fresh:
+            self._head = self._fresh[-1]
+        if others or not all(watch.informed for watch in self._watches):
             self._announce()
 
     # --- reading and waking ------------------------------------------------------------------

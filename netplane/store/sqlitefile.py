@@ -45,11 +45,24 @@ class Handle:
         self._inode: tuple[int, int] | None = None
         self._closed = False
 
-    @contextlib.contextmanager
-    def use(self) -> Iterator[sqlite3.Connection]:
-        """The connection, opened again if the file was replaced. Raises Unavailable, Invalid."""
-        with self._lock, translated(self.path):
-            yield self._current()
+    def use(self) -> Handle:
+        """For `with`: the connection, opened again if the file was replaced. Raises Unavailable, Invalid."""
+        return self
+
+    def __enter__(self) -> sqlite3.Connection:
+        self._lock.acquire()
+        try:
+            return self._current()
+        except BaseException as exc:
+            self._lock.release()
+            if isinstance(exc, sqlite3.Error | OSError):
+                raise meaning(self.path, exc) from exc
+            raise
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        self._lock.release()
+        if isinstance(error, sqlite3.Error | OSError):
+            raise meaning(self.path, error) from error
 
     def close(self) -> None:
         with self._lock:
@@ -82,16 +95,21 @@ def translated(path: str) -> Iterator[None]:
     """SQLite's and the system's errors as ours."""
     try:
         yield
-    except sqlite3.Error as exc:
-        code = (getattr(exc, "sqlite_errorcode", 0) or 0) & 0xFF
-        if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-            raise Invalid(
-                f"store {path} is damaged or not a netplane store ({exc}): move it away and start again; "
-                "agents write their own objects anew, manifests must be applied again"
-            ) from exc
-        raise Unavailable(f"store {path}: {exc}") from exc
-    except OSError as exc:
-        raise Unavailable(f"store {path}: {exc.strerror or exc}") from exc
+    except (sqlite3.Error, OSError) as exc:
+        raise meaning(path, exc) from exc
+
+
+def meaning(path: str, error: sqlite3.Error | OSError) -> Invalid | Unavailable:
+    """What one of SQLite's or of the system's errors means to a caller."""
+    if isinstance(error, OSError):
+        return Unavailable(f"store {path}: {error.strerror or error}")
+    code = (getattr(error, "sqlite_errorcode", 0) or 0) & 0xFF
+    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+        return Invalid(
+            f"store {path} is damaged or not a netplane store ({error}): move it away and start again; "
+            "agents write their own objects anew, manifests must be applied again"
+        )
+    return Unavailable(f"store {path}: {error}")
 
 
 def create(path: str) -> None:

@@ -15,6 +15,7 @@ with ``machine = look(root)``, taken once and again when it matters (it is the o
 data is then the fact ``Data(path="volumes/NAME", backend=…, size=…, fstype=…)``, and a driver says
 
     ensure(root, data)      make it, or let it grow to data.size; done already: fine
+    fill(root, data)        make it a copy of data.source
     erase(root, data.path)  remove it, whatever its backend was
     room(root)              bytes that may still be promised: what is free, less what images may yet take
 
@@ -36,7 +37,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from netplane.model.errors import Invalid
+from netplane.model.errors import Invalid, Unavailable
 from netplane.model.facts import Fact
 from netplane.model.storage_facts import Data, Directory, Mount
 
@@ -157,6 +158,53 @@ def ensure(root: Path, data: Data) -> None:
             images.grow_unmounted(data.fstype, backend.content(here))
 
 
+def fill(root: Path, data: Data) -> None:
+    """Make the data a copy of its source; done already: fine. Raises KernelError (ENOENT, ENOSPC)."""
+    if data.backend == "directory":
+        _fill_directory(root, data)
+        return
+    tree.make(root, data.path, 0o711)
+    with locked(root, data.path):
+        here, backend = place(root, data), BACKENDS[data.backend]
+        backend.copy(Place(root, data.source, data.size, data.fstype, data.block), here)
+
+
+def refuse_crowding(root: Path, data: Data) -> None:
+    """Raises Unavailable when a copy of an image would take room that other volumes were promised.
+
+    Where the disk shares blocks a copy takes none at first.
+    """
+    try:
+        need = os.stat(root / data.source / "image").st_blocks * 512
+    except FileNotFoundError:
+        return
+    have = room(root)
+    if need > have and not images.shares_blocks(root):
+        said = f"ResourceExhausted: a copy takes {need} bytes and {have} of disk are not promised yet"
+        raise Unavailable(f"{said}; free some")
+
+
+def _fill_directory(root: Path, data: Data) -> None:
+    """Beside it first, and moved to its name when whole."""
+    if (root / data.path).exists():
+        return
+    fresh = _fresh(data.path)
+    tree.remove(root, fresh)
+    tree.make(root, fresh, 0o700)
+    tree.make(root, os.path.dirname(data.path), 0o755)
+    images.copy_tree(root / data.source, root / fresh)
+    with (
+        tree.parent(root, fresh) as (source, old),
+        tree.parent(root, data.path) as (target, new),
+        tree.translated(f"copy to {data.path}"),
+    ):
+        os.rename(old, new, src_dir_fd=source, dst_dir_fd=target)
+
+
+def _fresh(path: str) -> str:
+    return f"copies/{os.path.basename(path)}"
+
+
 def grow_shown(root: Path, data: Data, target: str) -> None:
     """After `ensure` let it grow, what is mounted at ``target`` takes it. Raises KernelError."""
     BACKENDS[data.backend].grow_shown(place(root, data), target)
@@ -176,6 +224,8 @@ def erase(root: Path, path: str) -> None:
     for backend in BACKENDS.values():
         backend.let_go(here)
     tree.remove(root, path)
+    if os.path.lexists(root / _fresh(path)):  # a copy that was cut off
+        tree.remove(root, _fresh(path))
 
 
 def shown(data: Data, target: str) -> tuple[tuple[Fact, ...], str]:

@@ -9,15 +9,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from netplane.model.base import Object
+from netplane.model.errors import NetplaneError
 from netplane.model.nodes import Node
 from netplane.model.pods import Pod
 from netplane.model.snapshot import Snapshot
 from netplane.model.storage import PersistentVolume, PersistentVolumeClaim, StorageClass
+from netplane.model.volumesnapshots import VolumeSnapshot, VolumeSnapshotContent
 
 from .. import names
-from . import match, reclaim, steps
+from . import contents, match, reclaim, snapshots, sources, steps
 
-KINDS = ("PersistentVolume", "PersistentVolumeClaim", "StorageClass", "Pod", "Node")
+KINDS = (
+    "PersistentVolume", "PersistentVolumeClaim", "StorageClass", "Pod", "Node", "VolumeSnapshot",
+    "VolumeSnapshotContent",
+)  # fmt: skip
 WIDTH = 16
 
 
@@ -31,6 +36,10 @@ class Describer:
             return _claim(obj, snapshot)
         if isinstance(obj, PersistentVolume):
             return _volume(obj, snapshot)
+        if isinstance(obj, VolumeSnapshot):
+            return _snapshot(obj, snapshot)
+        if isinstance(obj, VolumeSnapshotContent):
+            return _content(obj, snapshot)
         return _class(obj, snapshot) if isinstance(obj, StorageClass) else ()
 
 
@@ -43,6 +52,8 @@ def _claim(claim: PersistentVolumeClaim, snapshot: Snapshot) -> Iterator[str]:
     yield _line("Used By", ", ".join(p.name for p in pods))
     if claim.deleting and names.PVC_PROTECTION in claim.metadata.finalizers:
         yield _line("Held", "it goes when no pod that was placed names it any more")
+    if sources.named(claim)[0]:
+        yield _line("Copy of", _copied(claim, snapshot))
     if claim.status.phase == "Bound":
         return
     yield _line("Default class", default.name if (default := match.default_class(snapshot)) else "")
@@ -50,6 +61,36 @@ def _claim(claim: PersistentVolumeClaim, snapshot: Snapshot) -> Iterator[str]:
     yield "Volumes:" if reasons else _line("Volumes", "")
     wide = max((len(name) for name, _ in reasons), default=0)
     yield from (f"  {name:<{wide}}  {why or 'fits; it is about to be taken'}" for name, why in reasons)
+
+
+def _copied(claim: PersistentVolumeClaim, snapshot: Snapshot) -> str:
+    words = "{} {}".format(*sources.named(claim))
+    if claim.spec.volume_name:
+        return words if sources.served(claim, snapshot) else f"{words}, being copied"
+    try:
+        sources.find(claim, snapshot)
+    except NetplaneError as exc:
+        return f"{words}: {exc}"
+    return words
+
+
+def _snapshot(found: VolumeSnapshot, snapshot: Snapshot) -> Iterator[str]:
+    users = snapshots.restoring(found, snapshot)
+    yield _line("Restoring to", ", ".join(users))
+    if found.deleting and users:
+        yield _line("Held", "it goes when these claims have their data")
+    content = snapshots.content_of(found, snapshot)
+    if content is not None:
+        stays = content.spec.deletion_policy == "Retain"
+        yield _line("Its data", "stays when it is deleted" if stays else "goes with it")
+
+
+def _content(content: VolumeSnapshotContent, snapshot: Snapshot) -> Iterator[str]:
+    ref = content.spec.volume_snapshot_ref
+    found = snapshot.get(VolumeSnapshot, ref.namespace, ref.name)
+    bound = found is not None and contents.means(content, found)
+    yield _line("Bound", "yes" if bound else f"no: VolumeSnapshot {ref.namespace}/{ref.name} is another")
+    yield _line("Lies on", content.metadata.annotations.get(names.SNAPSHOT_HOST, ""))
 
 
 def _volume(volume: PersistentVolume, snapshot: Snapshot) -> Iterator[str]:
@@ -66,6 +107,8 @@ def _volume(volume: PersistentVolume, snapshot: Snapshot) -> Iterator[str]:
             if match.fits_node(volume.spec.node_affinity, n.name, snapshot)
         )
         yield _line("Nodes", ", ".join(sorted(fits)))
+    if not sources.whole(volume):
+        yield _line("Being copied", f"from {volume.metadata.annotations[names.SOURCE]}")
     if names.LOST in volume.metadata.annotations:
         yield _line("Given up", f"with node {volume.metadata.annotations[names.LOST]}")
     if volume.status.phase in ("Released", "Failed"):

@@ -22,7 +22,7 @@ COMPONENT = "storageplane"
 CALM = frozenset((
     "WaitForFirstConsumer", "WaitForPodScheduled", "ExternalProvisioning", "FailedBinding",
     "ProvisioningSucceeded", "Resizing", "FileSystemResizeRequired", "VolumeResizeSuccessful",
-    "VolumeRecycled", "Provisioning",
+    "VolumeRecycled", "Provisioning", "CreatingSnapshot", "SnapshotReady",
 ))  # fmt: skip
 Said = tuple[str, str]  # (reason, message)
 
@@ -51,10 +51,10 @@ def forget(namespace: str, name: str, slots: tuple[str, ...], snapshot: Snapshot
             yield Delete(key)
 
 
-def about(event: Event) -> str:
-    """ "NAMESPACE/NAME" of the claim that an Event of ours speaks of, or ""."""
+def about(event: Event, kind: str = "PersistentVolumeClaim") -> str:
+    """ "NAMESPACE/NAME" of the claim (or other kind) that an Event of ours speaks of, or ""."""
     ref = event.involved_object
-    ours = event.source.component == COMPONENT and ref.kind == "PersistentVolumeClaim"
+    ours = event.source.component == COMPONENT and ref.kind == kind
     return f"{ref.namespace}/{ref.name}" if ours else ""
 
 

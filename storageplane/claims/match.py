@@ -214,6 +214,12 @@ def mismatch(volume: PersistentVolume, claim: PersistentVolumeClaim) -> str:
     return f"does not offer {', '.join(missing)}" if missing else ""
 
 
+def hostname(node: str, snapshot: Snapshot) -> str:
+    """A node's hostname label; a node without an object has its name."""
+    found = snapshot.get(Node, "", node)
+    return found.labels.get(names.HOSTNAME, node) if found else node
+
+
 def fits_node(affinity: VolumeNodeAffinity | None, node: str, snapshot: Snapshot) -> bool:
     """Whether the volume can be reached from a node. A node without an object has its hostname label."""
     if affinity is None or affinity.required is None:

@@ -12,13 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from netplane.model.base import ObjectMeta
 from netplane.model.changes import Event, Put, Write
-from netplane.model.errors import Invalid
+from netplane.model.errors import Invalid, Unavailable
 from netplane.model.facts import Scope
-from netplane.model.nodes import Node
 from netplane.model.snapshot import Snapshot
 from netplane.model.storage import (
     LocalSource,
@@ -34,7 +33,7 @@ from netplane.model.storage import (
 from netplane.model.storage_facts import Data
 
 from .. import backends, names
-from . import match, steps
+from . import match, sources, steps
 from .events import note
 from .scopes import claim_scopes, static
 from .steps import annotated, reference
@@ -42,6 +41,13 @@ from .steps import annotated, reference
 
 def volume_name(claim: PersistentVolumeClaim) -> str:
     return f"pvc-{claim.metadata.uid}"
+
+
+class Wish(NamedTuple):
+    """What is to be made for a claim; ``source``: as a copy of what."""
+
+    choice: backends.Choice
+    source: sources.Source | None = None
 
 
 class Site(Protocol):
@@ -105,27 +111,38 @@ class Provisioner:
         claim = snapshot.get(PersistentVolumeClaim, namespace, name)
         if claim is None:
             return []
-        if self._done(claim, snapshot):
+        volume = snapshot.get(PersistentVolume, "", volume_name(claim))
+        if volume is not None and self._made(volume, claim):
             done = f"Successfully provisioned volume {volume_name(claim)}"
-            return list(note(claim, "provision", ("ProvisioningSucceeded", done), snapshot))
+            said = note(claim, "provision", ("ProvisioningSucceeded", done), snapshot)
+            return list(said) if sources.whole(volume) else []
         cls = match.class_of(claim, snapshot)
         if cls is None or not self._wanted(claim, cls, snapshot):
             return []
-        refusal = refused(claim, cls)
         try:
-            choice = self._choice(cls)
-            refusal = refusal or self._room(claim, choice, snapshot)
-        except Invalid as exc:
-            refusal = refusal or f"StorageClass {cls.name}: {exc}"
-        if refusal:
-            return list(note(claim, "provision", ("ProvisioningFailed", refusal), snapshot))
-        return steps.together(self._steps(claim, cls, choice, snapshot))
+            wish = self._wish(claim, cls, snapshot)
+        except (Invalid, Unavailable) as exc:
+            return list(note(claim, "provision", ("ProvisioningFailed", str(exc)), snapshot))
+        return steps.together(self._steps(claim, cls, wish, snapshot)) if wish else []
 
-    def _done(self, claim: PersistentVolumeClaim, snapshot: Snapshot) -> bool:
-        volume = snapshot.get(PersistentVolume, "", volume_name(claim))
-        return (
-            volume is not None and is_ours(volume, self.root) and match.refers(volume.spec.claim_ref, claim)
-        )
+    def _made(self, volume: PersistentVolume, claim: PersistentVolumeClaim) -> bool:
+        return is_ours(volume, self.root) and match.refers(volume.spec.claim_ref, claim)
+
+    def _wish(self, claim: PersistentVolumeClaim, cls: StorageClass, snapshot: Snapshot) -> Wish | None:
+        """What is to be made; None when it is another node's to make. Raises Invalid, Unavailable."""
+        refusal = refused(claim, cls)
+        if refusal:
+            raise Invalid(refusal)
+        source = sources.find(claim, snapshot)
+        if source is not None and source.host not in ("", match.hostname(self.node, snapshot)):
+            if match.consumer_node(claim, snapshot) == self.node:
+                raise Invalid(f"{source.words} lies on node {source.host}, its pod is on {self.node}")
+            return None
+        choice = self._choice(cls, claim.spec.volume_mode == "Block", source)
+        lacks = self._room(claim, choice, snapshot)
+        if lacks:
+            raise Unavailable(lacks)
+        return Wish(choice, source)
 
     def _wanted(self, claim: PersistentVolumeClaim, cls: StorageClass, snapshot: Snapshot) -> bool:
         if cls.provisioner not in self.provisioners or claim.deleting or claim.spec.volume_name:
@@ -135,12 +152,22 @@ class Provisioner:
         place = match.consumer_node(claim, snapshot)
         return place == self.node or (not place and not match.waits(claim, snapshot))
 
-    def _choice(self, cls: StorageClass) -> backends.Choice:
+    def _choice(self, cls: StorageClass, block: bool, source: sources.Source | None) -> backends.Choice:
         """The backend of a class. Raises Invalid for parameters that are wrong or cannot be had here."""
         default = "" if cls.provisioner == names.LOCAL else "directory"
-        if default and not cls.parameters:
+        asked = source.fstype if source else ""
+        if source is not None:
+            default = source.backend
+            for key, have in (("backend", source.backend), ("fsType", source.fstype)):
+                if cls.parameters.get(key, have) != have:
+                    what = f"{source.words} is {have or 'without one'}; use a class that says so, or nothing"
+                    raise Invalid(f"StorageClass {cls.name}: parameters[{key}]: {what}")
+        if default == "directory" and not (cls.parameters or block):
             return backends.Choice(default, "", False)
-        return backends.choose(cls.parameters, False, self.site.machine(), default=default)
+        try:
+            return backends.choose(cls.parameters, block, self.site.machine(), asked, default)
+        except Invalid as exc:
+            raise Invalid(f"StorageClass {cls.name}: {exc}") from None
 
     def _room(self, claim: PersistentVolumeClaim, choice: backends.Choice, snapshot: Snapshot) -> str:
         """Why the claim's size cannot be had, or ""."""
@@ -166,24 +193,20 @@ class Provisioner:
         return draws == backends.BACKENDS[backend].draws
 
     def _steps(
-        self, claim: PersistentVolumeClaim, cls: StorageClass, choice: backends.Choice, snapshot: Snapshot
+        self, claim: PersistentVolumeClaim, cls: StorageClass, wish: Wish, snapshot: Snapshot
     ) -> Iterator[Write]:
         asked = {names.STORAGE_PROVISIONER: cls.provisioner}
         if match.waits(claim, snapshot):
             asked[names.SELECTED_NODE] = self.node
         if not asked.items() <= claim.metadata.annotations.items():
             yield steps.put(annotated(claim, asked))
-        yield Put(self.volume(claim, cls, choice, self._hostname(snapshot)), 0)
-
-    def _hostname(self, snapshot: Snapshot) -> str:
-        found = snapshot.get(Node, "", self.node)
-        return found.labels.get(names.HOSTNAME, self.node) if found else self.node
+        yield Put(self.volume(claim, cls, wish, match.hostname(self.node, snapshot)), 0)
 
     def volume(
-        self, claim: PersistentVolumeClaim, cls: StorageClass, choice: backends.Choice, hostname: str
+        self, claim: PersistentVolumeClaim, cls: StorageClass, wish: Wish, hostname: str
     ) -> PersistentVolume:
         """The volume of a claim, already prebound to it."""
-        name = volume_name(claim)
+        name, (choice, source) = volume_name(claim), wish
         asked, size = claim.spec.resources.requests["storage"], match.requested(claim)
         whole = backends.rounded(size)
         notes = {
@@ -193,13 +216,16 @@ class Provisioner:
             names.BACKEND: choice.backend,
         }
         if choice.backend == "image":
-            notes[names.GROWN] = str(whole)
+            notes[names.GROWN] = str(source.size if source else whole)
+        if source is not None:
+            notes[names.SOURCE] = source.path
         if choice.overcommit:
             notes[names.OVERCOMMIT] = "true"
         meta = ObjectMeta(name=name, annotations=notes, finalizers=(names.PV_PROTECTION, names.DATA))
         spec = PersistentVolumeSpec(
             capacity={"storage": str(whole) if choice.enforced and whole != size else asked},
             access_modes=claim.spec.access_modes,
+            volume_mode=claim.spec.volume_mode,
             persistent_volume_reclaim_policy=cls.reclaim_policy,
             storage_class_name=cls.name,
             mount_options=cls.mount_options,
@@ -217,13 +243,16 @@ def backend_of(volume: PersistentVolume) -> str:
 def data_of(volume: PersistentVolume) -> Data:
     """The data that one of our volumes is to have."""
     path, backend = f"{names.FILESYSTEM_DIR}/{volume.name}", backend_of(volume)
+    source = "" if sources.whole(volume) else volume.metadata.annotations[names.SOURCE]
     if backend == "directory":
-        return Data(path=path)
+        return Data(path=path, source=source)
     return Data(
         path=path,
         backend=backend,
         size=backends.rounded(match.capacity(volume)),
         fstype=volume.spec.local.fs_type if volume.spec.local else "",
+        block=volume.spec.volume_mode == "Block",
+        source=source,
         overcommit=names.OVERCOMMIT in volume.metadata.annotations,
     )
 
@@ -236,17 +265,8 @@ def on_host(hostname: str) -> VolumeNodeAffinity:
 
 def refused(claim: PersistentVolumeClaim, cls: StorageClass) -> str:
     """Why no volume of ours can be what this claim asks for, or ""."""
-    if claim.spec.volume_mode == "Block":
-        return "spec.volumeMode Block: use Filesystem, or a class of the CSI driver csi.storageplane.io"
     if claim.spec.selector is not None:
         return "spec.selector: dynamic provisioning knows no selectors; remove it or bind statically"
-    source = claim.spec.data_source_ref or claim.spec.data_source
-    if source is not None:
-        kind = source.get("kind", "") if isinstance(source, dict) else ""
-        return (
-            f"spec.dataSource: {kind or 'a source'}: these volumes are not cloned or restored: use a class "
-            "of the CSI driver csi.storageplane.io"
-        )
     if claim.spec.volume_attributes_class_name:
         return "spec.volumeAttributesClassName: these volumes have no attributes to modify; remove it"
     if cls.allowed_topologies:

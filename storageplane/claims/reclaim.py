@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Protocol
 
+from netplane.model import codec
 from netplane.model.base import Key, Object
 from netplane.model.changes import Event, Put, Write
 from netplane.model.errors import Conflict, KernelError, NetplaneError, Unavailable
@@ -24,26 +24,16 @@ from netplane.model.snapshot import Snapshot
 from netplane.model.storage import RECLAIM_POLICIES, PersistentVolume, PersistentVolumeClaim
 from netplane.model.storage_facts import Data, Erase, Scrub
 
-from .. import backends, names
-from ..host import growth, tree
-from . import events, steps
+from .. import names
+from ..host import growth, progress, tree
+from ..host.trash import Trash
+from . import events, sources, steps
+from .copies import PATIENCE, TRASH, Copies, say
 from .match import fits_node
 from .provision import backend_of, data_of, is_ours
 from .scopes import volume_scopes
 from .steps import annotated, owner, phased, unbound, without
-
-TRIES = 10
-
-
-class Writer(Protocol):
-    """The part of a store that the removal needs."""
-
-    def get(self, key: Key) -> Object | None: ...
-    def put(self, obj: Any, expect: int | None = None) -> Object: ...
-    def delete(self, key: Key, expect: int | None = None) -> Object: ...
-
-
-Timed = Callable[[str, str], AbstractContextManager[object]]  # (operation, plugin): measures a block
+from .writer import TRIES, Timed, Writer
 
 
 def holds(claim: Object | None, volume: PersistentVolume) -> bool:
@@ -175,6 +165,8 @@ class Volumes:
         if not is_ours(volume, self.root) or not self._here(volume, snapshot):
             return []
         if released(volume, claimed):
+            if sources.copied_to(volume, snapshot):
+                return []
             path = f"{names.FILESYSTEM_DIR}/{volume.name}"
             return [Erase(path=path, volume=volume.name, uid=volume.metadata.uid)]
         return [] if volume.deleting else [data_of(volume)]
@@ -192,7 +184,8 @@ class Volumes:
 class VolumeData:
     """The driver of `Data`, `Erase` and `Scrub`.
 
-    ``in_use(path)`` names who has the data published here, or ""; ``timed`` measures what takes long. It
+    ``in_use(path)`` names who has the data published here, or ""; ``timed`` measures what takes long;
+    ``grace``: seconds for which deleted data stays in the trash. It
     observes nothing on purpose: what is observed and wanted by nobody is swept, and data never is.
     """
 
@@ -201,33 +194,61 @@ class VolumeData:
     parallel = False
 
     def __init__(
-        self, root: str | Path, store: Writer, in_use: Callable[[str], str], timed: Timed | None = None
+        self,
+        root: str | Path,
+        store: Writer,
+        in_use: Callable[[str], str],
+        timed: Timed | None = None,
+        grace: float = 0.0,
     ) -> None:
         self.root = Path(root)
+        self.trash = Trash(self.root, TRASH, grace)
         self.store = store
         self.in_use = in_use
         self.timed: Timed = timed or (lambda *_: nullcontext())
+        self._copies = Copies(self.root, store, self.trash, self.timed)
 
     def observe(self) -> Mapping[FactKey, Mark]:
         return {}
 
     def apply(self, plan: Plan) -> None:
         """Raises Unavailable while a volume is published, Conflict (decide again), KernelError."""
-        for fact in (*plan.add, *plan.change):
-            if isinstance(fact, Data):
-                self.grow(fact)
-            elif isinstance(fact, Erase):
-                self._erase(fact)
-            elif isinstance(fact, Scrub):
-                self._scrub(fact)
+        facts = (*plan.add, *plan.change)
+        patience = PATIENCE if len(facts) == 1 else 0
+        copying = [fact for fact in facts if not self._copies.done(fact, patience)]
+        for fact in facts:
+            if fact not in copying:
+                self._do(fact)
+        if copying and len(facts) > 1:
+            raise Conflict("some of these volumes are being copied, to be looked at one by one")
+        if copying:
+            raise Unavailable(f"{copying[0].path}: being copied from {copying[0].source}")
+
+    def _do(self, fact: Data | Erase | Scrub) -> None:
+        if isinstance(fact, Data) and not fact.source:
+            self.grow(fact)
+        elif isinstance(fact, Erase):
+            self._erase(fact)
+        elif isinstance(fact, Scrub):
+            self._scrub(fact)
+
+    # --- growth, removal ------------------------------------------------------------------------------
 
     def grow(self, fact: Data) -> None:
         """Make the data or let it grow, and note when the file system in it has the size."""
-        with self.timed("volume_provision", fact.backend):
+        key, told = Key(PersistentVolume.KIND, "", os.path.basename(fact.path)), []
+
+        def tell(work: progress.Work) -> None:
+            told.append(work)
+            say(self.store, key, "Provisioning", f"{work.program}: {work}")
+
+        with self.timed("volume_provision", fact.backend), progress.telling(0, tell):
             done = growth.ensure(self.root, fact)
+        if told:
+            say(self.store, key, "ProvisioningSucceeded", f"Successfully provisioned volume {key.name}")
         if fact.backend != "image" or not done:
             return
-        volume = self.store.get(Key(PersistentVolume.KIND, "", os.path.basename(fact.path)))
+        volume = self.store.get(key)
         if not isinstance(volume, PersistentVolume):
             return
         if int(volume.metadata.annotations.get(names.GROWN, "0")) < fact.size:
@@ -261,9 +282,11 @@ class VolumeData:
         user = self.in_use(str(self.root / fact.path))
         if user:
             raise Unavailable(f"PersistentVolume {fact.volume}: in use by {user}; unpublish it first")
+        if self._copies.busy(fact.path, PATIENCE):
+            raise Unavailable(f"PersistentVolume {fact.volume}: it is still being copied; it goes after that")
         try:
             with self.timed("volume_delete", backend_of(volume)):
-                backends.erase(self.root, fact.path)
+                self.trash.take(fact.path, lambda: codec.encode(volume).decode())
         except KernelError as exc:
             failed = phased(volume, "Failed", str(exc), "VolumeFailedDelete")
             self.store.put(failed, expect=volume.revision)

@@ -15,6 +15,7 @@ from netplane.model.nodes import Node
 from netplane.model.pods import Pod
 from netplane.model.snapshot import Snapshot
 from netplane.model.storage import PersistentVolume, PersistentVolumeClaim, StorageClass
+from netplane.model.volumesnapshots import VolumeSnapshot
 
 from .. import names
 from . import match
@@ -56,12 +57,17 @@ def _claims_of(event: Event, snapshot: Snapshot) -> Iterator[str]:
     obj, states = event.object, [o for o in event if o is not None]
     if isinstance(obj, PersistentVolumeClaim):
         yield match.claim_key(obj)
+        copies = snapshot.by(PersistentVolumeClaim, "source", f"{obj.KIND}/{obj.namespace}/{obj.name}")
+        yield from (match.claim_key(c) for c in copies)
     elif isinstance(obj, PersistentVolume):
         yield from {_ref(o) for o in states} - {""}
         yield from (match.claim_key(c) for c in snapshot.by(PersistentVolumeClaim, "volume", obj.name))
     elif isinstance(obj, Pod):
         for pod in states:
             yield from claims_of_pod(pod)  # type: ignore[arg-type]
+    elif isinstance(obj, VolumeSnapshot):
+        waiting = snapshot.by(PersistentVolumeClaim, "source", f"{obj.KIND}/{obj.namespace}/{obj.name}")
+        yield from (match.claim_key(c) for c in waiting)
     elif isinstance(obj, StorageClass):
         waiting = _unbound(snapshot)
         yield from (match.claim_key(c) for c in waiting if c.spec.storage_class_name in (None, obj.name))
@@ -78,6 +84,9 @@ def _volumes_of(event: Event, snapshot: Snapshot) -> Iterator[str]:
     obj, states = event.object, [o for o in event if o is not None]
     if isinstance(obj, PersistentVolume):
         yield obj.name
+        copied = obj.metadata.annotations.get(names.SOURCE, "")
+        if copied.startswith(f"{names.FILESYSTEM_DIR}/"):  # it may go when its copy is whole
+            yield copied.rpartition("/")[2]
     elif isinstance(obj, PersistentVolumeClaim):
         yield from {o.spec.volume_name for o in states} - {""}  # type: ignore[attr-defined]
         yield from (v.name for v in snapshot.by(PersistentVolume, "claim", match.claim_key(obj)))

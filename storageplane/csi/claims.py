@@ -14,9 +14,11 @@ from netplane.model.facts import Facts, Scope
 from netplane.model.snapshot import Snapshot
 from netplane.model.storage import PersistentVolume, PersistentVolumeClaim, StorageClass
 from netplane.model.storage_facts import Grow, Provision, Withdraw
+from netplane.model.volumesnapshots import VolumeSnapshotContent
 
 from .. import names
 from ..claims import match
+from ..claims.capture import content_scopes, due
 from ..claims.reclaim import holds, released
 from ..claims.scopes import claim_scopes, volume_scopes
 from ..claims.steps import owner
@@ -32,8 +34,9 @@ class CsiVolumes:
         self.drivers = drivers
 
     def scopes(self, event: Event | None, snapshot: Snapshot) -> Iterable[Scope]:
+        contents = content_scopes(self.name, event, snapshot)
         claims = claim_scopes(self.name, event, snapshot)
-        return {*claims, *volume_scopes(self.name, event, snapshot)}
+        return {*claims, *volume_scopes(self.name, event, snapshot), *contents}
 
     def render(self, scope: Scope, snapshot: Snapshot) -> Facts:
         kind, _, name = scope.name.partition("/")
@@ -41,6 +44,9 @@ class CsiVolumes:
             namespace, _, name = name.partition("/")
             claim = snapshot.get(PersistentVolumeClaim, namespace, name)
             return self._wanted(claim, snapshot) if claim else []
+        if kind == "content":
+            content = snapshot.get(VolumeSnapshotContent, "", name)
+            return self._snapshot(content, snapshot) if content else []
         volume = snapshot.get(PersistentVolume, "", name)
         return self._due(volume, snapshot) if volume else []
 
@@ -67,6 +73,11 @@ class CsiVolumes:
         if volume.deleting or size <= match.capacity(volume):
             return []
         return [Grow(volume=volume.name, uid=volume.metadata.uid, driver=driver, size=size)]
+
+    def _snapshot(self, content: VolumeSnapshotContent, snapshot: Snapshot) -> Facts:
+        host = content.metadata.annotations.get(names.SNAPSHOT_HOST)
+        elsewhere = host is not None and host != match.hostname(self.node, snapshot)
+        return [] if content.spec.driver not in self.drivers or elsewhere else due(content, snapshot)
 
     def driver_of(self, volume: PersistentVolume) -> str:
         """The driver that made it, if it is one of ours to call."""

@@ -237,10 +237,14 @@ class Depot:
                 sync_folder(self.home(new.id))
                 sync_folder(self.data)
 
+    def _called(self, name: str) -> str:
+        found = self.peek(self.volumes, name)
+        return found.name if found is not None else ""
+
     def drop(self, name: str) -> None:
         """Remove the data; gone already: fine. Raises KernelError(EBUSY) while anything is mounted in it."""
         if self.trash.keeps or not tree.pruned(self.root, f"csi/data/{name}", ("tree",)):
-            self.trash.take(f"csi/data/{name}")
+            self.trash.take(f"csi/data/{name}", lambda: self._called(name))
         self._save_spare()
 
 

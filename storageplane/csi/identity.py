@@ -5,10 +5,11 @@ from __future__ import annotations
 from importlib.metadata import version
 from typing import Any
 
+from .. import names
 from .depot import Depot
 from .protocol import message, number
 
-DRIVER = "csi.storageplane.io"
+DRIVER = names.CSI
 TOPOLOGY = "topology.storageplane.io/node"
 _SERVICES = (
     "CONTROLLER_SERVICE", "VOLUME_ACCESSIBILITY_CONSTRAINTS", "GROUP_CONTROLLER_SERVICE",

@@ -33,6 +33,21 @@ class Intent(msgspec.Struct, frozen=True, kw_only=True):
     handle: str = ""
 
 
+class Asked(msgspec.Struct, frozen=True, kw_only=True):
+    """What CreateSnapshot is asked. ``secret``: namespace and name; ``handle``: the answer, "" before it."""
+
+    content: str
+    driver: str
+    volume: str
+    parameters: dict[str, str] = {}
+    secret: tuple[str, str] = ("", "")
+    handle: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.content.replace("snapcontent-", "snapshot-", 1)
+
+
 class Attached(msgspec.Struct, frozen=True, kw_only=True):
     """One volume of one driver on this node; paths are absolute."""
 
@@ -49,9 +64,14 @@ def attached(root: str | Path) -> Shelf[Attached]:
     return Shelf(Path(root) / FOLDER / "attached", Attached, advice)
 
 
+def snapshots(root: str | Path) -> Shelf[Asked]:
+    advice = "it was damaged; look for that snapshot at its driver, then remove the file"
+    return Shelf(Path(root) / FOLDER / "snapshots", Asked, advice)
+
+
 def damaged(root: str | Path) -> list[str]:
     """What is wrong with each of these records that cannot be read."""
-    return [*Intents(root).damaged(), *attached(root).damaged()]
+    return [*Intents(root).damaged(), *attached(root).damaged(), *snapshots(root).damaged()]
 
 
 class Intents:

@@ -1,4 +1,5 @@
-"""The driver of `Provision`, `Withdraw` and `Grow`: volumes made, deleted and grown at CSI drivers.
+"""The driver of `Provision`, `Withdraw`, `Grow`: volumes made, deleted and grown at CSI drivers; and of
+`Capture` and `Discard`, snapshots taken and deleted there (`snapshotting`).
 
 Rule 1: the intent first (`intents`), then CreateVolume, then the PersistentVolume, then the intent goes.
         What is observed at start is the intents: one that a claim still wants is carried on with, any
@@ -20,15 +21,18 @@ from netplane.model.base import Key, amend
 from netplane.model.errors import Conflict, Invalid, NetplaneError, NotFound, Unavailable
 from netplane.model.facts import Fact, FactKey, Mark, Plan
 from netplane.model.storage import PersistentVolume, PersistentVolumeClaim, StorageClass
-from netplane.model.storage_facts import Grow, Provision, Withdraw
+from netplane.model.storage_facts import Capture, Discard, Grow, Provision, Withdraw
 
 from .. import names
-from ..claims.reclaim import Writer, holds, released
+from ..claims import events
+from ..claims.reclaim import holds, released
 from ..claims.steps import phased, without
+from ..claims.writer import Writer
 from . import shape
 from .attach import Attachments
 from .client import Client, Clients
 from .intents import Intent, Intents
+from .origin import origin
 from .snapshotting import Snapshotting
 
 TRIES = 10
@@ -37,7 +41,7 @@ UNFINISHED = "unfinished"
 
 class CsiProvisioning:
     name = "csi"
-    accepts: tuple[type[Fact], ...] = (Provision, Withdraw, Grow)
+    accepts: tuple[type[Fact], ...] = (Provision, Withdraw, Grow, Capture, Discard)
     parallel = False
 
     def __init__(self, root: Path, node: str, store: Writer, clients: Clients | None = None) -> None:
@@ -49,7 +53,10 @@ class CsiProvisioning:
         self._snapshots = Snapshotting(root, store, self._clients)
 
     def observe(self) -> Mapping[FactKey, Mark]:
-        return {("provision", intent.name): UNFINISHED for intent in self._intents.all()}
+        volumes: dict[FactKey, Mark] = {
+            ("provision", intent.name): UNFINISHED for intent in self._intents.all()
+        }
+        return volumes | {("capture", name): UNFINISHED for name in self._snapshots.unfinished()}
 
     def apply(self, plan: Plan) -> None:
         """Everything is tried; the first error is raised. Invalid, Conflict, Unavailable, KernelError."""
@@ -64,15 +71,39 @@ class CsiProvisioning:
 
     def _do(self, one: Any) -> None:
         if isinstance(one, Provision):
-            self._provision(one)
+            self._told(one)
         elif isinstance(one, Withdraw):
             self._withdraw(one)
         elif isinstance(one, Grow):
             self._grow(one)
+        elif isinstance(one, Capture):
+            self._snapshots.capture(one.content, one.uid)
+        elif isinstance(one, Discard):
+            self._snapshots.discard(one.content, one.uid)
         elif one[0] == "provision":
             self._take_back(str(one[1]))
+        elif one[0] == "capture":
+            self._snapshots.take_back(str(one[1]))
 
     # --- make -------------------------------------------------------------------------------------
+
+    def _told(self, fact: Provision) -> None:
+        """Provision, and tell whoever looks at the claim what came of it."""
+        try:
+            self._provision(fact)
+        except NetplaneError as exc:
+            self._say(fact, ("ProvisioningFailed", str(exc)))
+            raise
+        self._say(fact, ("ProvisioningSucceeded", f"Successfully provisioned volume {fact.key[1]}"))
+
+    def _say(self, fact: Provision, said: events.Said) -> None:
+        claim = self._store.get(Key("PersistentVolumeClaim", fact.namespace, fact.claim))
+        if claim is None or claim.metadata.uid != fact.uid:
+            return
+        told = self._store.get(events.key_of(claim, "provision"))
+        if (getattr(told, "reason", ""), getattr(told, "message", "")) != said:
+            with suppress(NetplaneError):
+                self._store.put(events.told(claim, "provision", said))
 
     def _provision(self, fact: Provision) -> None:
         claim = self._store.get(Key("PersistentVolumeClaim", fact.namespace, fact.claim))
@@ -84,7 +115,7 @@ class CsiProvisioning:
         client = self._clients.get(fact.driver)
         intent = self._intents.get(str(fact.key[1]))
         if intent is None:
-            intent = self._intents.write(shape.intent(claim, cls, self._source(claim)))
+            intent = self._intents.write(shape.intent(claim, cls, origin(claim, cls, self._store)))
         made = self._created(client, intent)
         intent = self._intents.write(msgspec.structs.replace(intent, handle=made.volume_id))
         volume = shape.volume(claim, cls, made, (self._hostname(), client))
@@ -213,20 +244,6 @@ class CsiProvisioning:
                 else:
                     self._store.delete(fresh.key, expect=fresh.revision)
         raise Unavailable(f"{volume.key}: deleted at its driver, but others keep writing to the object")
-
-    def _source(self, claim: PersistentVolumeClaim) -> tuple[str, str]:
-        """What a claim is to be a copy of, as ("volume" or "snapshot", handle)."""
-        kind, name = shape.source_of(claim)
-        if not name:
-            return ("", "")
-        if kind == "VolumeSnapshot":
-            return ("snapshot", self._snapshots.find(claim.namespace, name).handle)
-        other = self._store.get(Key("PersistentVolumeClaim", claim.namespace, name))
-        bound = other.spec.volume_name if isinstance(other, PersistentVolumeClaim) else ""
-        volume = self._store.get(Key(PersistentVolume.KIND, "", bound)) if bound else None
-        if not isinstance(volume, PersistentVolume) or volume.spec.csi is None:
-            raise Unavailable(f"{claim.key}: dataSource {name} is not bound to a volume of a CSI driver")
-        return ("volume", volume.spec.csi.volume_handle)
 
     def _hostname(self) -> str:
         found = self._store.get(Key("Node", "", self._node))

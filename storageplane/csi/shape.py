@@ -133,16 +133,6 @@ def on_node(host: str) -> VolumeNodeAffinity:
     )
 
 
-def source_of(claim: PersistentVolumeClaim) -> tuple[str, str]:
-    """(kind, name) of what a claim is to be a copy of; ("", "") for nothing. Raises Invalid."""
-    source = claim.spec.data_source or claim.spec.data_source_ref
-    if not source:
-        return ("", "")
-    if source.get("kind") not in ("PersistentVolumeClaim", "VolumeSnapshot") or not source.get("name"):
-        raise Invalid(f"{claim.key}: spec.dataSource: name a PersistentVolumeClaim or a VolumeSnapshot")
-    return (str(source["kind"]), str(source["name"]))
-
-
 # --- secrets ----------------------------------------------------------------------------------------
 
 

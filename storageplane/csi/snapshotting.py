@@ -1,117 +1,167 @@
-"""Snapshots of claims' volumes at other people's drivers, kept by name on this node.
+"""Snapshots at other people's drivers: taken, found, and deleted for VolumeSnapshotContents.
 
-A claim's ``dataSource`` of kind VolumeSnapshot names one of these; the record takes the object's place.
-
-Rule 1: the record is written before CreateSnapshot and removed after DeleteSnapshot, and the name asked of
-        the driver follows from namespace and name: a call cut off is made again and finishes.
-Rule 2: a snapshot is ready when its driver says so; until then nothing is made from it.
+Rule 1: what is to be asked is on record before CreateSnapshot, until the content in the store says the
+        handle. So whatever step a crash falls on, either the store knows the snapshot, or a record does.
+Rule 2: a snapshot is ready when its driver says so; until then it is asked again, since CSI tells no event.
+Rule 3: a handle that was never answered is learned by the same call made again.
 """
 
 from __future__ import annotations
 
-import hashlib
-import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import msgspec
+from netplane.model.base import Key, amend
+from netplane.model.errors import Invalid, NetplaneError, NotFound, Unavailable
+from netplane.model.volumesnapshots import (
+    ContentStatus,
+    SnapshotError,
+    VolumeSnapshotClass,
+    VolumeSnapshotContent,
+)
 
-from netplane.model.base import Key
-from netplane.model.errors import Conflict, Invalid, NotFound, Unavailable
-from netplane.model.storage import PersistentVolume, PersistentVolumeClaim
-
-from ..claims.reclaim import Writer
-from ..host.durable import Shelf
-from .client import Clients
-from .intents import FOLDER
-
-ADVICE = "it was damaged; look for that snapshot at its driver, then remove the file"
-PATIENCE = 120.0  # seconds until a snapshot must be ready
-
-
-class Taken(msgspec.Struct, frozen=True, kw_only=True):
-    """``handle``: the driver's id; "" until it has answered. ``size``: bytes to restore into."""
-
-    namespace: str
-    name: str
-    claim: str
-    driver: str
-    volume: str
-    handle: str = ""
-    size: int = 0
-    ready: bool = False
+from .. import names
+from ..claims.capture import let_go, live, say
+from ..claims.writer import Writer
+from . import shape
+from .client import Client, Clients
+from .intents import Asked, snapshots
 
 
 class Snapshotting:
-    def __init__(self, root: str | Path, store: Writer | None = None, clients: Clients | None = None) -> None:
+    """``root`` as everywhere in storageplane; records lie in ROOT/csi-client/snapshots."""
+
+    def __init__(self, root: str | Path, store: Writer, clients: Clients | None = None) -> None:
         self._store = store
         self._clients = clients or Clients(root)
-        self._shelf = Shelf(Path(root) / FOLDER / "snapshots", Taken, ADVICE)
+        self._shelf = snapshots(root)
 
-    def create(self, namespace: str, name: str, claim: str) -> Taken:
-        """A snapshot of the claim's volume, ready. Raises Invalid, Unavailable; then ask again."""
-        self._shelf.open()
-        known = self._shelf.get(_id(namespace, name))
-        if known is not None and known.claim != claim:
-            raise Conflict(f"snapshot {namespace}/{name} exists, of claim {known.claim}; use another name")
-        if known is None:
-            driver, volume = self._volume(namespace, claim)
-            known = Taken(namespace=namespace, name=name, claim=claim, driver=driver, volume=volume)
-        if not self._clients.get(known.driver).can("Controller", "CREATE_DELETE_SNAPSHOT"):
-            raise Invalid(f"CSI driver {known.driver} takes no snapshots")
-        self._shelf.put(_id(namespace, name), known)
-        give_up = time.monotonic() + PATIENCE
-        while not known.ready:
-            known = self._asked(known)
-            if not known.ready and time.monotonic() > give_up:
-                raise Unavailable(f"snapshot {namespace}/{name}: not ready after {PATIENCE:.0f} s; ask again")
-        return known
+    def unfinished(self) -> list[str]:
+        """The contents that a snapshot was asked for, and that may not know it."""
+        return [asked.content for asked in self._shelf.all()]
 
-    def _asked(self, taken: Taken) -> Taken:
-        fields = {"source_volume_id": taken.volume, "name": _id(taken.namespace, taken.name)}
-        made = self._clients.get(taken.driver).call("CreateSnapshot", **fields).snapshot
-        answered = {"handle": made.snapshot_id, "size": made.size_bytes, "ready": made.ready_to_use}
-        found: Taken = msgspec.structs.replace(taken, **answered)
-        self._shelf.put(_id(taken.namespace, taken.name), found)
-        if not found.ready:
-            time.sleep(0.5)  # CSI tells no event
-        return found
-
-    def delete(self, namespace: str, name: str) -> None:
-        """Gone already: fine. A handle that was never answered is learned by asking again."""
-        taken = self._shelf.get(_id(namespace, name))
-        if taken is None:
+    def capture(self, name: str, uid: str) -> None:
+        """Bring a content's snapshot about, and say so in it. Raises Invalid, Unavailable."""
+        content = live(self._store, name, uid)
+        if content is None or content.deleting or content.status.ready_to_use:
             return
-        if not taken.handle:
-            with suppress(NotFound):  # the volume is gone, and took what was begun with it
-                taken = self._asked(taken)
-        if taken.handle:
-            with suppress(NotFound):
-                self._clients.get(taken.driver).call("DeleteSnapshot", snapshot_id=taken.handle)
-        self._shelf.remove(_id(namespace, name))
+        try:
+            status = self._found(content) if content.spec.source.snapshot_handle else self._taken(content)
+        except NetplaneError as exc:
+            told = amend(content.status, error=SnapshotError(message=str(exc)))
+            say(self._store, content, told)
+            raise
+        say(self._store, content, status)
+        self._forget(name)
+        if not status.ready_to_use:
+            raise Unavailable(f"{content.key}: driver {content.spec.driver} says that it is not ready yet")
 
-    def all(self) -> list[Taken]:
-        return sorted(self._shelf.all(), key=lambda taken: (taken.namespace, taken.name))
+    def _taken(self, content: VolumeSnapshotContent) -> ContentStatus:
+        client = self._clients.get(content.spec.driver)
+        if not client.can("Controller", "CREATE_DELETE_SNAPSHOT"):
+            raise Invalid(f"CSI driver {content.spec.driver} takes no snapshots")
+        asked = self._shelf.get(content.name)
+        if asked is None:
+            asked = self._asked(content)
+            self._shelf.open()
+            self._shelf.put(content.name, asked)
+        try:
+            made = self._create(client, asked)
+        except Invalid:
+            self._forget(content.name)  # a final refusal leaves nothing there
+            raise
+        return _status(made)
 
-    def find(self, namespace: str, name: str) -> Taken:
-        """Raises Unavailable while there is no such snapshot, or it is not ready."""
-        taken = self._shelf.get(_id(namespace, name))
-        if taken is None or not taken.ready:
-            where = f"snapshot {namespace}/{name}"
-            raise Unavailable(f"{where} is not ready here: storageplane snapshot create CLAIM {name}")
-        return taken
+    def _asked(self, content: VolumeSnapshotContent) -> Asked:
+        spec = content.spec
+        cls = self._store.get(Key(VolumeSnapshotClass.KIND, "", spec.volume_snapshot_class_name))
+        given = cls.parameters if isinstance(cls, VolumeSnapshotClass) else {}
+        return Asked(
+            content=content.name,
+            driver=spec.driver,
+            volume=spec.source.volume_handle,
+            parameters={k: v for k, v in given.items() if not k.startswith(shape.PREFIX)},
+            secret=_secret(content),
+        )
 
-    def _volume(self, namespace: str, claim: str) -> tuple[str, str]:
-        assert self._store is not None
-        found: Any = self._store.get(Key(PersistentVolumeClaim.KIND, namespace, claim))
-        if found is None:
-            raise NotFound(f"PersistentVolumeClaim {namespace}/{claim} does not exist")
-        volume: Any = self._store.get(Key(PersistentVolume.KIND, "", found.spec.volume_name))
-        if volume is None or volume.spec.csi is None:
-            raise Invalid(f"PersistentVolumeClaim {namespace}/{claim}: its volume is not of a CSI driver")
-        return volume.spec.csi.driver, volume.spec.csi.volume_handle
+    def _create(self, client: Client, asked: Asked) -> Any:
+        """CSI's Snapshot; its handle is on record then."""
+        made = client.call(
+            "CreateSnapshot",
+            source_volume_id=asked.volume,
+            name=asked.name,
+            parameters=asked.parameters,
+            secrets=self._values(asked.secret),
+        ).snapshot
+        self._shelf.put(asked.content, amend(asked, handle=made.snapshot_id))
+        return made
+
+    def _found(self, content: VolumeSnapshotContent) -> ContentStatus:
+        """One that somebody else took; a driver that lists none is believed to have it."""
+        handle, driver = content.spec.source.snapshot_handle, content.spec.driver
+        client = self._clients.get(driver)
+        if not client.can("Controller", "LIST_SNAPSHOTS"):
+            return ContentStatus(ready_to_use=True, snapshot_handle=handle)
+        entries = client.call("ListSnapshots", snapshot_id=handle).entries
+        if not entries:
+            raise NotFound(f"spec.source.snapshotHandle: driver {driver} has no snapshot {handle}")
+        return _status(entries[0].snapshot)
+
+    # --- removing -----------------------------------------------------------------------------------
+
+    def discard(self, name: str, uid: str) -> None:
+        """Delete what a content stands for, and let the content go. Raises Invalid, Unavailable."""
+        content = live(self._store, name, uid)
+        if content is None or not content.deleting:
+            return
+        asked = self._shelf.get(name)
+        handle = content.status.snapshot_handle or (self._learned(asked) if asked else "")
+        if handle:
+            self._delete(content.spec.driver, handle, _secret(content))
+        self._forget(name)
+        let_go(self._store, content)
+
+    def take_back(self, name: str) -> None:
+        """What was asked for a content that nobody wants: deleted, unless the store knows it."""
+        asked = self._shelf.get(name)
+        if asked is None:
+            return
+        handle = self._learned(asked)
+        known: Any = self._store.get(Key(VolumeSnapshotContent.KIND, "", name))
+        if handle and not (known and known.status.snapshot_handle == handle):
+            self._delete(asked.driver, handle, asked.secret)
+        self._forget(name)
+
+    def _forget(self, name: str) -> None:
+        if self._shelf.get(name) is not None:
+            self._shelf.remove(name)
+
+    def _learned(self, asked: Asked) -> str:
+        if asked.handle:
+            return asked.handle
+        with suppress(NotFound, Invalid):  # the volume is gone, and took what was begun with it
+            return str(self._create(self._clients.get(asked.driver), asked).snapshot_id)
+        return ""
+
+    def _delete(self, driver: str, handle: str, secret: tuple[str, str]) -> None:
+        with suppress(NotFound):
+            client = self._clients.get(driver)
+            client.call("DeleteSnapshot", snapshot_id=handle, secrets=self._values(secret))
+
+    def _values(self, named: tuple[str, str]) -> dict[str, str]:
+        return shape.opened(self._store.get(Key("Secret", *named)), named) if named[1] else {}
 
 
-def _id(namespace: str, name: str) -> str:
-    return f"snapshot-{hashlib.sha256(f'{namespace}/{name}'.encode()).hexdigest()[:40]}"
+def _status(made: Any) -> ContentStatus:
+    return ContentStatus(
+        creation_time=made.creation_time.ToNanoseconds(),
+        ready_to_use=made.ready_to_use,
+        restore_size=made.size_bytes,
+        snapshot_handle=made.snapshot_id,
+    )
+
+
+def _secret(content: VolumeSnapshotContent) -> tuple[str, str]:
+    notes = content.metadata.annotations
+    return notes.get(f"{names.SNAPSHOT_SECRET}-namespace", ""), notes.get(f"{names.SNAPSHOT_SECRET}-name", "")

@@ -25,6 +25,9 @@ def ensure(root: Path, data: Data) -> bool:
     """
     begin = time.monotonic()
     backends.ensure(root, data)
+    device = loops.find(_image(root, data)) if data.block else ""
+    if device:
+        loops.resize(device)
     done = data.backend != "image" or _whole(root, data) or _online(root, data)
     took = time.monotonic() - begin
     if took > LONG:

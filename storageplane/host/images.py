@@ -8,8 +8,8 @@ Rule 2: a copy shares blocks where the file system can (reflink on xfs and btrfs
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
-import select
 import shutil
 import struct
 import subprocess
@@ -17,10 +17,11 @@ from pathlib import Path
 
 from netplane.model.errors import Invalid, KernelError, Unavailable
 
-from . import loops
+from . import loops, progress
 from .tree import translated
 
 MIB = 1 << 20
+FICLONE = 0x40049409  # linux/fs.h
 SLACK = 1 << 16  # what a file system may leave unused at its end
 SMALLEST = {"ext4": 1 * MIB, "xfs": 300 * MIB, "btrfs": 114294784, "": 4096}  # what each mkfs accepts
 _MKFS = {
@@ -36,8 +37,7 @@ _GROW = {  # the program, and whether it takes the device or the mount point
 }
 _WORDS = {"No space left": errno.ENOSPC, "Permission denied": errno.EPERM}
 OPTIONS = {"xfs": ("nouuid",)}  # mount flags: a clone has its source's UUID
-WORDS = 1 << 20  # bytes of what a program says are read
-TIMEOUT = 600.0  # seconds for one mkfs, copy or growth
+TIMEOUT = 600.0  # seconds in which a mkfs, copy or growth has written nothing
 
 
 def make(image: Path, size: int, fstype: str) -> None:
@@ -80,6 +80,21 @@ def copy(source: Path, image: Path, fstype: str) -> None:
     run("cp", "--reflink=auto", "--sparse=always", "--", str(source), str(fresh))
     _new_identity(fresh, fstype)
     _settle(fresh, image)
+
+
+def shares_blocks(folder: Path) -> bool:
+    """Whether the file system there can reflink, tried with two files that have no name."""
+    with translated(f"look at {folder}"):
+        fds = [os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600) for _ in range(2)]
+        try:
+            os.write(fds[0], bytes(4096))
+            fcntl.ioctl(fds[1], FICLONE, fds[0])
+        except OSError:
+            return False
+        finally:
+            for fd in fds:
+                os.close(fd)
+    return True
 
 
 def copy_tree(source: Path, target: Path) -> None:
@@ -169,34 +184,18 @@ def _device_size(device: str) -> int:
 
 def run(*argv: str, package: str = "", fine: tuple[int, ...] = (0,)) -> str:
     """A program's stdout. Raises KernelError with its own words, Unavailable when it is not there."""
-    with open(os.memfd_create("out"), "w+b") as out, open(os.memfd_create("err"), "w+b") as err:
-        try:
-            child = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=out, stderr=err)
-        except FileNotFoundError:
-            hint = f" (Debian: {package})" if package else ""
-            raise Unavailable(f"{argv[0]} is needed{hint}") from None
-        code = _awaited(child, f"{argv[0]} {argv[-1]}")
-        said, complained = (os.pread(file.fileno(), WORDS, 0).decode(errors="replace") for file in (out, err))
-    if code not in fine:
-        words = (complained or said).strip().splitlines()
-        number = next((n for text, n in _WORDS.items() if any(text in line for line in words)), errno.EIO)
-        raise KernelError(number, f"{argv[0]} {argv[-1]}", words[-1] if words else f"exit {code}")
-    return said
-
-
-def _awaited(child: subprocess.Popen[bytes], what: str) -> int:
-    """A child's exit code, the moment it ends: subprocess, given a timeout, looks only now and then."""
-    pidfd = os.pidfd_open(child.pid)
     try:
-        poll = select.poll()
-        poll.register(pidfd, select.POLLIN)
-        if not poll.poll(TIMEOUT * 1000):
-            child.kill()
-            child.wait()
-            raise KernelError(errno.ETIMEDOUT, what)
-    finally:
-        os.close(pidfd)
-    return child.wait()
+        done = progress.finished(argv, TIMEOUT)
+    except FileNotFoundError:
+        hint = f" (Debian: {package})" if package else ""
+        raise Unavailable(f"{argv[0]} is needed{hint}") from None
+    except subprocess.TimeoutExpired:
+        raise KernelError(errno.ETIMEDOUT, f"{argv[0]} {argv[-1]}") from None
+    if done.returncode not in fine:
+        words = (done.stderr or done.stdout).strip().splitlines()
+        code = next((n for text, n in _WORDS.items() if any(text in line for line in words)), errno.EIO)
+        raise KernelError(code, f"{argv[0]} {argv[-1]}", words[-1] if words else f"exit {done.returncode}")
+    return done.stdout
 
 
 def _settle(fresh: Path, image: Path) -> None:

@@ -25,6 +25,7 @@ from netplane.model.facts import Fact, FactKey, Mark, Plan
 from netplane.model.storage_facts import (
     CsiVolume,
     Data,
+    Device,
     Directory,
     HostPath,
     Image,
@@ -37,13 +38,26 @@ from netplane.model.storage_facts import (
 )  # fmt: skip
 
 from .. import backends
-from . import alive, atomic, attach, helper, hostpath, limited, mountinfo, ownership, subpath, syscalls, tree
+from . import (
+    alive,
+    atomic,
+    attach,
+    devices,
+    helper,
+    hostpath,
+    limited,
+    mountinfo,
+    ownership,
+    subpath,
+    syscalls,
+    tree,
+)
 
 if TYPE_CHECKING:
     from ..csi.attach import Attachments
 
 STRICT = subpath.STRICT
-_ORDER = {"mount": 0, "csi": 1, "point": 2, "directory": 3}
+_ORDER = {"mount": 0, "csi": 1, "point": 2, "device": 2, "directory": 3}
 _LIST = os.O_RDONLY | os.O_DIRECTORY
 
 
@@ -63,6 +77,7 @@ class Mounts:
         self._makers: dict[type[Fact], Callable[[Any], None]] = {
             Directory: self._directory,
             Data: lambda f: backends.ensure(self.root, f),
+            Device: lambda f: devices.make(self.root, f.path, f.image),
             HostPath: hostpath.ensure,
             Image: lambda f: limited.make(self.root / f.path, f.size),
             Payload: self._payload,
@@ -193,6 +208,8 @@ class Mounts:
                 self._unmount(path)
             elif kind == "point":
                 self._unpoint(path)
+            elif kind == "device":
+                devices.remove(self.root, path)
             elif kind == "csi":
                 self._drivers.unpublish(path)
             elif kind == "directory" and path.startswith("/"):

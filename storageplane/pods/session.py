@@ -19,11 +19,12 @@ from netplane.reconcile.base import Controller
 from netplane.store.base import Change, Store
 
 from ..claims.bind import Binder
+from ..claims.snapshots import KINDS as SNAPSHOT_KINDS
 from ..volumes.base import Context
 from . import wants
 from .publish import Publication
 
-KINDS = (*Binder.kinds, "ConfigMap", "Secret", "EndpointSlice")
+KINDS = (*Binder.kinds, *SNAPSHOT_KINDS, "ConfigMap", "Secret", "EndpointSlice")
 ROUNDS = 10_000  # of writes without an end: a bug, not a store
 REPEATS = 5  # of a publication whose objects keep changing
 

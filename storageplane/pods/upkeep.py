@@ -10,7 +10,6 @@ Rule 4: a volume for which somebody else must answer (a server, a CSI driver) ke
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import ClassVar
 
@@ -22,6 +21,7 @@ from netplane.model.pods import Pod
 from netplane.model.snapshot import Snapshot
 from netplane.model.storage import ConfigMap, Secret
 
+from ..host.errand import Errand
 from ..host.mounts import Mounts
 from ..volumes import LIVE
 from ..volumes.base import Context
@@ -154,23 +154,3 @@ class Keeper:
 
 def _waiting(pod: Pod) -> Unavailable:
     return Unavailable(f"{pod.key}: waiting for the servers of its volumes")
-
-
-class Errand:
-    """One piece of work in a thread that nobody has to wait for."""
-
-    def __init__(self, work: Callable[[], object]) -> None:
-        self.error: NetplaneError | None = None
-        self._work = work
-        self._thread = threading.Thread(target=self._run, name="errand", daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        try:
-            self._work()
-        except NetplaneError as exc:
-            self.error = exc
-
-    def done(self, patience: float) -> bool:
-        self._thread.join(patience)
-        return not self._thread.is_alive()

@@ -9,14 +9,14 @@ from netplane.model.nodes import Event
 from netplane.model.pods import Pod
 from netplane.model.snapshot import Snapshot
 from netplane.model.storage import PersistentVolume, PersistentVolumeClaim
-from netplane.model.storage_facts import HostPath, Ownership
+from netplane.model.storage_facts import Data, Device, HostPath, Ownership
 from netplane.model.volumes import HostPathSource, Volume
 
 from .. import backends, names
 from ..claims import access, match
 from ..claims.provision import data_of, is_ours
 from . import cephfs, csi, glusterfs, host_path, nfs
-from .base import Context, Prepared, owned, volume_dir
+from .base import Context, Prepared, owned, pod_dir, volume_dir
 
 
 def render(pod: Pod, volume: Volume, context: Context) -> Prepared:
@@ -42,14 +42,14 @@ def shown(place: tuple[Pod, Volume, Context], name: str, read_only: bool) -> Pre
     if found.spec.csi is not None:
         return csi.persistent(found, read_only, place)
     if found.spec.volume_mode == "Block":
-        return _block(found, read_only)
+        return _block(pod, found, read_only, context)
     return _filesystem(pod, found, read_only, context)
 
 
 def _filesystem(pod: Pod, volume: PersistentVolume, read_only: bool, context: Context) -> Prepared:
     spec = volume.spec
     if is_ours(volume, context.root):
-        data = data_of(volume)
+        data = _data(volume)
         facts, path = backends.shown(data, volume_dir(pod, "local-volume", volume.name))
         return Prepared((*facts, *_owned(pod, path, read_only)), path, read_only, home=data.path)
     if spec.host_path is not None:
@@ -59,6 +59,14 @@ def _filesystem(pod: Pod, volume: PersistentVolume, read_only: bool, context: Co
         facts = (HostPath(path=path, type="Directory"), *_owned(pod, path, read_only))
         return Prepared(facts, path, read_only, True, True)
     return _network(pod, volume, read_only, context)
+
+
+def _data(volume: PersistentVolume) -> Data:
+    """Raises Unavailable while it is being copied from somewhere."""
+    data = data_of(volume)
+    if data.source:
+        raise Unavailable(f"{volume.key} is being copied from {data.source}: its node's agent does that")
+    return data
 
 
 def _owned(pod: Pod, path: str, read_only: bool) -> tuple[Ownership, ...]:
@@ -82,8 +90,13 @@ def _network(pod: Pod, volume: PersistentVolume, read_only: bool, context: Conte
     raise Invalid(f"{volume.key}: a {volume.source} volume is not supported; use csi, local, nfs or hostPath")
 
 
-def _block(volume: PersistentVolume, read_only: bool) -> Prepared:
-    """A device of the node, for volumeDevices."""
+def _block(pod: Pod, volume: PersistentVolume, read_only: bool, context: Context) -> Prepared:
+    """A device of the node, or the loop device of an image of ours, for volumeDevices."""
+    if is_ours(volume, context.root):
+        data = _data(volume)
+        path = f"{pod_dir(pod)}/volumeDevices/kubernetes.io~local-volume/{volume.name}"
+        device = Device(path=path, image=f"{data.path}/image")
+        return Prepared((data, device), path, read_only, block=True, home=data.path)
     if volume.spec.local is None:
         raise Invalid(f"{volume.key}: volumeMode Block needs a local or csi source, not {volume.source}")
     path = volume.spec.local.path

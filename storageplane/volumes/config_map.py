@@ -17,10 +17,9 @@ from .base import Context, Prepared
 def render(pod: Pod, volume: Volume, context: Context) -> Prepared:
     source = volume.config_map
     assert source is not None
-    where, what = f"{pod.key}: volume {volume.name}", f"ConfigMap {pod.namespace}/{source.name}"
     data = content(pod.namespace, source.name, source.optional, context.snapshot)
-    found = payload.files(data, source, source.default_mode, what, where)
-    return payload.prepared(pod, volume, "configmap", found)
+    what = f"ConfigMap {pod.namespace}/{source.name}"
+    return payload.of_object((pod, volume), "configmap", what, source, data)
 
 
 def content(namespace: str, name: str, optional: bool, snapshot: Snapshot) -> Mapping[str, bytes]:

@@ -38,6 +38,15 @@ def prepared(pod: Pod, volume: Volume, plugin: str, files: Iterable[File]) -> Pr
     return Prepared(tuple(facts), path, read_only=True, fixed=True)
 
 
+def of_object(
+    place: tuple[Pod, Volume], plugin: str, what: str, source: Any, data: Mapping[str, bytes]
+) -> Prepared:
+    """The volume that shows one object; ``what``: its kind and name, for messages. Raises as `files`."""
+    pod, volume = place
+    found = files(data, source, source.default_mode, what, f"{pod.key}: volume {volume.name}")
+    return prepared(pod, volume, plugin, found)
+
+
 def _check(pod: Pod, volume: Volume, files: Mapping[str, File]) -> None:
     where = f"{pod.key}: volume {volume.name}"
     for path in files:

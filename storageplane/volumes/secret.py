@@ -17,10 +17,9 @@ from .base import Context, Prepared
 def render(pod: Pod, volume: Volume, context: Context) -> Prepared:
     source = volume.secret
     assert source is not None
-    where, what = f"{pod.key}: volume {volume.name}", f"Secret {pod.namespace}/{source.secret_name}"
     data = content(pod.namespace, source.secret_name, source.optional, context.snapshot)
-    found = payload.files(data, source, source.default_mode, what, where)
-    return payload.prepared(pod, volume, "secret", found)
+    what = f"Secret {pod.namespace}/{source.secret_name}"
+    return payload.of_object((pod, volume), "secret", what, source, data)
 
 
 def content(namespace: str, name: str, optional: bool, snapshot: Snapshot) -> Mapping[str, bytes]:

@@ -135,17 +135,24 @@ def test_a_device_that_was_made_again_gets_its_programs_back(place: str) -> None
     held.close()
 
 
-def test_devices_that_come_and_go_have_clsact_and_those_that_stay_tcx(place: str) -> None:
+@pytest.mark.parametrize("queue", ["clsact", ""], ids=lambda queue: queue or "none")
+def test_pods_have_clsact_when_they_are_born_with_it_and_what_stays_has_tcx(place: str, queue: str) -> None:
     """Also where an earlier version chose otherwise: nothing is attached twice."""
-    first = PathDriver(ways=(Tcx(), Clsact()))
+    if queue:
+        netns.run(place, "tc", "qdisc", "add", "dev", "v0", queue)
+    first = PathDriver(ways=(Tcx(), Clsact()) if queue else (Clsact(make=False), Tcx()))
     assert netns.call(place, first.open), first.problem
     netns.call(place, first.apply, Plan(add=FACTS))
     second = PathDriver()
     assert netns.call(place, second.open), second.problem
     netns.call(place, second.apply, Plan(change=FACTS))
-    found = {(way.name, link): len(names(place, way, link, side))
-             for way in (Clsact(), Tcx()) for link in ("v0", "lo") for side in (INGRESS, EGRESS)}  # fmt: skip
-    assert found == {("clsact", "v0"): 1, ("tcx", "v0"): 0, ("clsact", "lo"): 0, ("tcx", "lo"): 1}
+    found = {(way.name, link): [len(names(place, way, link, side)) for side in (INGRESS, EGRESS)]
+             for way in (Clsact(), Tcx()) for link in ("v0", "lo")}  # fmt: skip
+    nothing = [0, 0]
+    assert found == {
+        ("clsact", "v0"): [1, 0] if queue else nothing, ("tcx", "v0"): nothing if queue else [1, 0],
+        ("clsact", "lo"): nothing, ("tcx", "lo"): [1, 1],
+    }  # fmt: skip
     assert netns.call(place, second.observe) == {fact.key: fact.mark for fact in FACTS}
     first.close()
     second.close()
@@ -180,6 +187,48 @@ def test_a_pod_is_attached_once_it_is_calm_and_leaves_no_entry(place: str) -> No
     netns.call(place, held.clean)
     assert not entries(held)
     held.close()
+
+
+def test_a_port_s_entry_follows_its_pod_s_mac(place: str) -> None:
+    """Also when another pod has it before the first one's hook went, and after an agent's death.
+
+    It goes at once, so that what is sent to a pod that has it next is not sent to nowhere.
+    """
+    mac, key = "02:00:00:00:00:0a", bytes.fromhex("02000000000a0000")
+    held = PathDriver(delay=0.05)
+    assert netns.call(place, held.open), held.problem
+    netns.run(place, "ip", "link", "add", "v2", "type", "veth", "peer", "name", "v3")
+
+    def at(one: PathDriver) -> int:
+        assert one._loaded is not None
+        return int.from_bytes(one._loaded.maps["np_pods"].get(key) or b"", "little")
+
+    for link in ("v0", "v2"):
+        netns.call(place, held.apply, Plan(add=(Hook(link, "pod", mac=mac),)))
+        eventually(lambda link=link: at(held) == index(place, link))
+    netns.call(place, held.apply, Plan(remove=(("hook", "v0"),)))
+    assert at(held) == index(place, "v2")
+    netns.call(place, held.apply, Plan(remove=(("hook", "v2"),)))
+    assert at(held) == 0
+    netns.call(place, held.apply, Plan(add=(Hook("v2", "pod", mac=mac),)))
+    eventually(lambda: at(held) == index(place, "v2"))
+    netns.call(place, held.apply, Plan(add=(Hook("lo", "bridge"),)))  # which holds the maps
+    held.close()
+    netns.run(place, "ip", "link", "del", "v2")
+    fresh = driver(place, Clsact())
+    assert at(fresh) == 0 and entries(fresh) == []
+    fresh.close()
+
+
+def test_a_barred_port_has_no_program_and_is_known_all_the_same(place: str) -> None:
+    held, hook = driver(place, Clsact()), Hook("v0", "pod", barred=True, mac="02:00:00:00:00:0b")
+    netns.call(place, held.apply, Plan(add=(FACTS[0], Hook("lo", "bridge"), Hook("v0", "pod"))))
+    netns.call(place, held.apply, Plan(change=(hook,)))
+    assert names(place, Clsact(), "v0", INGRESS) == []
+    held.close()
+    fresh = driver(place, Clsact())
+    assert netns.call(place, fresh.observe)[hook.key] == hook
+    fresh.close()
 
 
 def entries(held: PathDriver) -> list[bytes]:

@@ -179,11 +179,33 @@ def test_an_entry_is_of_the_place_it_was_learnt_at(path: Path) -> None:
     """What was learnt from the wire says nothing of a pod that sends the same."""
     known(path)
     path.configure(gateway_mac=HERE)
-    path.loaded.maps["np_ports"].put((1).to_bytes(4, "little"), bytes(40))
     packet = raw(frame())
     assert path.run("np_from_pod", packet) == (UNSPEC, packet)
     assert path.run("np_from_tunnel", packet) == (UNSPEC, packet)
     assert path.counted("MISS") == 2
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_pod_s_ordinary_packets_go_past_the_switching(path: Path, family: int) -> None:
+    """Those that the kernel is to route; to it they have come by the bridge's device."""
+    path.configure(gateway_mac=HERE, bridge=1)
+    ordinary, opening = frame(family), frame(family)
+    opening[TCP].flags = "S"
+    for number, packet in enumerate((ordinary, opening), 1):
+        assert path.run("np_from_pod", raw(packet)) == (REDIRECT, raw(packet))
+        assert path.counted("MISS") + path.counted("CONTROL") == number
+    path.configure(gateway_mac=MAC_A, bridge=1)
+    for packet in (*(raw(one) for one in UNUSUAL.values()), raw(ordinary)):  # the last is for another MAC
+        assert path.run("np_from_pod", packet) == (UNSPEC, packet)
+
+
+def test_a_routed_packet_goes_to_the_port_of_the_pod_s_mac(path: Path) -> None:
+    pods = path.loaded.maps["np_pods"]
+    pods.put(HERE + bytes(2), (1).to_bytes(4, "little"))
+    packet = raw(frame())
+    assert path.run("np_to_bridge", packet) == (REDIRECT, packet)
+    pods.drop(HERE + bytes(2))
+    assert path.run("np_to_bridge", packet) == (UNSPEC, packet)
 
 
 def test_switched_off_every_packet_is_the_kernel_s(path: Path) -> None:

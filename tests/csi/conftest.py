@@ -127,9 +127,14 @@ def driver(tmp_path: Path) -> Iterator[Driver]:
     driver = Driver(tmp_path)
     yield driver
     driver.kill()
-    for mount in reversed(mounts(tmp_path)):
+    tidy(tmp_path)
+
+
+def tidy(home: Path) -> None:
+    """Take away what a driver that was killed has left."""
+    for mount in reversed(mounts(home)):
         subprocess.run(["umount", mount], check=False)
-    for loop in loops(tmp_path):
+    for loop in loops(home):
         subprocess.run(["losetup", "-d", loop], check=False)
 
 
@@ -151,3 +156,21 @@ def until_there(path: Path) -> None:
     while not path.exists():
         assert time.monotonic() < give_up, f"{path} does not come"
         time.sleep(0.005)
+
+
+@pytest.fixture
+def on_btrfs(tmp_path: Path) -> Iterator[Path]:
+    """A directory on a btrfs of 400 MiB."""
+    image, place = tmp_path / "btrfs.img", tmp_path / "b"
+    with open(image, "wb") as file:
+        file.truncate(400 * MIB)
+    subprocess.run(["mkfs.btrfs", "-q", str(image)], check=True)
+    place.mkdir()
+    subprocess.run(["mount", "-o", "loop", str(image), str(place)], check=True)
+    yield place
+    subprocess.run(["umount", "-R", str(place)], check=True)
+
+
+def qgroups(place: Path) -> list[str]:
+    listed = subprocess.run(["btrfs", "qgroup", "show", place], capture_output=True, text=True, check=True)
+    return [row.split()[0] for row in listed.stdout.splitlines()[2:]]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from storageplane import backends, cli
+from storageplane.backends import btrfs
 from storageplane.csi.depot import Depot
 from storageplane.host import images, loops, syscalls, tree
 from storageplane.host.durable import Shelf
@@ -33,6 +34,8 @@ OPERATIONS: list[tuple[Any, str]] = [
     (images, "copy_tree"),
     (images, "grow"),
     (images, "run"),
+    (images, "thicken"),
+    (btrfs, "_append"),
     (loops, "_configure"),
     (loops, "detach"),
     (loops, "resize"),

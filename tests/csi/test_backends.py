@@ -20,22 +20,9 @@ from netplane.model.storage_facts import Data
 from storageplane import backends
 from storageplane.host.mounts import Mounts
 
-from .conftest import MIB, Driver, loops, mounts
+from .conftest import MIB, Driver, loops, mounts, qgroups
 
 pytestmark = pytest.mark.root
-
-
-@pytest.fixture
-def on_btrfs(tmp_path: Path) -> Iterator[Path]:
-    """A directory on a btrfs of 400 MiB."""
-    image, place = tmp_path / "btrfs.img", tmp_path / "b"
-    with open(image, "wb") as file:
-        file.truncate(400 * MIB)
-    subprocess.run(["mkfs.btrfs", "-q", str(image)], check=True)
-    place.mkdir()
-    subprocess.run(["mount", "-o", "loop", str(image), str(place)], check=True)
-    yield place
-    subprocess.run(["umount", "-R", str(place)], check=True)
 
 
 @pytest.fixture(params=["image", "tmpfs", "btrfs"])
@@ -60,11 +47,6 @@ def fill(target: Path, size: int) -> int:
     except OSError as exc:
         return exc.errno or -1
     return 0
-
-
-def qgroups(place: Path) -> list[str]:
-    listed = subprocess.run(["btrfs", "qgroup", "show", place], capture_output=True, text=True, check=True)
-    return [row.split()[0] for row in listed.stdout.splitlines()[2:]]
 
 
 def total(driver: Driver, volume: str, target: Path) -> int:

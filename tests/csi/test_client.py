@@ -6,6 +6,7 @@ pod ── publish ── CsiVolume ── NodeStage, NodePublish ── ROOT/po
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -16,23 +17,28 @@ import pytest
 
 from netplane.model.base import Key, amend
 from netplane.model.codec import parse
-from netplane.model.errors import Conflict, Invalid, NetplaneError, Unavailable
+from netplane.model.errors import Invalid, NetplaneError, Unavailable
 from netplane.model.facts import Plan
 from netplane.model.snapshot import Snapshot
-from netplane.model.storage_facts import CsiVolume, Provision, Veiled, Withdraw
+from netplane.model.storage_facts import Capture, CsiVolume, Provision, Veiled, Withdraw
 from netplane.model.volumes import CSISource, Volume
 from netplane.store import open_store
 from storageplane import agent
+from storageplane.claims.bind import Binder
+from storageplane.claims.snapshots import Snapshotter
 from storageplane.csi.attach import Attachments
+from storageplane.csi.claims import CsiVolumes
 from storageplane.csi.client import Clients, veiled
 from storageplane.csi.intents import Intents
 from storageplane.csi.provisioning import CsiProvisioning
 from storageplane.csi.snapshotting import Snapshotting
+from storageplane.host.durable import Shelf
 from storageplane.host.mounts import Mounts
 from storageplane.pods import publish, session
 from tests.sequences.storage_world import Crash, World, pod, pvc, storage_class
+from tests.sequences.test_storage_snapshots import CLONE, content, snapshot_class, volume_snapshot
 
-from .conftest import MIB, Driver, loops, mounts
+from .conftest import MIB, Driver, loops, mounts, tidy
 from .test_kill_steps import Mortal
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
@@ -62,13 +68,6 @@ def mortal(tmp_path: Path) -> Iterator[Mortal]:
     yield driver
     driver.end()
     tidy(tmp_path)
-
-
-def tidy(home: Path) -> None:
-    for mount in reversed(mounts(home)):
-        os.system(f"umount {mount}")
-    for loop in loops(home):
-        os.system(f"losetup -d {loop}")
 
 
 def until(true: Callable[[], Any], what: str) -> Any:
@@ -285,48 +284,216 @@ def test_the_driver_dies_at_every_step_of_publishing(mortal: Mortal, tmp_path: P
     mortal.call("DeleteVolume", volume_id=handle)
 
 
-def test_a_snapshot_is_taken_restored_and_deleted(mortal: Mortal, tmp_path: Path) -> None:
-    """By name, whatever step the driver dies at."""
-    bench = Bench(tmp_path / "ours")
-    bench.driver().apply(Plan(add=(bench.fact,)))
-    volume = bench.volume()
-    bench.world.put(amend(bench.claim, spec=amend(bench.claim.spec, volume_name=volume.name)))
-    fact = CsiVolume(target="pods/u/v/mount", driver=NAME, handle=volume.spec.csi.volume_handle)
+class Shots(Bench):
+    """The bench with a provisioned claim c, snapshots and their controller."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.driver().apply(Plan(add=(self.fact,)))
+        self.world.put(parse(snapshot_class("snap", NAME)))
+        self.settle()
+
+    def settle(self) -> None:
+        self.world.settle(Binder(), Snapshotter())
+
+    def due(self, driver: CsiProvisioning | None = None) -> None:
+        """What the room wants of contents, and the sweep of what it does not want, until nothing is left."""
+        driver, give_up = driver or self.driver(), time.monotonic() + 20
+        while True:
+            self.settle()
+            room, snapshot = CsiVolumes("n1", (NAME,)), self.world.snapshot()
+            contents = [s for s in room.scopes(None, snapshot) if s.name.startswith("content/")]
+            facts = [f for s in contents for f in room.render(s, snapshot)]
+            unwanted = set(driver.observe()) - {f.key for f in facts}
+            if not facts and not unwanted:
+                return
+            with contextlib.suppress(Unavailable):
+                driver.apply(Plan(add=tuple(facts), remove=tuple(unwanted)))
+            assert time.monotonic() < give_up, facts
+
+    def snap(self) -> Any:
+        return self.world.get(Key("VolumeSnapshot", "default", "s"))
+
+    def content(self, name: str = "") -> Any:
+        """By name, or whatever there is."""
+        found = [o for k, o in self.world.objects.items() if k.kind == "VolumeSnapshotContent"]
+        return next((o for o in found if name in ("", o.name)), None)
+
+    def gone(self, key: Key) -> None:
+        if self.world.get(key) is not None:
+            self.world.delete(key)
+
+
+def snapshots(driver: Driver) -> list[str]:
+    return [e.snapshot.snapshot_id for e in driver.call("ListSnapshots").entries]
+
+
+def write(bench: Bench, handle: str, text: str) -> None:
+    fact = CsiVolume(target="pods/u/v/mount", driver=NAME, handle=handle)
     Attachments(bench.root).publish(fact)
-    (bench.root / fact.target / "word").write_text("of that moment")
-    for step in range(1, 100, 3):
+    (bench.root / fact.target / "word").write_text(text)
+    Attachments(bench.root).unpublish(fact.target)
+
+
+def read(bench: Bench, name: str) -> str:
+    handle = bench.world.get(Key("PersistentVolume", "", name)).spec.csi.volume_handle
+    fact = CsiVolume(target="pods/u/v/mount", driver=NAME, handle=handle)
+    Attachments(bench.root).publish(fact)
+    found = (bench.root / fact.target / "word").read_text()
+    Attachments(bench.root).unpublish(fact.target)
+    return found
+
+
+def test_a_snapshot_is_taken_restored_cloned_and_deleted(other: Driver, tmp_path: Path) -> None:
+    bench = Shots(tmp_path / "ours")
+    handle = bench.volume().spec.csi.volume_handle
+    write(bench, handle, "of that moment")
+    bench.world.put(parse(volume_snapshot()))
+    bench.due()
+    assert bench.snap().status.ready_to_use and bench.snap().status.restore_size == "8Mi"
+    assert bench.content().status.snapshot_handle == snapshots(other)[0]
+    write(bench, handle, "later")
+    for name, source in (("copy", {"kind": "VolumeSnapshot", "name": "s"}), ("clone", CLONE)):
+        claim = bench.world.put(parse(pvc(name, "8Mi", storageClassName="fast", dataSource=source)))
+        wanted = Provision(namespace="default", claim=name, uid=claim.metadata.uid, driver=NAME)
+        bench.driver().apply(Plan(add=(wanted,)))
+        assert bench.world.note(f"{name}.provision").reason == "ProvisioningSucceeded"
+    assert (read(bench, "pvc-uid-copy"), read(bench, "pvc-uid-clone")) == ("of that moment", "later")
+    bench.gone(bench.snap().key)
+    bench.settle()
+    assert bench.content().deleting and snapshots(other)
+    bench.due()
+    assert (bench.snap(), bench.content(), snapshots(other)) == (None, None, [])
+
+
+def test_what_somebody_else_took_is_bound_restored_and_kept(other: Driver, tmp_path: Path) -> None:
+    bench = Shots(tmp_path / "ours")
+    handle = bench.volume().spec.csi.volume_handle
+    write(bench, handle, "theirs")
+    taken = other.call("CreateSnapshot", source_volume_id=handle, name="theirs").snapshot.snapshot_id
+    theirs = content("mine", taken)
+    theirs["spec"]["driver"] = NAME
+    bench.world.put(parse(theirs))
+    bench.world.put(parse(volume_snapshot(content="mine")))
+    bench.due()
+    assert bench.snap().status.ready_to_use and bench.content("mine").status.restore_size == 8 * MIB
+    bench.gone(bench.snap().key)
+    bench.due()
+    bench.gone(Key("VolumeSnapshotContent", "", "mine"))
+    bench.due()
+    assert bench.content("mine") is None and snapshots(other) == [taken]
+
+    nowhere = content("other", "snap-of-nobody")
+    nowhere["spec"]["driver"] = NAME
+    bench.world.put(parse(nowhere))
+    bench.world.put(parse(volume_snapshot(content="other")))
+    bench.settle()
+    wanted = Capture(content="other", uid=bench.content("other").metadata.uid, driver=NAME)
+    with pytest.raises(NetplaneError, match="has no snapshot snap-of-nobody"):
+        bench.driver().apply(Plan(add=(wanted,)))
+    bench.settle()
+    assert "has no snapshot" in bench.snap().status.error.message
+
+
+@pytest.mark.parametrize("goes", [False, True], ids=["it stays", "it goes"])
+def test_the_driver_dies_at_every_step_of_a_snapshot(mortal: Mortal, tmp_path: Path, goes: bool) -> None:
+    """None is leaked and none is taken twice, whether it is still wanted afterwards or not."""
+    bench = Shots(tmp_path / "ours")
+    for step in range(1, 100, 2):
+        bench.world.put(parse(volume_snapshot()))
+        bench.settle()
+        wanted = Capture(content=bench.content().name, uid=bench.content().metadata.uid, driver=NAME)
         mortal.death.write_text(str(step))
         died = False
         try:
-            Snapshotting(bench.root, bench.world).create("default", "s", "c")
+            bench.driver().apply(Plan(add=(wanted,)))
         except Unavailable:
             died = True
         mortal.death.unlink()
         if died:
             mortal.kill()
             mortal.start()
-        else:
+        if not goes:
+            bench.due()
+            assert snapshots(mortal) == [bench.content().status.snapshot_handle], step
+        bench.gone(bench.snap().key)
+        bench.due()
+        assert (bench.snap(), bench.content(), snapshots(mortal)) == (None, None, []), step
+        if not died:
             break
-        Snapshotting(bench.root).delete("default", "s")
-        assert not mortal.call("ListSnapshots").entries and not Snapshotting(bench.root).all()
-    assert step > 3
-    (bench.root / fact.target / "word").write_text("later")
-    Attachments(bench.root).unpublish(fact.target)
+    assert 3 < step < 99
 
-    source = {"kind": "VolumeSnapshot", "name": "s"}
-    copy = bench.world.put(parse(pvc("copy", "8Mi", storageClassName="fast", dataSource=source)))
-    wanted = Provision(namespace="default", claim="copy", uid=copy.metadata.uid, driver=NAME)
-    bench.driver().apply(Plan(add=(wanted,)))
-    made = bench.world.get(Key("PersistentVolume", "", f"pvc-{copy.metadata.uid}"))
-    restored = CsiVolume(target=fact.target, driver=NAME, handle=made.spec.csi.volume_handle)
-    Attachments(bench.root).publish(restored)
-    assert (bench.root / restored.target / "word").read_text() == "of that moment"
-    Attachments(bench.root).unpublish(restored.target)
-    with pytest.raises(Conflict, match="exists, of claim c"):
-        Snapshotting(bench.root, bench.world).create("default", "s", "other")
-    Snapshotting(bench.root).delete("default", "s")
-    Snapshotting(bench.root).delete("default", "s")
-    assert not mortal.call("ListSnapshots").entries
+
+@pytest.mark.parametrize("goes", [False, True], ids=["it stays", "its objects are lost"])
+def test_we_die_at_every_step_of_a_snapshot(
+    other: Driver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, goes: bool
+) -> None:
+    bench = Shots(tmp_path / "ours")
+    left = [0]
+
+    def step() -> None:
+        left[0] -= 1
+        if left[0] == 0:
+            raise Crash
+
+    for owner, name in ((Shelf, "put"), (Shelf, "remove"), (World, "put"), (Snapshotting, "_create")):
+        real = getattr(owner, name)
+
+        def dying(*args: Any, real: Any = real, **options: Any) -> Any:
+            step()
+            result = real(*args, **options)
+            step()
+            return result
+
+        monkeypatch.setattr(owner, name, dying)
+    for number in range(1, 50):
+        bench.world.put(parse(volume_snapshot()))
+        bench.settle()
+        wanted = Capture(content=bench.content().name, uid=bench.content().metadata.uid, driver=NAME)
+        left[0], crashed = number, False
+        try:
+            bench.driver().apply(Plan(add=(wanted,)))
+        except Crash:
+            crashed = True
+        left[0] = 0
+        if goes and not bench.content().status.snapshot_handle:
+            for key in (bench.snap().key, bench.content().key):
+                bench.world.objects.pop(key)  # what the store lost, the record still knows
+        else:
+            bench.due()
+            assert snapshots(other) == [bench.content().status.snapshot_handle], number
+            bench.gone(bench.snap().key)
+        bench.due()
+        assert snapshots(other) == [] and not bench.driver().observe(), number
+        if not crashed:
+            break
+    assert 5 < number < 49
+
+
+@pytest.mark.parametrize(
+    ("more", "word"),
+    [
+        ({"size": "4Mi"}, "4194304 bytes are less than the 8388608 of VolumeSnapshot default/s"),
+        ({"volumeMode": "Block"}, "VolumeSnapshot default/s is Filesystem"),
+        ({"source": {"kind": "VolumeSnapshot", "name": "x"}}, "VolumeSnapshot default/x does not exist"),
+        ({"source": {"apiGroup": "x", "kind": "Dump", "name": "s"}}, "kind 'Dump' is not supported"),
+        ({"cls": "own"}, "VolumeSnapshot default/s is of foreign.example"),
+    ],
+)
+def test_what_a_driver_is_not_asked_to_restore(
+    other: Driver, tmp_path: Path, more: dict[str, Any], word: str
+) -> None:
+    bench = Shots(tmp_path / "ours")
+    bench.world.put(parse(volume_snapshot()))
+    bench.world.put(parse(storage_class("own", "second.example")))
+    bench.due()
+    source = more.pop("source", {"kind": "VolumeSnapshot", "name": "s"})
+    spec = {"storageClassName": more.pop("cls", "fast"), "dataSource": source}
+    claim = bench.world.put(parse(pvc("r", more.pop("size", "8Mi"), **spec, **more)))
+    wanted = Provision(namespace="default", claim="r", uid=claim.metadata.uid, driver=NAME)
+    with pytest.raises(NetplaneError, match=word):
+        bench.driver().apply(Plan(add=(wanted,)))
+    assert word in bench.world.note("r.provision").message and len(volumes(other)) == 1
 
 
 # --- what is wrong is said ----------------------------------------------------------------------------

@@ -21,13 +21,10 @@ from netplane.lab.settings import Settings
 from netplane.model.base import Key, amend
 from netplane.model.services import (
     EndpointPort,
-    LoadBalancerIngress,
-    LoadBalancerStatus,
     ServicePort,
-    ServiceStatus,
 )
 from netplane.store import open_store
-from tests.services_kit import endpoint, endpoints, service
+from tests.services_kit import endpoint, endpoints, load_balanced, service
 
 pytestmark = pytest.mark.root
 
@@ -61,8 +58,8 @@ class World:
 
     def serve(self, name: str, vip: str, *pods: str, family: str = "IPv4", **spec: Any) -> None:
         """A service on 80/tcp and 53/udp with these pods as its endpoints, and the kernel has it."""
+        self.turn(name, *pods, family=family)  # first: a service without endpoints is in force, too
         self.store.put(service(name, (vip,), ports=PORTS, **spec))
-        self.turn(name, *pods, family=family)
         eventually(lambda: vip in self.table())
 
     def turn(self, name: str, *pods: str, family: str = "IPv4") -> None:
@@ -203,9 +200,8 @@ def test_a_restart_with_rules_in_place_loses_no_connection(world: World) -> None
 def test_health_check_node_ports_answer_as_kube_proxys(world: World) -> None:
     spec = {"type": "LoadBalancer", "external_traffic_policy": "Local", "health_check_node_port": 31999}
     world.serve("lb", vip(world, "IPv4", 6), "a", "b", **spec)
-    ingress = ServiceStatus(load_balancer=LoadBalancerStatus(ingress=(LoadBalancerIngress(ip="192.0.2.99"),)))
     held = world.store.get(Key("Service", "default", "lb"))
-    world.store.put(amend(held, status=ingress))
+    world.store.put(amend(held, status=load_balanced("192.0.2.99")))
 
     def fetch() -> tuple[int, str, dict[str, Any]]:
         try:
@@ -249,9 +245,9 @@ def test_an_agent_killed_in_the_middle_of_commits_leaves_whole_services_and_reco
 def assert_whole(world: World) -> set[str]:
     """Every address that has a class with two slots has both of them; all such addresses."""
     held = netns.call(world.node.netns, NftDriver).observe()
-    balanced = {
+    load_balanced = {
         k[2][0] for k, mark in held.items() if k[:2] == ("element", "svc-services4") and mark == ("1:2",)
     }
     slots = {k[2] for k in held if k[:2] == ("element", "svc-endpoints4-tcp")}
-    assert all((address, 80, slot) in slots for address in balanced for slot in (0, 1))
-    return balanced
+    assert all((address, 80, slot) in slots for address in load_balanced for slot in (0, 1))
+    return load_balanced

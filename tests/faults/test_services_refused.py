@@ -11,14 +11,11 @@ from netplane.kernel import netns
 from netplane.model.base import amend
 from netplane.model.services import (
     EndpointPort,
-    LoadBalancerIngress,
-    LoadBalancerStatus,
     ServicePort,
-    ServiceStatus,
 )
 
 from ..sequences.services_world import ServicesWorld
-from ..services_kit import endpoint, endpoints, service
+from ..services_kit import endpoint, endpoints, load_balanced, service
 
 pytestmark = pytest.mark.root
 
@@ -174,8 +171,7 @@ def test_addresses_in_any_form_are_read_back_as_they_were_wanted(world: Services
         load_balancer_source_ranges=("2001:DB8:0::/48", "2001:db8:1:0::1/64"),
         ports=(ServicePort(port=80), ServicePort(name="dns", protocol="UDP", port=53)),
     )
-    ingress = tuple(LoadBalancerIngress(ip=ip) for ip in ("2001:DB8::8:0:0", "2001:db8:0:0:0:8:0:0"))
-    odd = amend(odd, status=ServiceStatus(load_balancer=LoadBalancerStatus(ingress=ingress)))
+    odd = amend(odd, status=load_balanced("2001:DB8::8:0:0", "2001:db8:0:0:0:8:0:0"))
     world.write(odd, endpoints("FD01::00A", "fd01:0::a", "fd01::b", of="odd"))
     status = world.settle()
     assert not status["rooms"]["services"]["failing"]

@@ -7,6 +7,8 @@ ROOT/pods/UID/volumes/kubernetes.io~projected/V   tmpfs         ─┘
 
 from __future__ import annotations
 
+import base64
+import json
 import os
 import stat
 from typing import Any
@@ -126,8 +128,8 @@ def test_containers_cannot_write(bed: Bed, kind: str) -> None:
         (
             "projected",
             {"sources": [{"serviceAccountToken": {"path": "t", "audience": "vault"}}]},
-            Invalid,
-            "audience 'vault'",
+            Unavailable,
+            "no token of the service account default for the audience 'vault'",
         ),
         ("projected", {"sources": [{"clusterTrustBundle": {"path": "t"}}]}, Invalid, "clusterTrustBundle"),
         ("image", {"reference": "x"}, Invalid, "image is not supported"),
@@ -203,6 +205,44 @@ def test_a_projected_volume_holds_all_its_sources(bed: Bed) -> None:
     assert modes(bed, "token", "ca.crt", "sub/k") == [0o440, 0o440, 0o400]
     assert {m.fstype for m in mountinfo.beneath(str(place))} == {"tmpfs"}
     bed.unpublish()
+
+
+def jwt(word: str, **claims: Any) -> str:
+    """A token that ends in a word; its signature is nobody's business here."""
+    body = base64.urlsafe_b64encode(json.dumps(claims).encode()).rstrip(b"=").decode()
+    return f"e30.{body}.{word}"
+
+
+def test_a_token_is_of_the_audience_that_is_asked_for_and_follows_its_secret(bed: Bed) -> None:
+    sources = [
+        {"serviceAccountToken": {"path": "vault", "audience": "vault", "expirationSeconds": 600}},
+        {"serviceAccountToken": {"path": "any"}},
+    ]
+    pod = bed.pod(volume("projected", sources=sources))
+    mine = secret("a", ACCOUNT, TOKEN, token=jwt("a", aud=["vault", "db"], exp=2000))
+    others = [
+        secret("b", ACCOUNT, TOKEN, token=jwt("b", aud="vault", exp=1000)),
+        secret("c", ACCOUNT, TOKEN, token=jwt("c", aud="api", exp=3000)),
+        secret("d", ACCOUNT, {**TOKEN, "annotations": {}}, token=jwt("d", aud="vault", exp=9000)),
+        secret("e", "Opaque", TOKEN, token=jwt("e", aud="vault", exp=9000)),
+    ]
+    bed.publish(pod, world(mine, *others))
+    shown = [(bed.target / "v" / name).read_text()[-2:] for name in ("vault", "any")]
+    assert shown == [".a", ".c"]
+    newer = secret("b", ACCOUNT, TOKEN, token=jwt("B", aud="vault", exp=4000))
+    bed.publish(pod, world(mine, newer, *others[1:]))
+    assert (bed.target / "v/vault").read_text()[-2:] == ".B"
+    bed.unpublish()
+    with pytest.raises(Unavailable, match="for the audience 'vault'; there are some for api: ") as caught:
+        bed.publish(pod, world(*others[1:]))
+    assert "e30" not in str(caught.value)
+
+
+@pytest.mark.parametrize("seconds", [0, 599, (1 << 32) + 1])
+def test_a_lifetime_that_no_token_has_is_refused(bed: Bed, seconds: int) -> None:
+    sources = [{"serviceAccountToken": {"path": "t", "expirationSeconds": seconds}}]
+    with pytest.raises(Invalid, match="expirationSeconds: 600"):
+        bed.pod(volume("projected", sources=sources))
 
 
 def test_fs_group_reads_files_and_owns_the_directory(bed: Bed) -> None:

@@ -6,11 +6,16 @@ outside ── wire ──┬── node-1: npbr0 ── a, b
 
 from __future__ import annotations
 
+import re
+import socket
+import sys
 from collections.abc import Iterator
+from pathlib import Path as File
 from typing import Any
 
 import pytest
 
+from netplane.kernel import bpfhook
 from netplane.lab import Lab
 from netplane.lab.settings import Settings
 from netplane.model.errors import KernelError
@@ -216,19 +221,18 @@ def test_the_command_lists_flows_with_their_rewrite(world: Lab) -> None:
 
 def test_a_guarded_pod_and_a_shaped_one_meet_their_guard_and_queue(world: Lab) -> None:
     """macspoofchk drops what is not the pod's; a limited pod gets what the limit lets through."""
-    node, far = world.nodes[0], place(world, "far")
+    node, far, before = world.nodes[0], place(world, "far"), hooks(world.nodes[0])
     guarded = node.add_pod("guarded", config={"macspoofchk": True})
     rate = {"ingressRate": 20_000_000, "ingressBurst": 200_000}
     shaped = node.add_pod(
         "shaped", config={"runtimeConfig": {"bandwidth": rate}, "capabilities": {"bandwidth": True}}
     )
-    wait_hooked(world)
-    before = verdicts(node)["barred"]
+    eventually(lambda: hooks(node) == before + 1, what="the shaped pod's program")
     with talk(guarded, far.ip) as flow:
         for _ in range(20):
             flow.say()
         assert not [one for one in remembered(node, flow.port) if one["source"] == guarded.ip]
-    assert verdicts(node)["barred"] > before
+    assert hooks(node) == before + 1  # nothing stands before the guard
     with talk(shaped, far.ip) as flow:
         found = {one["place"]: one for one in carried(node, flow)}
         eventually(lambda: len(carried(node, flow)) == 2)
@@ -247,3 +251,58 @@ def test_the_programs_go_with_their_pod(world: Lab) -> None:
     pod.delete()
     eventually(lambda: hooks(node) == before)
     assert node.run("conntrack", "-C").strip().isdigit()
+
+
+def test_counters_agree_with_those_of_the_kernel(world: Lab) -> None:
+    """What conntrack counts (nf_conntrack_acct) and what the path counts is together what was sent; the
+    path counts as much for the pod as for its flow, and the veth all of it."""
+    node, a, far = world.nodes[0], place(world, "a"), place(world, "far")
+    node.run("sysctl", "-qw", "net.netfilter.nf_conntrack_acct=1")
+    link = next(one["name"] for one in a.result["interfaces"] if one["name"].startswith("npv"))
+    try:
+        with talk(a, far.ip, protocol="udp") as flow:
+            before = node.python(port_counters, link)
+            for _ in range(400):
+                flow.say(b"x" * 100)
+            after = node.python(port_counters, link)
+            fast = {one["place"]: (one["packets"], one["bytes"]) for one in remembered(node, flow.port)}
+            tracked = node.run("conntrack", "-L", "-p", "udp", "--sport", str(flow.port))
+    finally:
+        node.run("sysctl", "-qw", "net.netfilter.nf_conntrack_acct=0")
+    sent, received, veth = (y - x for x, y in zip(before, after, strict=True))
+    assert fast["pod"][0] == sent > 200 and fast["tunnel"][0] == received > 200
+    assert 400 <= veth < 410
+    counted = re.findall(r"packets=(\d+) bytes=(\d+)", tracked)
+    for where, (packets, size) in zip(("pod", "tunnel"), counted, strict=True):
+        assert fast[where][0] + int(packets) == 400
+        assert fast[where][1] + int(size) + 14 * int(packets) == 400 * (100 + 28 + 14)
+
+
+def port_counters(link: str) -> tuple[int, int, int]:
+    """Packets that the pod behind this host end sent and got on the fast path, and sent by all accounts."""
+    ifindex = socket.if_nametoindex(link)
+    (program,) = [one for way in bpfhook.ways() for one in way.attached(ifindex, bpfhook.INGRESS)]
+    (ports,) = [one for one in program.maps() if one.name == "np_ports"]
+    words = memoryview(ports.get(ifindex.to_bytes(4, sys.byteorder)) or b"").cast("Q")
+    veth = File("/proc/thread-self/net/dev").read_text().partition(f"{link}:")[2].split()
+    return sum(words[1::5]), sum(words[3::5]), int(veth[1])
+
+
+def test_flows_are_carried_around_a_tunnel_over_ipv6(make_lab: Any) -> None:
+    """The VXLAN device itself puts the outer header on and takes it off."""
+    fast = Settings(agent_args=("--datapath", "fast"), family="IPv6")
+    lab: Lab = make_lab(nodes=2, dual_stack=False, settings=fast)
+    lab.start_agents()
+    a, far = (node.add_pod(name) for node, name in zip(lab.nodes, ("a", "far"), strict=True))
+    echo = Echo(far)
+    wait_hooked(lab)
+    assert "dst fd00:77::" in lab.nodes[0].run("bridge", "fdb", "show", "dev", "npvx0")
+    for protocol in ("tcp", "udp"):
+        with talk(a, far.ip, protocol=protocol) as flow:
+            for node, away, back in ((lab.nodes[0], "pod", "tunnel"), (lab.nodes[1], "tunnel", "pod")):
+                eventually(lambda node=node, flow=flow: len(carried(node, flow)) == 2)
+                found = {one["place"]: one for one in carried(node, flow)}
+                assert (found[away]["source"], found[back]["source"]) == (a.ip, far.ip)
+                assert found["pod"]["device"] == "npvx0"
+            flow.say(b"x" * (60000 if protocol == "tcp" else 1300))
+    echo.close()

@@ -25,6 +25,7 @@ from netplane.store import open_store
 from ..datapath_world import (
     Echo,
     Steady,
+    Streams,
     Talk,
     eventually,
     hooks,
@@ -162,6 +163,7 @@ def test_an_agent_s_death_and_return_lose_nothing(world: Lab) -> None:
         steady = [Steady(flow), Steady(datagrams)]
         before = {f["place"]: f["age"] for f in remembered(near, flow.port)}
         near.agent.kill(signal.SIGKILL)
+        streams = Streams(near, near.pods)
         said = [one.said for one in steady]
         eventually(lambda: all(one.said > n + 200 for one, n in zip(steady, said, strict=True)))
         near.agent.start().wait()
@@ -170,6 +172,8 @@ def test_an_agent_s_death_and_return_lose_nothing(world: Lab) -> None:
         eventually(lambda: verdicts(near)["fast"] > fast + 200)
         after = {f["place"]: f["age"] for f in remembered(near, flow.port)}
         assert all(one.stop() for one in steady)
+        sent, heard = streams.stop()
+        assert heard == [sent] * len(near.pods) and sent > 200
     assert before and after.keys() == before.keys()
 
 
@@ -180,7 +184,7 @@ def test_switching_on_a_live_node_loses_nothing(world: Lab) -> None:
         talk(pod(world, "a"), pod(world, "b").ip_of("IPv6"), protocol="udp") as datagrams,
     ):
         warm(near, flow)
-        steady = [Steady(flow), Steady(datagrams)]
+        steady, streams = [Steady(flow), Steady(datagrams)], Streams(near, near.pods)
         for mode, there in (("kernel", False), ("auto", True)):
             near.agent.stop()
             world.settings = replace(world.settings, agent_args=("--datapath", mode))
@@ -191,6 +195,21 @@ def test_switching_on_a_live_node_loses_nothing(world: Lab) -> None:
         wait_hooked(world)
         eventually(lambda: verdicts(near)["fast"] > 200)
         assert all(one.stop() for one in steady)
+        sent, heard = streams.stop()
+        assert heard == [sent] * len(near.pods) and sent > 200
+
+
+@pytest.mark.parametrize("limits", [True, False], ids=["born with its queue", "chained plugins limit"])
+def test_a_pods_programs_come_without_the_loss_of_a_packet(world: Lab, limits: bool) -> None:
+    """1,000 packets a second to each of a flock of pods, through the moment at which they get theirs."""
+    near, before = world.nodes[0], hooks(world.nodes[0])
+    born = [near.add_pod(f"born-{i}", config={"capabilities": {"bandwidth": limits}}) for i in range(20)]
+    streams = Streams(near, born)
+    eventually(lambda: hooks(near) >= before + len(born), what="the programs of all")
+    sent, heard = streams.stop()
+    for one in born:
+        one.delete()
+    assert heard == [sent] * len(born) and sent > 300
 
 
 def test_doctor_says_what_the_fast_path_has(world: Lab) -> None:

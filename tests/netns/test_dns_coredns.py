@@ -260,7 +260,6 @@ def wait(both: Both, process: subprocess.Popen[bytes], log: Path) -> None:
             time.sleep(0.05)
 
 
-SVC = ".svc.cluster.local"
 NAMES = (
     "web.team.svc", "WEB.Team.svc", "v4.team.svc", "head.team.svc", "none.team.svc", "out.team.svc",
     "nope.team.svc", "web.nowhere.svc", "team.svc", "empty.svc", "svc", "dns-version", "nope", "",

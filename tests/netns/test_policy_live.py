@@ -8,12 +8,14 @@ from __future__ import annotations
 
 # ruff: noqa: E501 (manifests in a line)
 import itertools
+import os
 import re
 import socket
 import statistics
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
@@ -24,7 +26,7 @@ from netplane.lab import Lab
 from netplane.model.base import Key
 
 from ..policy_cases import DENY_IN, SCTP, A, block, expr, labels, np, ns, pod, port
-from ..policy_world import CROSSED, NAMES, NAMESPACES, PolicyWorld, Probe, wait
+from ..policy_world import CROSSED, PolicyWorld, Probe, wait
 
 pytestmark = pytest.mark.root
 
@@ -38,11 +40,7 @@ def world(module_lab: Lab) -> Iterator[PolicyWorld]:
 
 @pytest.fixture(autouse=True)
 def clean(world: PolicyWorld) -> None:
-    world.set_policies([])
-    for space in NAMESPACES:
-        world.label_namespace(space, {"ns": space})
-        for name in NAMES:
-            world.label_pod(f"{space}/{name}", {"pod": name})
+    world.reset()
 
 
 # --- through services ------------------------------------------------------------------------------
@@ -231,20 +229,38 @@ def test_an_established_flow_that_is_no_longer_allowed_is_cut_within_100_ms(
     world.settle()
     cut = Talk(world.pods["x/a"][0], world.pods[target][0], 8001)
     kept = Talk(world.pods["y/b"][0], world.pods[target][0], 8002)
-    assert cut.works() and kept.works()
+    wait(lambda: cut.works() and kept.works(), LONG, "both flows go on")
     policy = np("p", podSelector=labels(pod=target[-1]), ingress=[{"from": [ns(ns="y")]}])
-    for _ in range(3):  # a quiet machine needs one round; somebody else's work may spoil another
-        took = [_cut_in(world, policy, cut) for _ in range(5)]
-        if statistics.median(took) < 0.1:
-            break
+    busy = [os.getpid(), cut.server.pid, *(node.agent.process.pid for node in world.lab.nodes)]
+    with urgent(busy):
+        for _ in range(3):  # a quiet machine needs one round; somebody else's work may spoil another
+            took = [_cut_in(world, policy, cut) for _ in range(5)]
+            if statistics.median(took) < 0.1:
+                break
     assert statistics.median(took) < 0.1, took
     world.settle()
-    assert kept.works(), "an allowed flow goes on"
+    wait(kept.works, LONG, "an allowed flow goes on")
     assert not cut.works(), "a cut flow does not come back by its replies"
     world.set_policies([])
     world.settle()
     wait(cut.works, LONG, "allowed again, the flow goes on where it was")
     cut.server.kill(), kept.server.kill()
+
+
+@contextmanager
+def urgent(processes: list[int]) -> Iterator[None]:
+    """What is timed goes before whatever else this machine is doing."""
+
+    def all_at(nice: int) -> None:
+        for task in (int(t) for p in processes for t in os.listdir(f"/proc/{p}/task")):
+            with suppress(ProcessLookupError):
+                os.setpriority(os.PRIO_PROCESS, task, nice)
+
+    all_at(-20)
+    try:
+        yield
+    finally:
+        all_at(0)
 
 
 def _cut_in(world: PolicyWorld, policy: dict[str, Any], talk: Talk) -> float:
@@ -262,7 +278,7 @@ def test_a_label_that_goes_cuts_the_flow(world: PolicyWorld) -> None:
     world.set_policies([np("p", podSelector=labels(pod="c"), ingress=[{"from": [pod(pod="a")]}])])
     world.settle()
     talk = Talk(world.pods["x/a"][0], world.pods["x/c"][0], 8003)
-    assert talk.works()
+    wait(talk.works, LONG, "the flow goes on")
     world.label_pod("x/a", {"pod": "other"})
     wait(lambda: not talk.works(), LONG, "the flow is cut")
     talk.server.kill()
@@ -355,10 +371,10 @@ def test_a_policy_that_came_while_the_agent_was_away_cuts_flows_at_its_start(wor
     world.settle()
     node = world.lab.nodes[0]
     talk = Talk(world.pods["y/a"][0], world.pods["x/a"][0], 8005)
-    assert talk.works()
+    wait(talk.works, LONG, "the flow goes on")
     node.agent.kill()
     world.set_policies([DENY_IN])
-    assert talk.works()
+    wait(talk.works, LONG, "the flow goes on")
     node.agent.start().wait()
     wait(lambda: not talk.works(), LONG, "the flow is cut")
     talk.server.kill()

@@ -16,7 +16,7 @@ from netplane.lab import Lab
 
 from ..policy_cases import A, pod, port
 from ..policy_random import policies
-from ..policy_world import NAMES, NAMESPACES, PolicyWorld
+from ..policy_world import PolicyWorld
 
 pytestmark = pytest.mark.root
 
@@ -30,11 +30,7 @@ def world(module_lab: Lab) -> Iterator[PolicyWorld]:
 
 @pytest.fixture(autouse=True)
 def clean(world: PolicyWorld) -> None:
-    world.set_policies([])
-    for space in NAMESPACES:
-        world.label_namespace(space, {"ns": space})
-        for name in NAMES:
-            world.label_pod(f"{space}/{name}", {"pod": name})
+    world.reset()
 
 
 def many(rng: random.Random) -> list[dict[str, Any]]:

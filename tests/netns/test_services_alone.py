@@ -90,9 +90,9 @@ class Foreign:
             ServicePort(name="web", port=80, node_port=node_port),
             ServicePort(name="dns", protocol="UDP", port=53),
         )
-        self.store.put(service(name, (address,), ports=ports, type="NodePort", ip_families=(family,), **spec))
         found = [endpoint(self.ips[p][family], node="node-1") for p in pods]
         self.store.put(amend(endpoints(*found, of=name, ports=OFFERED), address_type=family))
+        self.store.put(service(name, (address,), ports=ports, type="NodePort", ip_families=(family,), **spec))
         eventually(lambda: address in self.node.run("nft", "list", "table", "inet", "netplane"))
 
     def close(self) -> None:
@@ -142,9 +142,9 @@ def test_every_way_to_a_pod_of_the_bridge_plugin(foreign: Foreign, family: str) 
 
 def test_it_spreads_and_keeps_to_its_own_things(foreign: Foreign) -> None:
     address = vip(foreign, "IPv4", 3)
-    foreign.store.put(service("both", (address,), ports=(ServicePort(name="web", port=80),)))
     pods = (endpoint(foreign.ips[p]["IPv4"], node="node-1") for p in ("a", "b"))
     foreign.store.put(endpoints(*pods, of="both", ports=OFFERED[:1]))
+    foreign.store.put(service("both", (address,), ports=(ServicePort(name="web", port=80),)))
     eventually(lambda: address in foreign.node.run("nft", "list", "table", "inet", "netplane"))
     found = {netns.call(foreign.paths["client"], ask, address, 80)[0] for _ in range(40)}
     assert found == {"a", "b"}

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -36,8 +35,6 @@ from netplane.model.services import (
     EndpointHints,
     EndpointPort,
     HintName,
-    LoadBalancerIngress,
-    LoadBalancerStatus,
     Service,
     ServicePort,
     ServiceStatus,
@@ -46,8 +43,8 @@ from netplane.model.services import (
 from netplane.model.snapshot import Snapshot
 from netplane.services import ServicesRoom
 from netplane.services.topology import ZONE
-from tests.netns.test_services import CLIENT, FAMILIES, NODE, PODS, VIP, Net, pod_ip
-from tests.services_kit import endpoint, endpoints, service
+from tests.services_kit import endpoint, endpoints, load_balanced, service
+from tests.services_net import CLIENT, FAMILIES, NODE, PODS, VIP, Net, pod_ip
 
 pytestmark = pytest.mark.root
 
@@ -56,14 +53,6 @@ LB = {4: "198.51.100.8", 6: "2001:db8:8::8"}
 EXTERNAL = {4: "198.51.100.7", 6: "2001:db8:8::7"}
 RANGE = {4: "192.0.2.0/24", 6: "2001:db8::/64"}
 PORTS = (ServicePort(port=80, target_port=8080, node_port=30080),)
-
-
-@pytest.fixture
-def net(make_netns: Callable[[str], str]) -> Iterator[Net]:
-    built = Net(make_netns)
-    built.warm()
-    yield built
-    built.close()
 
 
 def placed(*pods: str, **state: bool) -> list[Object]:
@@ -77,10 +66,9 @@ def placed(*pods: str, **state: bool) -> list[Object]:
 
 def balanced(**spec: Any) -> Service:
     """A dual-stack LoadBalancer with node port 30080 and the address LB of both families."""
-    ingress = tuple(LoadBalancerIngress(ip=ip) for ip in LB.values())
     spec.setdefault("ports", PORTS)
     made = service("web", VIP.values(), type="LoadBalancer", **spec)
-    return amend(made, status=ServiceStatus(load_balancer=LoadBalancerStatus(ingress=ingress)))
+    return amend(made, status=load_balanced(*LB.values()))
 
 
 def who(answer: str) -> str:
@@ -114,11 +102,7 @@ def test_external_addresses_answer_pods_node_and_outside_masqueraded(
 @FAMILIES
 def test_a_proxys_ingress_address_is_not_ours(net: Net, family: int) -> None:
     """ipMode Proxy: the load balancer wants to see the packets itself."""
-    lb = balanced()
-    ingress = tuple(amend(i, ip_mode="Proxy") for i in lb.status.load_balancer.ingress)
-    net.node.sync(
-        amend(lb, status=ServiceStatus(load_balancer=LoadBalancerStatus(ingress=ingress))), *placed("b")
-    )
+    net.node.sync(amend(balanced(), status=load_balanced(*LB.values(), mode="Proxy")), *placed("b"))
     silent(net, "a", LB[family])
     assert who(net.tcp("a", VIP[family])) == "b"
 

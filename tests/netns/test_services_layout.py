@@ -1,11 +1,11 @@
 """The layout of the services' rules on the real kernel: constant chains, whatever there is to serve.
 
-The network is that of test_services: client ══ node ── pods a, b, c.
+The network is that of services_net: client ══ node ── pods a, b, c.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,24 +17,13 @@ from netplane.model.services import (
     LOAD_BALANCING,
     MAGLEV_SLOTS,
     EndpointPort,
-    LoadBalancerIngress,
-    LoadBalancerStatus,
     ServicePort,
-    ServiceStatus,
 )
-from tests.netns.test_services import NODE, VIP, Net, Node, pod_ip
 from tests.netns.test_services_features import who
-from tests.services_kit import endpoint, endpoints, service
+from tests.services_kit import endpoint, endpoints, load_balanced, service
+from tests.services_net import NODE, VIP, Net, Node, pod_ip
 
 pytestmark = pytest.mark.root
-
-
-@pytest.fixture
-def net(make_netns: Callable[[str], str]) -> Iterator[Net]:
-    built = Net(make_netns)
-    built.warm()
-    yield built
-    built.close()
 
 
 def crowd(count: int) -> list[Object]:
@@ -52,8 +41,7 @@ def crowd(count: int) -> list[Object]:
         if n % 5 == 3:
             spec |= {"load_balancer_source_ranges": ("192.0.2.0/24",)}
         made = service(name, (ip,), type="LoadBalancer" if n < 2768 else "ClusterIP", **spec)
-        ingress = (LoadBalancerIngress(ip=f"198.18.{n // 250}.{n % 250 + 1}"),)
-        objects.append(amend(made, status=ServiceStatus(load_balancer=LoadBalancerStatus(ingress=ingress))))
+        objects.append(amend(made, status=load_balanced(f"198.18.{n // 250}.{n % 250 + 1}")))
         one, other = f"10.200.{n // 250}.{n % 250 + 1}", f"10.201.{n // 250}.{n % 250 + 1}"
         objects.append(endpoints(endpoint(one, "n1"), endpoint(other, "n2"), of=name))
     return objects

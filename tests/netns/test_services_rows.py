@@ -1,6 +1,6 @@
 """Rows of kube-proxy's feature table that test_services and test_services_features leave out.
 
-The topology is test_services': client ── node "n1" ── pods a, b, c on npbr0, each answering on 8080.
+The topology is services_net's: client ── node "n1" ── pods a, b, c on npbr0, each answering on 8080.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import socket
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -19,21 +18,13 @@ from netplane.model.base import amend
 from netplane.model.facts import HealthCheck, Plan
 from netplane.model.services import EndpointPort, ServicePort
 from netplane.services.health import WEIGHT, HealthChecks
-from tests.netns.test_services import FAMILIES, NODE, VIP, Net, pod_ip
 from tests.netns.test_services_features import EXTERNAL, LB, balanced, placed, silent, who
 from tests.services_kit import endpoint, endpoints, service
+from tests.services_net import FAMILIES, NODE, VIP, Net, pod_ip
 
 pytestmark = pytest.mark.root
 
 WAYS = ((VIP, 80), (LB, 80), (EXTERNAL, 80), (NODE, 30080))
-
-
-@pytest.fixture
-def net(make_netns: Callable[[str], str]) -> Iterator[Net]:
-    built = Net(make_netns)
-    built.warm()
-    yield built
-    built.close()
 
 
 @FAMILIES

@@ -66,7 +66,7 @@ class Machine:
         self.store = SqliteStore(str(directory / "state.db"))
         self.store.put(node(RANGE))
         config = CniConfig(cluster_cidrs=("10.244.0.0/16",), boot_id="boot-1")
-        path = PathConfig("npbr0", ("eth0",), FastPath(gateway_mac="02:00:00:00:00:01"))
+        path = PathConfig(("eth0",), FastPath(gateway_mac="02:00:00:00:00:01", bridge="npbr0"))
         policy = PolicyRoom("n1")
         rooms: list[Any] = [
             CniRoom("n1", config),

@@ -17,15 +17,12 @@ from netplane.model.services import (
     Endpoint,
     EndpointPort,
     EndpointSlice,
-    LoadBalancerIngress,
-    LoadBalancerStatus,
     Service,
     ServicePort,
-    ServiceStatus,
     SessionAffinityConfig,
 )
 
-from ..services_kit import endpoint, endpoints, service
+from ..services_kit import endpoint, endpoints, load_balanced, service
 from .services_world import ServicesWorld
 
 pytestmark = pytest.mark.root
@@ -125,8 +122,7 @@ def balanced(made: Service) -> Service:
     if made.spec.type != "NodePort":
         return made
     number = int(made.name[1:])
-    ingress = tuple(LoadBalancerIngress(ip=ip) for ip in (f"198.51.100.{number}", f"2001:db8:2::{number:x}"))
-    status = ServiceStatus(load_balancer=LoadBalancerStatus(ingress=ingress))
+    status = load_balanced(f"198.51.100.{number}", f"2001:db8:2::{number:x}")
     return amend(made, spec=amend(made.spec, type="LoadBalancer"), status=status)
 
 

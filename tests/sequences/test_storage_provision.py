@@ -76,11 +76,11 @@ CASES: dict[str, Case] = {
         claimed(LATE, meta={"uid": "u1", "annotations": {names.SELECTED_NODE: "n2"}}),
         "", "ExternalProvisioning",
     ),
-    "Block": Case(claimed({}, volumeMode="Block"), "", FAILED, "csi.storageplane.io"),
+    "Block": Case(claimed({}, volumeMode="Block"), "", FAILED, "cannot be a block device"),
     "a selector": Case(claimed({}, selector={"matchLabels": {"a": "b"}}), "", FAILED, "knows no selectors"),
     "a clone": Case(
         claimed({}, dataSource={"kind": "PersistentVolumeClaim", "name": "s"}),
-        "", FAILED, "PersistentVolumeClaim: these",
+        "", FAILED, "PersistentVolumeClaim default/s does not exist",
     ),
     "a snapshot": Case(
         claimed({}, dataSourceRef={"kind": "VolumeSnapshot", "name": "s"}), "", FAILED, "VolumeSnapshot"

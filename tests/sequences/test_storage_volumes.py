@@ -93,9 +93,9 @@ def test_waits_for_the_pods_node(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("claim", "cls", "word"),
     [
-        ({"volumeMode": "Block"}, {}, "csi.storageplane.io"),
+        ({"volumeMode": "Block"}, {}, "cannot be a block device; use image"),
         ({"selector": {"matchLabels": {"a": "b"}}}, {}, "selector"),
-        ({"dataSource": {"kind": "VolumeSnapshot", "name": "s"}}, {}, "dataSource"),
+        ({"dataSource": {"kind": "Populator", "name": "s"}}, {}, "kind 'Populator' is not supported"),
         ({}, {"parameters": {"size": "1"}}, "parameters[size]: not known"),
         ({}, {"mountOptions": ["noatime"]}, "mountOptions"),
         ({}, {"allowedTopologies": [{"matchLabelExpressions": []}]}, "allowedTopologies"),

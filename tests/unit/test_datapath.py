@@ -20,10 +20,16 @@ from netplane.model.own import Attachment, AttachmentSpec, Bandwidth
 from netplane.model.snapshot import Snapshot
 from netplane.pathedge import PathEdge
 
+MAC = "02:00:00:00:00:0a"
 PATH = FastPath(
-    gateway_mac="02:00:00:00:00:01", tunnel="npvx0", tunnel_mac="02:00:00:00:00:02", vni=1, port=8472
+    gateway_mac="02:00:00:00:00:01",
+    bridge="npbr0",
+    tunnel="npvx0",
+    tunnel_mac="02:00:00:00:00:02",
+    vni=1,
+    port=8472,
 )
-CONFIG = PathConfig("npbr0", ("eth0",), PATH, "boot-1")
+CONFIG = PathConfig(("eth0",), PATH, "boot-1")
 NODE = Node(metadata=ObjectMeta(name="n1"), spec=NodeSpec(pod_cidrs=("10.244.0.0/24",)))
 SPEC = AttachmentSpec(
     node="n1", container_id="c", ifname="eth0", netns="/n", network="x", host_ifname="npv1", bridge="npbr0"
@@ -38,8 +44,9 @@ def rendered(*objects: Any, config: PathConfig | None = CONFIG, name: str = "a.n
     return list(PathRoom("n1", config).render(Scope("datapath", name), snapshot))
 
 
-def test_the_node_has_hooks_at_its_tunnel_and_uplinks_once_it_has_pod_cidrs() -> None:
-    wanted = [Sysctl(LIBERAL, "1"), PATH, Hook("npvx0", "tunnel"), Hook("eth0", "wire")]
+def test_the_node_has_hooks_at_its_bridge_tunnel_and_uplinks_once_it_has_pod_cidrs() -> None:
+    hooks = [Hook("npbr0", "bridge"), Hook("npvx0", "tunnel"), Hook("eth0", "wire")]
+    wanted = [Sysctl(LIBERAL, "1"), PATH, *hooks]
     assert rendered(NODE, name="") == wanted
     assert rendered(amend(NODE, spec=NodeSpec()), name="") == rendered(name="") == []
 
@@ -48,6 +55,7 @@ def test_the_node_has_hooks_at_its_tunnel_and_uplinks_once_it_has_pod_cidrs() ->
     ("changes", "hook"),
     [
         ({}, Hook("npv1", "pod")),
+        ({"mac": MAC}, Hook("npv1", "pod", mac=MAC)),
         ({"config": {"macspoofchk": True}}, Hook("npv1", "pod", barred=True)),
         ({"bandwidth": Bandwidth(egress_rate=8)}, Hook("npv1", "pod", barred=True)),
         ({"bandwidth": Bandwidth(ingress_rate=8)}, Hook("npv1", "pod", shaped=True)),

@@ -73,7 +73,7 @@ def test_an_element_that_counts_from_zero_again_is_a_new_one() -> None:
 
 
 def backends(number: int) -> tuple[Backend, ...]:
-    return tuple(Backend(f"10.0.0.{i}", 80) for i in range(number))
+    return tuple((f"10.0.0.{i}", 80) for i in range(number))
 
 
 @pytest.mark.parametrize(

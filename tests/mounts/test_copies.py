@@ -1,0 +1,224 @@
+"""Copies of our own volumes: blocks shared where the disk can, sparse elsewhere, whole whoever is killed.
+
+tmp/root (plain, or btrfs on a loop) ── claim ── snapshot ── claims made from it
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from netplane.model.codec import parse
+from netplane.model.errors import NetplaneError
+from netplane.model.facts import Plan
+from storageplane import backends
+from storageplane.host import images, syscalls, tree
+from storageplane.host.durable import Shelf
+from tests.csi.conftest import MIB, on_btrfs
+from tests.faults.dying import Death
+from tests.sequences.storage_world import pvc
+from tests.sequences.test_storage_snapshots import CLONE, Site, restored, site, volume_snapshot
+
+from .bed import Bed, run
+
+pytestmark = pytest.mark.root
+__all__ = ["on_btrfs"]  # a fixture
+STEPS = 200  # more than there are
+OPERATIONS: list[tuple[Any, str]] = [
+    (Shelf, "put"), (Shelf, "remove"), (tree, "make"), (tree, "remove"), (images, "run"),
+    (images, "copy_tree"), (os, "rename"), (os, "replace"), (os, "mkdir"), (os, "rmdir"),
+    (backends, "fill"), (backends, "erase"), (syscalls, "umount"), (syscalls, "move_mount"),
+]  # fmt: skip
+
+
+def shared(path: Path) -> bool:
+    """Whether all of a file's blocks are another one's too."""
+    listed = run("filefrag", "-v", path).splitlines()
+    rows = [line for line in listed if line.strip()[:1].isdigit()]
+    return bool(rows) and all("shared" in row for row in rows)
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_a_disk_that_shares_blocks_copies_none(on_btrfs: Path) -> None:
+    node = site(on_btrfs / "root", "image", volumeMode="Block")
+    source = node.data("pvc-u1") / "image"
+    with open(source, "r+b") as file:
+        file.write(os.urandom(12 * MIB))
+        os.fsync(file.fileno())
+    clone = restored("k", volumeMode="Block", dataSource=CLONE)
+    node.put(volume_snapshot(), restored("r", volumeMode="Block"), clone)
+    for copy in ("volumes/pvc-uid-r", "volumes/pvc-uid-k", "snapshots/data/snapshot-uid-s"):
+        assert shared(node.root / copy / "image") and digest(node.root / copy / "image") == digest(source)
+
+
+def test_a_disk_that_shares_none_copies_only_what_was_written(bed: Bed) -> None:
+    node = site(bed.root, "image", "64Mi", volumeMode="Block")
+    source = node.data("pvc-u1") / "image"
+    with open(source, "r+b") as file:
+        file.seek(40 * MIB)
+        file.write(os.urandom(2 * MIB))
+        os.fsync(file.fileno())
+    node.put(volume_snapshot(), restored("r", "64Mi", volumeMode="Block"))
+    copy = node.data("pvc-uid-r") / "image"
+    assert digest(copy) == digest(source) and copy.stat().st_blocks * 512 < 4 * MIB < copy.stat().st_size
+
+
+def test_a_copy_takes_no_room_that_others_were_promised(bed: Bed, on_btrfs: Path) -> None:
+    """A disk of 48 MiB: 30 MiB are promised to one claim, and another has 8 MiB in use."""
+    disk = bed.base / "disk"
+    disk.mkdir()
+    run("mount", "-t", "tmpfs", "-o", "size=48M", "disk", disk)
+    try:
+        node = site(disk / "root", "image", "10Mi", volumeMode="Block")
+        with open(node.data("pvc-u1") / "image", "r+b") as file:
+            file.write(os.urandom(9 * MIB))
+        node.put(pvc("big", "30Mi", storageClassName="d", volumeMode="Block", meta={"uid": "ub"}))
+        assert node.world.pvc("big").status.phase == "Bound"
+        node.put(volume_snapshot())
+        assert "ResourceExhausted: a copy takes 9437184 bytes" in node.snap().status.error.message
+        node.gone("PersistentVolumeClaim", "big")
+        assert node.snap().status.ready_to_use and node.snap().status.error is None
+    finally:
+        run("umount", disk)
+    assert images.shares_blocks(on_btrfs) and not images.shares_blocks(Path("/dev/shm"))
+
+
+@pytest.mark.parametrize("left", [0, 2], ids=["for its record", "for its data"])
+def test_a_disk_that_is_full_is_said_and_the_copy_made_when_it_is_not(bed: Bed, left: int) -> None:
+    disk = bed.base / "disk"
+    disk.mkdir()
+    run("mount", "-t", "tmpfs", "-o", "size=24M", "disk", disk)
+    try:
+        node = site(disk / "root")
+        (node.data("pvc-u1") / "file").write_bytes(os.urandom(5 * MIB))
+        filler, spare = disk / "filler", disk / "spare"
+        spare.write_bytes(bytes(left * MIB))
+        with open(filler, "wb", buffering=0) as file, contextlib.suppress(OSError):
+            while file.write(bytes(MIB)):
+                pass
+        spare.unlink()
+        node.put(volume_snapshot())
+        assert "No space left" in node.snap().status.error.message and not node.snap().status.ready_to_use
+        filler.unlink()
+        node.run()
+        assert node.snap().status.ready_to_use and node.snap().status.error is None
+        copy = node.root / "snapshots/data/snapshot-uid-s/file"
+        assert digest(copy) == digest(node.data("pvc-u1") / "file")
+    finally:
+        run("umount", disk)
+
+
+def test_a_subvolume_is_copied_at_once_with_its_limit(on_btrfs: Path) -> None:
+    node = site(on_btrfs / "root", "btrfs", "32Mi")
+    file = node.data("pvc-u1") / "tree" / "file"
+    file.write_bytes(os.urandom(8 * MIB))
+    node.put(volume_snapshot(), restored("r", "64Mi"), restored("k", "32Mi", dataSource=CLONE))
+    for name, size in (("r", 64), ("k", 32)):
+        volume = node.data(f"pvc-uid-{name}")
+        assert digest(volume / "tree" / "file") == digest(file) and shared(volume / "tree" / "file")
+        here = backends.Place(node.root, f"volumes/{volume.name}")
+        found = backends.BACKENDS["btrfs"].usage(here)
+        assert found is not None and found.total == size * MIB
+    for claim in ("c", "r", "k"):
+        node.gone("PersistentVolumeClaim", claim)
+    node.gone("VolumeSnapshot", "s")
+    assert run("btrfs", "subvolume", "list", on_btrfs) == ""
+
+
+# --- killed anywhere ------------------------------------------------------------------------------------
+
+
+def killed(file: Path, step: int, work: Callable[[], Any]) -> bool:
+    """Do this in a process that dies at its ``step``-th operation; whether it did."""
+    pid = os.fork()
+    if pid == 0:
+        death = Death(file)
+        for place in OPERATIONS:
+            death.sow(*place)
+        file.write_text(str(step))
+        try:
+            work()
+        finally:
+            os._exit(0)
+    _, status = os.waitpid(pid, 0)
+    file.unlink(missing_ok=True)
+    return os.WIFSIGNALED(status)
+
+
+def everything(node: Site) -> list[str]:
+    """Every file, and every volume, snapshot and half a copy."""
+    homes = [node.root / name for name in ("volumes", "snapshots/data", "copies")]
+    found = [p for p in node.root.rglob("*") if p.is_file() or p.parent in homes]
+    return sorted(str(p.relative_to(node.root)) for p in found if p.name != "qgroups.gone")
+
+
+def wanted(node: Site, make: bool) -> Callable[[], None]:
+    """What the drivers are to do next, as one call."""
+    snapshot = node.world.snapshot()
+    taken = [f for s in node.snapshots.scopes(None, snapshot) for f in node.snapshots.render(s, snapshot)]
+    data = [f for s in node.room.scopes(None, snapshot) for f in node.room.render(s, snapshot)]
+
+    def work() -> None:
+        for driver, facts in ((node.taker, taken), (node.driver, data)):
+            for fact in facts:
+                patient(driver, fact)
+
+    assert taken or not make
+    return work
+
+
+def patient(driver: Any, fact: Any) -> None:
+    for _ in range(100):
+        try:
+            return driver.apply(Plan(add=(fact,)))
+        except NetplaneError:
+            continue
+    raise AssertionError(fact)
+
+
+@pytest.mark.parametrize("backend", ["directory", "image", "tmpfs", "btrfs"])
+def test_killed_while_it_copies_or_removes(
+    request: pytest.FixtureRequest, bed: Bed, tmp_path: Path, backend: str
+) -> None:
+    """Taken, restored, removed: each killed here and there, and finished by who comes after."""
+    base = request.getfixturevalue("on_btrfs") / "root" if backend == "btrfs" else bed.root
+    node = site(base, backend)
+    marker = tmp_path / "death"
+    if backend != "image":
+        inside = node.data("pvc-u1") / ("" if backend == "directory" else "tree")
+        (inside / "file").write_bytes(os.urandom(100_000))
+    before = everything(node)
+    counts = dict.fromkeys(("take", "restore", "remove"), 0)
+    for step in range(1, STEPS, 4 if backend == "btrfs" else 1):
+        died = False
+        for what in counts:
+            if what == "take":
+                node.world.put(parse(volume_snapshot()))
+            elif what == "restore":
+                node.world.put(parse(restored("r")))
+            else:
+                for key in (node.snap().key, node.world.pvc("r").key):
+                    node.world.delete(key)
+            node.world.settle(*node.deciders)
+            fell = killed(marker, step, wanted(node, what == "take"))
+            counts[what] += fell
+            died = died or fell
+            node = Site(node.world, node.root).run()
+            if what == "restore":
+                assert node.world.pvc("r").status.phase == "Bound"
+                copies = list(node.data("pvc-uid-r").rglob("file"))
+                if backend != "image":
+                    assert digest(copies[0]) == digest(inside / "file"), f"{what} at step {step}"
+        assert everything(node) == before, f"killed at step {step}"
+        if not died:
+            break
+    assert all(counts.values()), counts
