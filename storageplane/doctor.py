@@ -9,7 +9,7 @@ from pathlib import Path
 from netplane.model.errors import KernelError
 
 from .claims import capture
-from .claims.reclaim import TRASH
+from .claims.copies import TRASH
 from .csi import intents
 from .host import helper, hugepages, images, mountinfo, syscalls
 from .host.trash import Trash

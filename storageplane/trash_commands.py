@@ -20,7 +20,7 @@ from netplane.model.storage import PersistentVolume, PersistentVolumeStatus
 from netplane.store import DEFAULT, open_store
 
 from . import names
-from .claims.reclaim import TRASH
+from .claims.copies import TRASH
 from .host.trash import Thrown, Trash
 
 ROOT = "/var/lib/storageplane"

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from ..model.errors import KernelError
 from ..model.facts import Fact, FactKey, Guard, Mark, Plan
 from . import nft_read
-from .nftables import Nft
+from .nftables import Nft, fit
 
 TABLE = "netdev netplane"
 FIRST = -500  # before every other hook of ingress
@@ -61,8 +61,7 @@ class GuardDriver:
             try:
                 self._nft.run("\n".join(transaction(plan)))
             except KernelError:
-                held = self.observe()
-                left = Plan(plan.add, plan.change, tuple(key for key in plan.remove if key in held))
+                left = fit(plan, self.observe())
                 if left == plan:
                     raise
                 self._nft.run("\n".join(transaction(left)))

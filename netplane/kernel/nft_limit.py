@@ -22,7 +22,7 @@ from ..model.errors import KernelError
 from ..model.facts import Fact, FactKey, Limit, Mark, Plan
 from . import nlmsg as nl
 from .netns import open_socket
-from .nftables import Nft
+from .nftables import Nft, fit
 
 TABLE = "bridge netplane"
 NAME = "cni-limits"
@@ -80,7 +80,7 @@ class LimitDriver:
             try:
                 self._commit(plan)
             except KernelError:
-                left = self._left(plan)
+                left = fit(plan, self.observe())
                 if left == plan:
                     self._nft.run(STRUCTURE)  # so the set is missing, or the kernel says why it must
                 self._commit(left)
@@ -94,16 +94,6 @@ class LimitDriver:
         self._held.difference_update(str(key[1]) for key in plan.remove)
         if plan.remove and not self._held:
             self.clean()
-
-    def _left(self, plan: Plan) -> Plan:
-        """What of the plan is not done, each fact under the verb that it needs."""
-        held = self.observe()
-        wanted = [fact for fact in (*plan.add, *plan.change) if held.get(fact.key) != fact.mark]
-        return Plan(
-            add=tuple(fact for fact in wanted if fact.key not in held),
-            change=tuple(fact for fact in wanted if fact.key in held),
-            remove=tuple(key for key in plan.remove if key in held),
-        )
 
     def verify(self, facts: Iterable[Limit]) -> list[str]:
         """In words, which limits are missing or different."""

@@ -34,9 +34,10 @@ from ..host.durable import Shelf
 from ..host.errand import Errands
 from . import events, match, steps
 from .contents import discardable
+from .copies import PATIENCE, copy_size
 from .provision import data_of, is_ours
-from .reclaim import PATIENCE, TRIES, Timed, Writer, copy_size
 from .sources import SNAPSHOT_DIR
+from .writer import TRIES, Timed, Writer
 
 ADVICE = "it was damaged; look at its data beneath snapshots/data, then remove the file"
 
@@ -148,6 +149,9 @@ class SnapshotData:
 
     def _do(self, fact: Capture | Discard, patience: float) -> None:
         work = self._capture if isinstance(fact, Capture) else self._discard
+        taking = Capture(fact.content, fact.uid, fact.driver)
+        if isinstance(fact, Discard) and self._copies.busy(str(taking.key), patience):
+            raise Unavailable(f"VolumeSnapshotContent {fact.content}: still being taken; it goes after that")
         if not self._copies.done(str(fact.key), lambda: work(fact.content, fact.uid), patience):
             raise Unavailable(f"VolumeSnapshotContent {fact.content}: under way")
 

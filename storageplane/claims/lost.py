@@ -19,14 +19,16 @@ from netplane.model.nodes import Lease, Node
 from netplane.model.pods import Pod
 from netplane.model.snapshot import Snapshot
 from netplane.model.storage import ClaimStatus, PersistentVolume, PersistentVolumeClaim
+from netplane.model.volumesnapshots import VolumeSnapshotContent
 from netplane.store.base import Store
 
 from .. import names
 from . import match, pulse, steps
 
-KINDS = ("PersistentVolume", "PersistentVolumeClaim", "Pod", "Node", "Lease")
+KINDS = ("PersistentVolume", "PersistentVolumeClaim", "Pod", "Node", "Lease", "VolumeSnapshotContent")
 LEASES = (pulse.NAMESPACE, pulse.NODES)
 TRIES = 10
+_OURS = (names.DATA, names.PV_PROTECTION, names.SNAPSHOT_CONTENT)
 
 
 class Loss(NamedTuple):
@@ -93,6 +95,9 @@ def give_up(store: Store, node: str, rebind: bool = False, force: bool = False) 
         yield from _told("", failed, _mark, store, claim, node)
     for volume in lost.volumes:
         yield from _told(f"volume {volume.name} given up", failed, _abandon, store, volume, node)
+    for content in contents(node, snapshot):
+        said = f"snapshot content {content.name} given up"
+        yield from _told(said, failed, _abandon, store, content, node)
     marked = [c for c in snapshot.list(PersistentVolumeClaim) if _mark_of(c) == node]
     again = {c.key: c for c in (*lost.claims, *marked)} if rebind else {}
     for claim in again.values():
@@ -118,26 +123,34 @@ def _delete(store: Store, key: Key) -> None:
         return
 
 
-def _abandon(store: Store, volume: PersistentVolume, node: str) -> None:
+def contents(node: str, snapshot: Snapshot) -> list[VolumeSnapshotContent]:
+    """The snapshots that lie on the node."""
+    host = match.hostname(node, snapshot)
+    every = snapshot.list(VolumeSnapshotContent)
+    return sorted(
+        (c for c in every if c.metadata.annotations.get(names.SNAPSHOT_HOST) == host), key=lambda c: c.name
+    )
+
+
+def _abandon(store: Store, lost: PersistentVolume | VolumeSnapshotContent, node: str) -> None:
     """Mark, delete, and take off the finalizers that its node would have taken off."""
     for _ in range(TRIES):
-        live = store.get(volume.key)
-        if not isinstance(live, PersistentVolume) or live.metadata.uid != volume.metadata.uid:
+        live = store.get(lost.key)
+        if live is None or live.metadata.uid != lost.metadata.uid:
             return
         try:
             if names.LOST not in live.metadata.annotations:
                 store.put(steps.annotated(live, {names.LOST: node}), expect=live.revision)
             elif not live.deleting:
                 store.delete(live.key, expect=live.revision)
-            elif {names.DATA, names.PV_PROTECTION} & set(live.metadata.finalizers):
-                freed = steps.without(live, names.DATA, names.PV_PROTECTION)
-                store.put(freed, expect=live.revision)
+            elif set(_OURS) & set(live.metadata.finalizers):
+                store.put(steps.without(live, *_OURS), expect=live.revision)
             else:
                 held = ", ".join(live.metadata.finalizers)
                 raise Invalid(f"{live.key} is given up, and held by {held}")
         except Conflict:
             continue
-    raise Conflict(f"{volume.key}: others keep writing to it; give the node up again")
+    raise Conflict(f"{lost.key}: others keep writing to it; give the node up again")
 
 
 def _mark_of(obj: PersistentVolumeClaim) -> str:

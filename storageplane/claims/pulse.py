@@ -18,7 +18,7 @@ from netplane.model.base import Key, ObjectMeta, amend
 from netplane.model.errors import NetplaneError
 from netplane.model.nodes import Lease, LeaseSpec
 
-from .reclaim import Writer
+from .writer import Writer
 
 log = logging.getLogger(__name__)
 

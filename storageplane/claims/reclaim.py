@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Protocol
 
 from netplane.model import codec
 from netplane.model.base import Key, Object
@@ -25,30 +24,16 @@ from netplane.model.snapshot import Snapshot
 from netplane.model.storage import RECLAIM_POLICIES, PersistentVolume, PersistentVolumeClaim
 from netplane.model.storage_facts import Data, Erase, Scrub
 
-from .. import backends, names
-from ..host import freeze, growth, progress, tree
-from ..host.errand import Errands
+from .. import names
+from ..host import growth, progress, tree
 from ..host.trash import Trash
 from . import events, sources, steps
+from .copies import PATIENCE, TRASH, Copies, say
 from .match import fits_node
 from .provision import backend_of, data_of, is_ours
 from .scopes import volume_scopes
 from .steps import annotated, owner, phased, unbound, without
-
-TRASH = "trash"  # beneath the root
-TRIES = 10
-PATIENCE = 0.3  # seconds that others wait for a copy before it is looked for again
-
-
-class Writer(Protocol):
-    """The part of a store that the removal needs."""
-
-    def get(self, key: Key) -> Object | None: ...
-    def put(self, obj: Any, expect: int | None = None) -> Object: ...
-    def delete(self, key: Key, expect: int | None = None) -> Object: ...
-
-
-Timed = Callable[[str, str], AbstractContextManager[object]]  # (operation, plugin): measures a block
+from .writer import TRIES, Timed, Writer
 
 
 def holds(claim: Object | None, volume: PersistentVolume) -> bool:
@@ -221,7 +206,7 @@ class VolumeData:
         self.store = store
         self.in_use = in_use
         self.timed: Timed = timed or (lambda *_: nullcontext())
-        self._copies = Errands()
+        self._copies = Copies(self.root, store, self.trash, self.timed)
 
     def observe(self) -> Mapping[FactKey, Mark]:
         return {}
@@ -230,7 +215,7 @@ class VolumeData:
         """Raises Unavailable while a volume is published, Conflict (decide again), KernelError."""
         facts = (*plan.add, *plan.change)
         patience = PATIENCE if len(facts) == 1 else 0
-        copying = [fact for fact in facts if not self._copied(fact, patience)]
+        copying = [fact for fact in facts if not self._copies.done(fact, patience)]
         for fact in facts:
             if fact not in copying:
                 self._do(fact)
@@ -247,53 +232,6 @@ class VolumeData:
         elif isinstance(fact, Scrub):
             self._scrub(fact)
 
-    # --- copies -------------------------------------------------------------------------------------
-
-    def _copied(self, fact: Fact, patience: float) -> bool:
-        """Whether nothing is (left) to copy. A copy is made aside, however long it takes."""
-        if not isinstance(fact, Data) or not fact.source:
-            return True
-        return self._copies.done(fact.path, lambda: self._copy(fact), patience)
-
-    def _copy(self, fact: Data) -> None:
-        key = Key(PersistentVolume.KIND, "", os.path.basename(fact.path))
-
-        def tell(work: progress.Work) -> None:
-            self._say(key, "Provisioning", f"copying {fact.source}: {work}")
-
-        try:
-            with self.timed("volume_copy", fact.backend), progress.telling(copy_size(self.root, fact), tell):
-                self._fill(fact)
-                growth.ensure(self.root, fact)
-        except NetplaneError as exc:
-            self._say(key, "ProvisioningFailed", f"copying {fact.source}: {exc}")
-            raise
-        for _ in range(TRIES):
-            volume = self.store.get(key)
-            if not isinstance(volume, PersistentVolume) or sources.whole(volume):
-                return
-            with suppress(Conflict):
-                self.store.put(annotated(volume, {names.FILLED: "true"}), expect=volume.revision)
-        raise Unavailable(f"{key}: copied, but others keep writing to the object")
-
-    def _fill(self, fact: Data) -> None:
-        """Copied; what is taken back from the trash is moved."""
-        folder, _, item = fact.source.partition("/")
-        if folder == TRASH:
-            self.trash.restore(item, fact.path)
-            return
-        with freeze.still(self.root / fact.source / "image"):
-            backends.fill(self.root, fact)
-
-    def _say(self, key: Key, reason: str, message: str) -> None:
-        """To whoever looks at the claim; that it cannot be said stops nothing."""
-        volume = self.store.get(key)
-        ref = volume.spec.claim_ref if isinstance(volume, PersistentVolume) else None
-        claim = self.store.get(Key("PersistentVolumeClaim", ref.namespace, ref.name)) if ref else None
-        with suppress(NetplaneError):
-            if claim is not None:
-                self.store.put(events.told(claim, "provision", (reason, message)))
-
     # --- growth, removal ------------------------------------------------------------------------------
 
     def grow(self, fact: Data) -> None:
@@ -302,12 +240,12 @@ class VolumeData:
 
         def tell(work: progress.Work) -> None:
             told.append(work)
-            self._say(key, "Provisioning", f"{work.program}: {work}")
+            say(self.store, key, "Provisioning", f"{work.program}: {work}")
 
         with self.timed("volume_provision", fact.backend), progress.telling(0, tell):
             done = growth.ensure(self.root, fact)
         if told:
-            self._say(key, "ProvisioningSucceeded", f"Successfully provisioned volume {key.name}")
+            say(self.store, key, "ProvisioningSucceeded", f"Successfully provisioned volume {key.name}")
         if fact.backend != "image" or not done:
             return
         volume = self.store.get(key)
@@ -344,6 +282,8 @@ class VolumeData:
         user = self.in_use(str(self.root / fact.path))
         if user:
             raise Unavailable(f"PersistentVolume {fact.volume}: in use by {user}; unpublish it first")
+        if self._copies.busy(fact.path, PATIENCE):
+            raise Unavailable(f"PersistentVolume {fact.volume}: it is still being copied; it goes after that")
         try:
             with self.timed("volume_delete", backend_of(volume)):
                 self.trash.take(fact.path, lambda: codec.encode(volume).decode())
@@ -377,11 +317,3 @@ class VolumeData:
             except Conflict:
                 continue
         raise Unavailable(f"{volume.key}: its data is removed, but others keep writing to the object")
-
-
-def copy_size(root: Path, fact: Data) -> int:
-    """Bytes that a copy writes, where that is known: an image's blocks."""
-    try:
-        return os.stat(root / fact.source / "image").st_blocks * 512
-    except FileNotFoundError:
-        return 0

@@ -13,7 +13,7 @@ from netplane.model.snapshot import Snapshot
 from netplane.model.storage import PersistentVolume, PersistentVolumeClaim, StorageClass
 
 from ..claims import match, sources
-from ..claims.reclaim import Writer
+from ..claims.writer import Writer
 
 
 def origin(claim: PersistentVolumeClaim, cls: StorageClass, store: Writer) -> tuple[str, str]:

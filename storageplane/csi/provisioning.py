@@ -25,8 +25,9 @@ from netplane.model.storage_facts import Capture, Discard, Grow, Provision, With
 
 from .. import names
 from ..claims import events
-from ..claims.reclaim import Writer, holds, released
+from ..claims.reclaim import holds, released
 from ..claims.steps import phased, without
+from ..claims.writer import Writer
 from . import shape
 from .attach import Attachments
 from .client import Client, Clients

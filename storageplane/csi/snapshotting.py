@@ -23,7 +23,7 @@ from netplane.model.volumesnapshots import (
 
 from .. import names
 from ..claims.capture import let_go, live, say
-from ..claims.reclaim import Writer
+from ..claims.writer import Writer
 from . import shape
 from .client import Client, Clients
 from .intents import Asked, snapshots

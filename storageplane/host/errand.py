@@ -48,6 +48,11 @@ class Errands:
             raise errand.error
         return True
 
+    def busy(self, name: str, patience: float) -> bool:
+        """Whether somebody is still at this errand after a while."""
+        errand = self._out.get(name)
+        return errand is not None and not errand.done(patience)
+
     def _well(self, name: str, work: Callable[[], object]) -> None:
         work()
         self._out.pop(name, None)

@@ -127,9 +127,14 @@ def driver(tmp_path: Path) -> Iterator[Driver]:
     driver = Driver(tmp_path)
     yield driver
     driver.kill()
-    for mount in reversed(mounts(tmp_path)):
+    tidy(tmp_path)
+
+
+def tidy(home: Path) -> None:
+    """Take away what a driver that was killed has left."""
+    for mount in reversed(mounts(home)):
         subprocess.run(["umount", mount], check=False)
-    for loop in loops(tmp_path):
+    for loop in loops(home):
         subprocess.run(["losetup", "-d", loop], check=False)
 
 

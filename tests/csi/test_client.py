@@ -38,7 +38,7 @@ from storageplane.pods import publish, session
 from tests.sequences.storage_world import Crash, World, pod, pvc, storage_class
 from tests.sequences.test_storage_snapshots import CLONE, content, snapshot_class, volume_snapshot
 
-from .conftest import MIB, Driver, loops, mounts
+from .conftest import MIB, Driver, loops, mounts, tidy
 from .test_kill_steps import Mortal
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
@@ -68,13 +68,6 @@ def mortal(tmp_path: Path) -> Iterator[Mortal]:
     yield driver
     driver.end()
     tidy(tmp_path)
-
-
-def tidy(home: Path) -> None:
-    for mount in reversed(mounts(home)):
-        os.system(f"umount {mount}")
-    for loop in loops(home):
-        os.system(f"losetup -d {loop}")
 
 
 def until(true: Callable[[], Any], what: str) -> Any:

@@ -19,7 +19,7 @@ from storageplane import doctor
 from storageplane.csi.attach import Attachments
 from storageplane.csi.intents import Intent, Intents
 
-from .conftest import MIB, WRITER, Driver, loops, mounts
+from .conftest import MIB, WRITER, Driver, loops, mounts, tidy
 
 pytestmark = pytest.mark.root
 BLOCK = {"block": {}, "access_mode": {"mode": 1}}
@@ -35,10 +35,7 @@ def cramped(tmp_path: Path) -> Iterator[Driver]:
     driver = Driver(tmp_path)
     yield driver
     driver.kill()
-    for mount in reversed(mounts(tmp_path)):
-        subprocess.run(["umount", mount], check=False)
-    for loop in loops(tmp_path):
-        subprocess.run(["losetup", "-d", loop], check=False)
+    tidy(tmp_path)
 
 
 def fill(driver: Driver) -> Path:

@@ -20,7 +20,7 @@ from typing import Any
 import grpc
 import pytest
 
-from .conftest import MIB, WRITER, Driver, loops, mounts, qgroups
+from .conftest import MIB, WRITER, Driver, loops, mounts, qgroups, tidy
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(600)]
 STEPS = 200  # more than there are
@@ -122,10 +122,7 @@ def mortal(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Mortal]:
     made = Mortal(home)
     yield made
     made.end()
-    for mount in reversed(mounts(home)):
-        os.system(f"umount {mount}")
-    for loop in loops(home):
-        os.system(f"losetup -d {loop}")
+    tidy(home)
 
 
 class Life:

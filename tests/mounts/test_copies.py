@@ -5,6 +5,7 @@ tmp/root (plain, or btrfs on a loop) ── claim ── snapshot ── claims 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Callable
@@ -89,6 +90,31 @@ def test_a_copy_takes_no_room_that_others_were_promised(bed: Bed, on_btrfs: Path
     finally:
         run("umount", disk)
     assert images.shares_blocks(on_btrfs) and not images.shares_blocks(Path("/dev/shm"))
+
+
+@pytest.mark.parametrize("left", [0, 2], ids=["for its record", "for its data"])
+def test_a_disk_that_is_full_is_said_and_the_copy_made_when_it_is_not(bed: Bed, left: int) -> None:
+    disk = bed.base / "disk"
+    disk.mkdir()
+    run("mount", "-t", "tmpfs", "-o", "size=24M", "disk", disk)
+    try:
+        node = site(disk / "root")
+        (node.data("pvc-u1") / "file").write_bytes(os.urandom(5 * MIB))
+        filler, spare = disk / "filler", disk / "spare"
+        spare.write_bytes(bytes(left * MIB))
+        with open(filler, "wb", buffering=0) as file, contextlib.suppress(OSError):
+            while file.write(bytes(MIB)):
+                pass
+        spare.unlink()
+        node.put(volume_snapshot())
+        assert "No space left" in node.snap().status.error.message and not node.snap().status.ready_to_use
+        filler.unlink()
+        node.run()
+        assert node.snap().status.ready_to_use and node.snap().status.error is None
+        copy = node.root / "snapshots/data/snapshot-uid-s/file"
+        assert digest(copy) == digest(node.data("pvc-u1") / "file")
+    finally:
+        run("umount", disk)
 
 
 def test_a_subvolume_is_copied_at_once_with_its_limit(on_btrfs: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
+from netplane.model.base import Key
 from storageplane.host import progress
 from storageplane.metrics import VolumeStats
 from tests.csi.conftest import MIB, Driver
@@ -105,3 +106,29 @@ def test_who_moves_is_not_given_up_and_who_stands_still_is() -> None:
     with pytest.raises(subprocess.TimeoutExpired):
         progress.finished(("sleep", "30"), 0.3)
     assert progress.running() == []
+
+
+@pytest.mark.parametrize("what", ["a snapshot", "a claim"])
+def test_what_is_deleted_while_it_is_copied_goes_after_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """Its object is deleted while the copy is under way: nothing of it is left in the end."""
+    node = site(tmp_path / "root").put(volume_snapshot("done"))
+    slow(tmp_path, monkeypatch, "cp", 0.7)
+    claim = what == "a claim"
+    key = Key("PersistentVolumeClaim" if claim else "VolumeSnapshot", "default", "r" if claim else "s")
+    wanted = restored("r", of="done") if claim else volume_snapshot()
+    half = node.root / "copies" / ("pvc-uid-r" if claim else "snapshot-uid-s")
+    work = threading.Thread(target=lambda: node.put(wanted))
+    work.start()
+    while not half.exists():
+        time.sleep(0.01)
+    node.world.delete(key)
+    work.join()
+    node.run()
+    assert node.world.get(key) is None and node.world.pv("pvc-uid-r") is None
+    for thread in [t for t in threading.enumerate() if t.name == "errand"]:
+        thread.join()  # whoever was still copying is through now
+    assert node.directories() == ["pvc-u1"] and node.kept() == ["snapshot-uid-done.json"]
+    assert [p.name for p in (node.root / "snapshots/data").iterdir()] == ["snapshot-uid-done"]
+    assert list((node.root / "copies").iterdir()) == []

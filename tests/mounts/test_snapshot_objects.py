@@ -23,7 +23,7 @@ from netplane.store import open_store
 from storageplane import agent
 from storageplane.pods import publish, session
 from tests.csi.test_client import until
-from tests.sequences.storage_world import pod
+from tests.sequences.storage_world import pod, pvc, storage_class
 
 from .bed import Bed
 
@@ -130,3 +130,21 @@ def test_an_image_in_use_is_of_one_instant(site: Site) -> None:
         writer.join()
     first, second = ((copied / n).read_text().splitlines() for n in ("first", "second"))
     assert 0 <= len(first) - len(second) <= 1 and second == first[: len(second)] and first
+
+
+def test_a_larger_copy_of_xfs_grows_under_its_pod(site: Site) -> None:
+    """Its file system has the source's size until it is mounted, which is when xfs grows."""
+    xfs = {"backend": "image", "fsType": "xfs"}
+    site.store.put(parse(storage_class("x", "storageplane.io/local", parameters=xfs)))
+    site.store.put(parse(pvc("data", "320Mi", storageClassName="x")))
+    (site.shown("data") / "word").write_text("kept")
+    clone = {"kind": "PersistentVolumeClaim", "name": "data"}
+    site.store.put(parse(pvc("data-of-monday", "640Mi", storageClassName="x", dataSource=clone)))
+    place = site.shown("data-of-monday")
+    assert (place / "word").read_text() == "kept"
+    site.running.grow_what_waits()
+    found = os.statvfs(place)
+    assert found.f_blocks * found.f_frsize > 560 << 20
+    claim = Key("PersistentVolumeClaim", "default", "data-of-monday")
+    until(lambda: site.store.get(claim).status.capacity == {"storage": "640Mi"}, "the claim never says so")
+    assert not site.store.get(claim).status.conditions

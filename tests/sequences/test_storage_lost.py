@@ -10,15 +10,17 @@ from typing import Any
 
 import pytest
 
-from netplane.model.base import Object, amend
+from netplane.model.base import Key, Object, amend
 from netplane.model.errors import Invalid
 from storageplane import names
 from storageplane.claims import lost, pulse
 from storageplane.claims.bind import Binder
 from storageplane.claims.reclaim import Reclaimer, Volumes
+from storageplane.claims.snapshots import Snapshotter
 
 from .binder_cases import BOUND
 from .storage_world import Crash, World, on_node, pod, pv, pvc
+from .test_storage_snapshots import content, volume_snapshot
 
 MADE: dict[str, Any] = {
     "annotations": {names.PROVISIONED_BY: names.DIRECTORY, names.BOUND_BY_CONTROLLER: "yes"},
@@ -164,3 +166,33 @@ def test_a_node_that_comes_back_leaves_alone_what_was_given_up(tmp_path: Path) -
 def test_a_node_that_nobody_has_heard_of_is_a_mistake() -> None:
     with pytest.raises(Invalid, match="n9"):
         list(lost.give_up(shop(), "n9"))
+
+
+@pytest.mark.parametrize("deleting", [False, True])
+def test_the_snapshots_on_it_are_given_up_too_and_block_nobody(deleting: bool) -> None:
+    world = shop(
+        volume_snapshot("gone", content="on-n1"), content_on("on-n1", "n1", "gone"),
+        volume_snapshot("kept", content="on-n2"), content_on("on-n2", "n2", "kept"),
+    )  # fmt: skip
+    world.settle(Snapshotter())
+    gone, kept = (Key("VolumeSnapshot", "default", name) for name in ("gone", "kept"))
+    if deleting:
+        world.delete(gone)
+        world.settle(Snapshotter())
+        assert world.get(gone) is not None  # its node would have to remove it
+    assert "snapshot content on-n1 given up" in list(lost.give_up(world, "n1"))  # type: ignore[arg-type]
+    world.settle(Snapshotter())
+    assert world.get(Key("VolumeSnapshotContent", "", "on-n1")) is None
+    assert world.get(Key("VolumeSnapshotContent", "", "on-n2")) is not None
+    if deleting:
+        assert world.get(gone) is None
+    else:
+        assert "on-n1 does not exist" in world.get(gone).status.error.message
+    assert world.get(kept).status.error is None
+
+
+def content_on(name: str, host: str, of: str) -> dict[str, Any]:
+    made = content(name, "handle", "Delete", annotations={names.SNAPSHOT_HOST: host})
+    made["spec"]["volumeSnapshotRef"]["name"] = of
+    made["status"] = {"snapshotHandle": "handle", "readyToUse": True, "restoreSize": 1}
+    return made
