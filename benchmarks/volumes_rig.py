@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +20,7 @@ import grpc
 
 from storageplane.csi import protocol
 from storageplane.csi.client import Client
+from storageplane.host import images, loops
 
 MIB = 1 << 20
 WRITER = {"mount": {}, "access_mode": {"mode": "SINGLE_NODE_WRITER"}}
@@ -51,17 +53,21 @@ class Driver:
     def publish(self, volume: str, target: Path) -> None:
         fields: dict[str, Any] = {"volume_id": volume, "volume_capability": WRITER}
         if self.staged:
-            fields["staging_target_path"] = str(self.stage)
+            fields["staging_target_path"] = self.staging()
             self.client.call("NodeStageVolume", **fields)
         self.client.call("NodePublishVolume", **fields, target_path=str(target))
 
     def withdraw(self, volume: str, target: Path) -> None:
         self.client.call("NodeUnpublishVolume", volume_id=volume, target_path=str(target))
         if self.staged:
-            self.client.call("NodeUnstageVolume", volume_id=volume, staging_target_path=str(self.stage))
+            self.client.call("NodeUnstageVolume", volume_id=volume, staging_target_path=self.staging())
+
+    def staging(self) -> str:
+        """Each client thread has a place of its own, which stays."""
+        return f"{self.stage}/{threading.get_ident()}"
 
     def cycle(self, number: int, size: int = 16 * MIB) -> None:
-        volume, target = self.create(f"v{number}", size), self.home / "target"
+        volume, target = self.create(f"v{number}", size), self.home / f"target-{threading.get_ident()}"
         self.publish(volume, target)
         self.withdraw(volume, target)
         self.client.call("DeleteVolume", volume_id=volume)
@@ -146,16 +152,52 @@ class Floor:
             os.rmdir(path)
 
 
-def record(folder: Path) -> None:
-    """One durable record: written, synced, renamed, its directory synced."""
-    fd = os.open(folder / "record.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    os.write(fd, b"x" * 600)
-    os.fsync(fd)
-    os.close(fd)
-    os.rename(folder / "record.new", folder / "record")
-    fd = os.open(folder, os.O_RDONLY)
-    os.fsync(fd)
-    os.close(fd)
+class ImageFloor(Floor):
+    """The same for a volume in an image: the same mkfs, and the system calls that mount what it made."""
+
+    def __init__(self, home: Path) -> None:
+        super().__init__(home)
+        self.image = home / "image"
+
+    def mkfs(self) -> None:
+        with open(self.image, "wb") as file:
+            file.truncate(16 * MIB)
+        subprocess.run([*images.mkfs("ext4"), str(self.image)], check=True, capture_output=True)
+
+    def cycle(self, _number: int) -> None:
+        _, stage, target = self.paths
+        self.mkfs()
+        backing = os.open(self.image, os.O_RDWR)
+        os.fsync(backing)
+        for path in (stage, target):
+            os.mkdir(path)
+        device, held = loops._configure(backing, self.image, loops.AUTOCLEAR)
+        os.close(backing)
+        mounted = self.libc.mount(device.encode(), stage, b"ext4", 0, None)
+        assert mounted == 0, os.strerror(ctypes.get_errno())
+        os.close(held)
+        assert self.libc.mount(stage, target, None, 4096, None) == 0, os.strerror(ctypes.get_errno())
+        for place in (target, stage):
+            assert self.libc.umount2(place, 0) == 0, os.strerror(ctypes.get_errno())
+            os.rmdir(place)
+        self.image.unlink()
+
+
+class Log:
+    """What durability costs: an entry written over blocks that are there, and synced, twice a life."""
+
+    SIZE = 1 << 18
+
+    def __init__(self, file: Path) -> None:
+        self.fd = os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
+        self.at = os.write(self.fd, bytes(self.SIZE))
+        os.fsync(self.fd)
+
+    def cycle(self, _number: int) -> None:
+        for _ in range(2):
+            self.at = (self.at + 350) % (self.SIZE - 350)
+            os.pwrite(self.fd, b"x" * 350, self.at)
+            os.fdatasync(self.fd)
 
 
 def dd(*words: str) -> float:

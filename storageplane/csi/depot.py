@@ -32,6 +32,7 @@ from .. import backends
 from ..backends import BACKENDS, Machine, Place
 from ..host import trash, tree
 from ..host.durable import Shelf
+from ..host.journal import sync_folder
 from .refusal import CODE, Refused, missing
 from .volumes import ADVICE, Volume, Volumes
 
@@ -231,6 +232,10 @@ class Depot:
             backend.make(self.place(new))
         else:
             backend.copy(self.place(source), self.place(new))
+        if not isinstance(new, Volume) or not _plain(new):
+            with tree.translated(f"sync {self.home(new.id)}"):
+                sync_folder(self.home(new.id))
+                sync_folder(self.data)
 
     def _called(self, name: str) -> str:
         found = self.peek(self.volumes, name)

@@ -164,6 +164,11 @@ def grow_filesystem(fstype: str, device: str, mounted: str) -> None:
     run(*program, device if takes == "device" else mounted, package=PACKAGE[fstype])
 
 
+def mkfs(fstype: str) -> tuple[str, ...]:
+    """The command line that makes a file system, without the image."""
+    return _MKFS[fstype]
+
+
 def tools(fstype: str) -> bool:
     return not fstype or program(_MKFS[fstype][0])
 

@@ -47,11 +47,11 @@ def find(image: Path) -> str:
 
 def attached() -> Iterator[tuple[str, tuple[int, int]]]:
     """Every loop device in use, with (device, inode) of what backs it."""
-    for entry in Path("/sys/block").glob("loop*/loop/backing_file"):
-        device = f"/dev/{entry.parts[3]}"
-        status = _status(device)
-        if status is not None:
-            yield device, status
+    for name in os.listdir("/sys/block"):
+        if name.startswith("loop") and os.path.exists(f"/sys/block/{name}/loop"):
+            status = _status(f"/dev/{name}")
+            if status is not None:
+                yield f"/dev/{name}", status
 
 
 def backed_by(folder: Path) -> list[tuple[str, str]]:

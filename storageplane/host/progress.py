@@ -8,6 +8,8 @@ Rule 2: after a second, and then less and less often, a log line says how much i
 from __future__ import annotations
 
 import logging
+import os
+import select
 import subprocess
 import threading
 import time
@@ -20,6 +22,7 @@ from typing import NamedTuple
 log = logging.getLogger(__name__)
 
 FIRST, SELDOM = 1.0, 30.0  # seconds until the first word; between two of them at most
+WORDS = 1 << 20  # bytes of what a program says are read
 _lock = threading.Lock()
 _running: dict[int, Work] = {}
 
@@ -60,37 +63,46 @@ def running() -> list[Work]:
 
 def finished(argv: tuple[str, ...], patience: float) -> subprocess.CompletedProcess[str]:
     """Run a program to its end. Raises FileNotFoundError, TimeoutExpired after ``patience`` idle seconds."""
-    pipe = subprocess.PIPE
-    with subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True) as process:
-        try:
-            out, err = _awaited(process, argv, patience)
-        except BaseException:
-            process.kill()
-            raise
-        finally:
-            with _lock:
-                _running.pop(process.pid, None)
-    return subprocess.CompletedProcess(argv, process.returncode, out, err)
+    with open(os.memfd_create("out"), "w+b") as out, open(os.memfd_create("err"), "w+b") as err:
+        with subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=out, stderr=err) as process:
+            try:
+                _await(process, argv, patience)
+            except BaseException:
+                process.kill()
+                raise
+            finally:
+                with _lock:
+                    _running.pop(process.pid, None)
+        said, complained = (os.pread(file.fileno(), WORDS, 0).decode(errors="replace") for file in (out, err))
+    return subprocess.CompletedProcess(argv, process.returncode, said, complained)
 
 
-def _awaited(process: subprocess.Popen[str], argv: tuple[str, ...], patience: float) -> tuple[str, str]:
+def _await(process: subprocess.Popen[bytes], argv: tuple[str, ...], patience: float) -> None:
     begin = moved = time.monotonic()
     written, pause, told = 0, FIRST, _told.get()
-    while True:
-        try:
-            return process.communicate(timeout=min(pause, patience))
-        except subprocess.TimeoutExpired:
-            now, have = time.monotonic(), _written(process.pid)
-            if have == written and now - moved >= patience:
-                raise
-            moved = now if have != written else moved
-            written, pause = have, min(SELDOM, now - begin)
-            work = Work(argv[0], argv[-1], written, told[0] if told else 0, now - begin)
-            with _lock:
-                _running[process.pid] = work
-            log.info("%s %s: %s", work.program, work.object, work)
-            if told is not None:
-                told[1](work)
+    while not _ended(process.pid, min(pause, patience)):
+        now, have = time.monotonic(), _written(process.pid)
+        if have == written and now - moved >= patience:
+            raise subprocess.TimeoutExpired(argv, patience)
+        moved = now if have != written else moved
+        written, pause = have, min(SELDOM, now - begin)
+        work = Work(argv[0], argv[-1], written, told[0] if told else 0, now - begin)
+        with _lock:
+            _running[process.pid] = work
+        log.info("%s %s: %s", work.program, work.object, work)
+        if told is not None:
+            told[1](work)
+
+
+def _ended(pid: int, seconds: float) -> bool:
+    """Wait for a child's end, and no longer: subprocess, given a timeout, looks only now and then."""
+    pidfd = os.pidfd_open(pid)
+    try:
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        return bool(poll.poll(seconds * 1000))
+    finally:
+        os.close(pidfd)
 
 
 def _written(pid: int) -> int:
