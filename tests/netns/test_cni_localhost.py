@@ -65,6 +65,8 @@ def test_a_port_of_another_plugins_interface_is_reached_from_the_nodes_localhost
         cni.delete(a, mine[a])
         assert not seen(node, "127.0.0.1", 8095, patience=1)
         assert seen(node, "127.0.0.1", 8096), "the other pod's stays"
+        lab.nodes[0].agent.kill()
+        lab.nodes[0].agent.start().wait()
         cni.delete(b, mine[b])
         assert not seen(a, "127.0.0.2", 7000, patience=1), "shut again"
     for pod in (a, b):
