@@ -205,6 +205,11 @@ class Host(CniHost):
 
     journal: Journal
 
+    def towards(self, address: str) -> str:
+        """None: what opens a link of somebody else's must live to shut it, and this process ends."""
+        del address
+        return ""
+
     def write(self, writes: Sequence[Write]) -> list[Object]:
         for one in writes:
             if isinstance(one, Delete) and one.key.kind == Attachment.KIND:
