@@ -239,3 +239,27 @@ def test_what_cannot_be_done_without_an_agent_is_said(machine: Machine, make_net
     answer = machine("ADD", pod)
     assert answer["code"] == 11 and "no netplane agent" in answer["msg"]
     assert "netplane install" in answer["details"]
+
+
+def test_the_link_of_another_plugin_is_not_opened(make_netns: MakeNetns, tmp_path: Path) -> None:
+    """127.0.0.1 is left out for such a port: a process that ends could not shut the link again."""
+    machine, pod = Machine(make_netns("node"), tmp_path), make_netns("pod")
+    netns.run(pod, "ip", "link", "add", "h0", "type", "veth", "peer", "name", "eth0")
+    with open(machine.at) as node:
+        move = ["ip", "link", "set", "h0", "netns", f"/proc/self/fd/{node.fileno()}"]
+        netns.call(pod, lambda: subprocess.run(move, check=True, pass_fds=(node.fileno(),)))
+    for at, link, address in ((machine.at, "h0", "10.77.0.1/24"), (pod, "eth0", "10.77.0.2/24")):
+        netns.run(at, "ip", "link", "set", link, "up")
+        netns.run(at, "ip", "addr", "add", address, "dev", link)
+    made = {
+        "interfaces": [{"name": "eth0", "sandbox": pod}],
+        "ips": [{"address": "10.77.0.2/24", "interface": 0}],
+    }
+    config = {
+        "prevResult": made,
+        "runtimeConfig": {"portMappings": [{"hostPort": 8080, "containerPort": 80}]},
+    }
+    assert "ips" in machine("ADD", pod, **config)
+    assert "8080" in netns.run(machine.at, "nft", "list", "ruleset")
+    assert netns.run(machine.at, "sysctl", "-n", "net.ipv4.conf.h0.route_localnet") == "0\n"
+    assert machine("DEL", pod, **config) == ""
