@@ -44,20 +44,17 @@ def drop(session: Session, keys: Collection[FactKey], reaper: Reaper) -> None:
 def drop_rest(session: Session, netns: str, keys: list[FactKey]) -> list[int]:
     """Remove all but the links and what goes with them; the indexes of those that are ours, for `delete`."""
     names = [str(key[2]) for key in keys if key[0] == "link"]
-    doomed = ours(session.socket(netns), names)
+    beside = [str(key[2]) for key in keys if key[0] not in ("link", "route")]
+    there = session.look_up(netns, list(dict.fromkeys((*names, *beside))))
+    found = {name: linkmsg.owned(body) for name, body in there.items()}
+    doomed = {name: found[name][0] for name in names if name in found and found[name][1]}
     rest = [key for key in keys if key[0] == "route" or (key[0] != "link" and key[2] not in doomed)]
-    if rest:
-        _remove(session, netns, rest)
+    index = {name: index for name, (index, _) in found.items()}
+    requests = [r for r in (_removal(key, index) for key in rest) if r is not None]
+    session.socket(netns).must(requests, fine=GONE)
     for name in names:
         session.forget(netns, name)
     return list(doomed.values())
-
-
-def ours(sock: Socket, names: list[str]) -> dict[str, int]:
-    """The indexes of those links of these names that are ours. Raises KernelError."""
-    answers = sock.must([linkmsg.get(name) for name in names], fine=GONE)
-    found = {n: linkmsg.owned(a.body) for n, a in zip(names, answers, strict=True) if a.body}
-    return {name: index for name, (index, is_ours) in found.items() if is_ours}
 
 
 def delete(sock: Socket, doomed: list[int]) -> None:
@@ -82,13 +79,6 @@ def _went_along(netns: str, keys: list[FactKey]) -> bool:
     goes with ours). Asked in a way that does not wait for the RTNL lock."""
     links = {str(key[2]) for key in keys if key[0] != "route"}
     return bool(links) and not any(link_index(name, netns) for name in links)
-
-
-def _remove(session: Session, netns: str, keys: list[FactKey]) -> None:
-    names = {str(key[2]) for key in keys if key[0] != "route"}
-    index = {name: state.ifindex for name, state in session.states(netns, names).items()}
-    requests = [r for r in (_removal(key, index) for key in keys) if r is not None]
-    session.socket(netns).must(requests, fine=GONE)
 
 
 def _removal(key: tuple[Any, ...], index: dict[str, int]) -> Request | None:

@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from ..model.errors import KernelError
 from . import nlmsg
@@ -23,6 +24,9 @@ NETLINK_ROUTE = 0
 _GOOD = Answer()
 _REPLY = 4096  # a link's answer, without statistics, is below 2 kB
 _ALIGN = 512  # an acknowledgement with the kernel's words
+_GETS = (nlmsg.RTM_GETLINK, nlmsg.RTM_GETROUTE)
+_errnos = partial(ffi.new, ffi.typeof("int[]"))
+_answers = partial(ffi.new_allocator(should_clear_after_alloc=False), ffi.typeof("char[]"))
 
 
 class Socket:
@@ -51,20 +55,21 @@ class Socket:
         n, first = len(requests), self._seq
         self._seq = (first + n) & 0x7FFFFFFF or 1
         data = nlmsg.pack(requests, first)
-        gets = sum(r.type in (nlmsg.RTM_GETLINK, nlmsg.RTM_GETROUTE) for r in requests)
-        size = gets * _REPLY + n * _ALIGN
-        errnos, out = ffi.new("int[]", n), ffi.new("char[]", size)
-        used = lib.np_batch_send(self.fd, ffi.from_buffer(data), len(data), errnos, n, out, size)
+        asked = [r for r in requests if r.type in _GETS]
+        size = len(asked) * _REPLY + n * _ALIGN
+        errnos, out = _errnos(n), _answers(size)
+        used = lib.np_batch_send(self.fd, data, len(data), errnos, n, out, size)
         if used < 0:
             raise KernelError(-used, f"send {n} rtnetlink requests ({requests[0].what}, …)")
+        if not used:  # a refusal would have its words there
+            return [_GOOD] * n
         answers = [_GOOD if e == 0 else Answer(-e) for e in ffi.unpack(errnos, n)]
-        if used:
-            for kind, _, seq, _, body in nlmsg.messages(ffi.buffer(out, used)[:]):
-                slot = seq - first
-                if kind == nlmsg.NLMSG_ERROR:
-                    answers[slot] = Answer(answers[slot].errno, nlmsg.refusal(body))
-                else:
-                    answers[slot] = Answer(0, "", body)
+        for kind, _, seq, _, body in nlmsg.messages(ffi.buffer(out, used)[:]):
+            slot = seq - first
+            if kind == nlmsg.NLMSG_ERROR:
+                answers[slot] = Answer(answers[slot].errno, nlmsg.refusal(body))
+            else:
+                answers[slot] = Answer(0, "", body)
         return answers
 
     def must(self, requests: list[Request], fine: tuple[int, ...] = ()) -> list[Answer]:

@@ -6,8 +6,11 @@ Rule 2: what reads back is the fact itself, so a fact must be written canonicall
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 from collections.abc import Callable
+
+import msgspec
 
 from ..model.errors import Invalid
 from ..model.facts import ROUTE_PROTOCOL, Address, Fdb, Neighbour, Route
@@ -68,6 +71,15 @@ def read_address(body: bytes, name_of: Callable[[int], str]) -> tuple[Address, i
 
 def route(fact: Route, index: int, flags: int = ADD) -> Request:
     """``flags`` ADD or PUT; the index is not used for kinds without a link."""
+    body = _route(msgspec.structs.replace(fact, link="", netns=""))
+    if fact.kind not in _NO_LINK_KINDS:
+        body += nl.attr32(nl.RTA_OIF, index)
+    return Request(nl.RTM_NEWROUTE, flags, body, f"add route {_route_words(fact)}")
+
+
+@functools.lru_cache(maxsize=1024)
+def _route(fact: Route) -> bytes:
+    """A route's body but for its link: the same for every pod of a network."""
     packed, bits = _cidr(fact.dst, "route")
     if fact.kind not in nl.RTN_KINDS or fact.effective_scope not in nl.RT_SCOPES:
         raise Invalid(f"route {fact.dst}: kind {fact.kind!r} or scope {fact.scope!r} is not known")
@@ -78,15 +90,13 @@ def route(fact: Route, index: int, flags: int = ADD) -> Request:
         parts.append(nl.attr(nl.RTA_GATEWAY, _cidr(fact.via, f"route {fact.dst} via")[0]))
     if fact.src:
         parts.append(nl.attr(nl.RTA_PREFSRC, _cidr(fact.src, f"route {fact.dst} src")[0]))
-    if fact.kind not in _NO_LINK_KINDS:
-        parts.append(nl.attr32(nl.RTA_OIF, index))
     if fact.metric:
         parts.append(nl.attr32(nl.RTA_PRIORITY, fact.metric))
     parts.append(nl.attr32(nl.RTA_TABLE, fact.table))
     metrics = [(nl.RTAX_MTU, fact.mtu), (nl.RTAX_ADVMSS, fact.advmss)]
     if fact.mtu or fact.advmss:
         parts.append(nl.nest(nl.RTA_METRICS, *(nl.attr32(k, v) for k, v in metrics if v)))
-    return Request(nl.RTM_NEWROUTE, flags, b"".join(parts), f"add route {_route_words(fact)}")
+    return b"".join(parts)
 
 
 def _rtmsg(fact: Route, packed: bytes, bits: int, kind: int, protocol: int) -> bytes:
