@@ -32,6 +32,7 @@ spec:
 """
 LATENCY = ("0", "0")  # both ends on one CPU: what is measured is work, not how a CPU wakes another
 VOLUME = ("0", "1")
+PROGRAM = {"work": "bulk"}  # with both ends on one CPU
 
 
 @dataclass
@@ -55,7 +56,15 @@ class Meter:
         """What path.c printed. SystemExit with what it said when it failed."""
         place, address = world.ends[end]
         cpus = VOLUME if what in ("bulk", "flood", "alone") else LATENCY
-        words = [what, str(world.client), str(place), address, str(PORT), str(amount), *cpus]
+        words = [
+            PROGRAM.get(what, what),
+            str(world.client),
+            str(place),
+            address,
+            str(PORT),
+            str(amount),
+            *cpus,
+        ]
         done = subprocess.run(
             [self._program, *words], capture_output=True, text=True, timeout=60, check=False
         )

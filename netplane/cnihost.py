@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from .cni.render import CniRoom
 from .cni.wiring import ROOM
-from .kernel import netns
+from .kernel import netns, sysctl
 from .kernel.conntrack import Conntrack
 from .kernel.rtnetlink import LinkDriver
 from .kernel.underlay import default_route_device
@@ -88,6 +88,12 @@ class CniHost:
 
     def peer(self, netns_path: str, ifname: str) -> str:
         return self._links.peer(netns_path, ifname)
+
+    def towards(self, address: str) -> str:
+        return self._links.towards(address)
+
+    def localnet(self, link: str) -> bool:
+        return sysctl.read(f"net/ipv4/conf/{link}/route_localnet") == "1"
 
     def redirects(self, link: str) -> bool:
         return self._links.redirects(link)

@@ -67,6 +67,7 @@ class _Handler(BaseHTTPRequestHandler):
 class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
     daemon_threads = True
     allow_reuse_address = True
+    request_queue_size = 128  # who comes to a full queue is not held but refused: the default is 5
 
     def __init__(
         self,

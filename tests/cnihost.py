@@ -115,6 +115,12 @@ class MemoryHost:
     def peer(self, netns: str, ifname: str) -> str:
         return self.peers.get((netns, ifname), "")
 
+    def towards(self, address: str) -> str:  # noqa: ARG002
+        return ""
+
+    def localnet(self, link: str) -> bool:  # noqa: ARG002
+        return False
+
     def redirects(self, link: str) -> bool:  # noqa: ARG002
         return False
 

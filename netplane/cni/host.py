@@ -40,6 +40,12 @@ class Host(Protocol):
     def peer(self, netns: str, ifname: str) -> str:
         """The node's end of a veth that another plugin made; "" when it is none, or elsewhere."""
 
+    def towards(self, address: str) -> str:
+        """The node's link on which the address is a neighbour; "" when there is none."""
+
+    def localnet(self, link: str) -> bool:
+        """Whether the node's link lets flows of 127.0.0.0/8 through (route_localnet)."""
+
     def redirects(self, link: str) -> bool:
         """Whether traffic control may take what comes in by the node's link past our guard of it."""
 

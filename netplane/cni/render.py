@@ -168,7 +168,7 @@ def render_attachment(attachment: Attachment, config: CniConfig) -> Iterator[Fac
         yield Sysctl(name=name, value=value, netns=spec.netns)
     yield from render_shaping(attachment)
     yield from render_guard(attachment)
-    yield from render_ports(attachment, spec.host_ifname if spec.kind == "ptp" else "")
+    yield from render_ports(attachment, {"ptp": spec.host_ifname, "chained": spec.bridge}.get(spec.kind, ""))
     if spec.config.get("portIsolation"):
         yield from isolation()
         yield from isolated(attachment)

@@ -155,11 +155,24 @@ class Verbs:
                 ENVIRONMENT, f"prevResult.interfaces: there is no {request.ifname} in {request.netns}"
             )
 
+    def _behind(self, attachment: Attachment, lease: Lease) -> Attachment:
+        """With the link that leads to a pod with ports, unless somebody else opened it for 127.0.0.1."""
+        own = next((ip.address.partition("/")[0] for ip in lease.ips if ":" not in ip.address), "")
+        link = self.host.towards(own) if own and attachment.spec.ports else ""
+        if not link:
+            return attachment
+        opened = self.host.localnet(link)
+        if opened and not any(r.spec.kind == "chained" and r.spec.bridge == link for r in self._records()):
+            return attachment
+        behind: Attachment = amend(attachment, spec=amend(attachment.spec, bridge=link))
+        return behind
+
     def _leased(self, attachment: Attachment, request: Request) -> Attachment:
         """The record with its addresses taken, wherever they come from."""
         leases = request.config.leases
         if attachment.spec.kind == "chained":
             lease = plan.lease_before(request)
+            attachment = self._behind(attachment, lease)
         elif leases.delegated:
             try:
                 lease = delegate.lease(leases.type, request)

@@ -9,24 +9,29 @@ Rule 2: what goes from our own namespace goes through the `Reaper`, together wit
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection
 from errno import EINVAL, ENOENT
 from typing import Any
 
 from ..model.errors import KernelError
 from ..model.facts import Address, FactKey
-from . import linkmsg, qdiscmsg, routemsg
+from . import linkmsg, qdiscmsg, routemsg, sysctl
 from .linkreap import Reaper
 from .nlmsg import Request
 from .nlsocket import Socket, link_index
 from .session import GONE, Session
 
+LOCALNET = "/route_localnet"  # the one setting that is shut again: open, it lets neighbours reach 127.0.0.1
 
-def drop(session: Session, keys: Iterable[FactKey], reaper: Reaper) -> None:
+
+def drop(session: Session, keys: Collection[FactKey], reaper: Reaper) -> None:
     """What is gone already is fine, as is a namespace that is gone. Raises KernelError."""
     groups: dict[str, list[FactKey]] = defaultdict(list)
+    opened = [str(key[2]) for key in keys if key[:2] == ("sysctl", "") and str(key[2]).endswith(LOCALNET)]
+    sysctl.write([(name, "0") for name in opened], session.path(""), missing_ok=True)
     for key in keys:
-        if key[0] != "sysctl" and key[::2] != ("link", "lo"):  # a sysctl has no absence, lo is in every pod
+        # another sysctl has no absence, lo is in every pod
+        if key[0] != "sysctl" and key[::2] != ("link", "lo"):
             groups[str(key[1])].append(key)
     own = groups.pop("", None)
     if own:

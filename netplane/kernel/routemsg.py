@@ -125,6 +125,13 @@ def delete_route(dst: str, table: int, metric: int) -> Request:
     return Request(nl.RTM_DELROUTE, 0, b"".join(parts), f"remove route {dst}")
 
 
+def get_route(dst: str) -> Request:
+    """The kernel's own look-up of one destination."""
+    packed, bits = _cidr(dst, "destination")
+    head = nl.RTMSG.pack(nl.family_of(packed), bits, 0, 0, 0, 0, 0, 0, 0)
+    return Request(nl.RTM_GETROUTE, 0, head + nl.attr(nl.RTA_DST, packed), f"look up the route to {dst}")
+
+
 def read_route(body: bytes, name_of: Callable[[int], str]) -> tuple[Route, int]:
     """The route and its protocol."""
     family, bits, _, _, table, protocol, scope, kind, flags = nl.RTMSG.unpack_from(body)

@@ -16,13 +16,14 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from errno import EHOSTUNREACH, ENETUNREACH
 from typing import Any
 
 import msgspec
 
 from ..model.errors import Invalid, KernelError
 from ..model.facts import Address, Fact, FactKey, Fdb, Link, Mark, Neighbour, Plan, Route, Shaper, Sysctl
-from . import linkmsg, qdiscmsg, sysctl
+from . import linkmsg, qdiscmsg, routemsg, sysctl
 from .factput import put_facts
 from .linkdrop import delete, drop, drop_rest
 from .linkput import put, wait_carried
@@ -163,6 +164,20 @@ class LinkDriver:
             outside = linkmsg.parse(answer.body) if answer.body else None
             # an index says little of another namespace: both ends must name each other
             return outside.name if outside and outside.iflink == inside.ifindex else ""
+
+    def towards(self, address: str) -> str:
+        """The link of our namespace on which the address is a neighbour; "" when a gateway, or nothing,
+        leads there, or it is this node's own."""
+        with self._session() as session:
+            sock = session.socket("")
+            (answer,) = sock.must([routemsg.get_route(address)], fine=(*GONE, ENETUNREACH, EHOSTUNREACH))
+            if not answer.body:
+                return ""
+            route, _ = routemsg.read_route(answer.body, str)
+            if route.via or route.kind != "unicast" or not route.link:
+                return ""
+            (found,) = sock.must([linkmsg.get_index(int(route.link))], fine=GONE)
+            return linkmsg.parse(found.body).name if found.body else ""
 
     def redirects(self, name: str) -> bool:
         """Whether the link of our namespace has an ingress qdisc, whose filters (the bandwidth plugin's) see

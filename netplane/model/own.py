@@ -96,7 +96,7 @@ class AttachmentSpec(Struct, frozen=True, kw_only=True):
     mtu: int = 0
     ips: tuple[AttachmentIP, ...] = ()
     kind: str = "bridge"  # bridge, ptp, macvlan; chained: on an interface made by another; ipam: no interface
-    bridge: str = ""  # the bridge that host_ifname is a port of, or the macvlan's master
+    bridge: str = ""  # host_ifname's master; a macvlan's; chained, with ports: the link that leads there
     ipam: str = ""  # "" the node's pod CIDRs, netplane: the network's ranges, none, or another plugin's name
     routes: tuple[AttachmentRoute, ...] = ()
     ports: tuple[PortMapping, ...] = ()

@@ -1,7 +1,7 @@
 """A root, a target and a host directory for publishing on, and the builders of pods and volumes.
 
-Everything lies in the test's own directory, in the test run's own mount namespace; mounts, loop devices and
-files are compared before and after.
+Everything lies in the test's own directory, whose mounts, loop devices and files are compared before
+and after; others on the machine mount and unmount theirs meanwhile.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Bed:
         self.host.mkdir()
         self.base = base
         self.driver = Mounts(self.root)
-        self.mounts = mounts()
+        self.mounts = self.points()
 
     def pod(self, *volumes: dict[str, Any], uid: str = "uid-1", name: str = "p", **spec: Any) -> Pod:
         containers = spec.pop("containers", [{"name": "main"}])
@@ -55,8 +55,12 @@ class Bed:
         found = {str(p.relative_to(self.base)) for p in self.base.rglob("*")}
         return sorted(found - skeleton)
 
+    def points(self) -> list[str]:
+        """What is mounted in the test's own directory."""
+        return [m.point for m in mountinfo.beneath(str(self.base))]
+
     def clean(self, before: list[str]) -> None:
-        assert mounts() == self.mounts
+        assert self.points() == self.mounts
         assert loops.backed_by(self.base) == []
         assert self.tree() == before
 

@@ -17,7 +17,7 @@ from netplane.model.errors import Invalid, NetplaneError, Unavailable
 from storageplane.host import limited, loops, mountinfo, syscalls
 from storageplane.host.mounts import Mounts
 
-from .bed import Bed, container, empty, mounts, run
+from .bed import Bed, container, empty, run
 
 pytestmark = pytest.mark.root
 MIB = 1 << 20
@@ -141,7 +141,7 @@ def test_a_disk_that_is_full_undoes_the_publication(bed: Bed) -> None:
     with pytest.raises(NetplaneError):
         bed.publish(bed.pod(empty("v", sizeLimit="64Mi")))
     assert loops.backed_by(bed.base) == []
-    assert [m for m in mounts() if m not in bed.mounts] == [str(bed.root)]
+    assert [m for m in bed.points() if m not in bed.mounts] == [str(bed.root)]
     run("umount", bed.root)
 
 

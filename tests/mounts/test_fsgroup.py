@@ -13,7 +13,7 @@ import pytest
 from netplane.model.errors import KernelError
 from storageplane.host import ownership
 
-from .bed import Bed, bound, claim, empty, host, mounts, run, statically_bound
+from .bed import Bed, bound, claim, empty, host, run, statically_bound
 
 pytestmark = pytest.mark.root
 GID = 4242
@@ -169,7 +169,7 @@ def test_another_mount_in_the_volume_is_not_entered(bed: Bed) -> None:
     assert look(bed.host / "inner")[0] == look(bed.host / "inner/f")[0] == 0
     bed.unpublish()
     run("umount", bed.host / "inner")
-    assert mounts() == bed.mounts
+    assert bed.points() == bed.mounts
 
 
 def test_a_read_only_file_system_is_named(bed: Bed) -> None:
@@ -177,4 +177,4 @@ def test_a_read_only_file_system_is_named(bed: Bed) -> None:
     with pytest.raises(KernelError, match=f"group {GID}.*EROFS"):
         local(bed, **GROUP)
     run("umount", bed.host)
-    assert mounts() == bed.mounts
+    assert bed.points() == bed.mounts

@@ -94,7 +94,7 @@ def test_the_helper_gets_source_target_and_options(
     assert os.path.ismount(bed.target / name) and place in mounts()
     assert mountinfo.beneath(str(bed.target / name))[0].read_only is ("ro" in ",".join(words).split(","))
     bed.unpublish()
-    assert mounts() == bed.mounts
+    assert bed.points() == bed.mounts
     assert bed.tree() == sorted({*before, *(f"bin/mount.{fstype}{e}" for e in ("", ".said", ".env"))})
 
 
@@ -126,7 +126,7 @@ def test_a_helper_that_fails_is_quoted_and_leaves_nothing(bed: Bed, told: Any, t
     told("nfs", then)
     with pytest.raises(KernelError, match=said):
         bed.publish(bed.pod(volume("nfs", NFS)))
-    assert mounts() == bed.mounts and os.listdir(bed.root / "pods") == []
+    assert bed.points() == bed.mounts and os.listdir(bed.root / "pods") == []
 
 
 def test_a_helper_that_hangs_is_ended_with_all_that_it_started(
@@ -136,7 +136,7 @@ def test_a_helper_that_hangs_is_ended_with_all_that_it_started(
     told("nfs", 'mount -t tmpfs tmpfs "$2"; sleep 600 & echo $! > "$0.child"; wait')
     with pytest.raises(KernelError, match="is the server reachable"):
         bed.publish(bed.pod(volume("nfs", NFS)))
-    assert mounts() == bed.mounts
+    assert bed.points() == bed.mounts
     child = int((bed.base / "bin/mount.nfs.child").read_text())
     give_up = time.monotonic() + 10
     while _lives(child) and time.monotonic() < give_up:

@@ -39,7 +39,7 @@ def reboot(bed: Bed) -> None:
         run("umount", "-l", mounted.point)
     for device, _ in loops.backed_by(bed.base):
         run("losetup", "-d", device)
-    assert mounts() == bed.mounts and loops.backed_by(bed.base) == []
+    assert bed.points() == bed.mounts and loops.backed_by(bed.base) == []
 
 
 def ids(bed: Bed) -> dict[str, int]:
@@ -129,14 +129,14 @@ def test_what_is_being_unpublished_is_not_repaired_until_published_again(bed: Be
     bed.publish(pod)
     with open(bed.target / "cache/open", "w"), pytest.raises(KernelError, match="still uses it"):
         bed.unpublish()
-    left = mounts()
+    left = bed.points()
     assert again(pod, world(), "n1", bed.driver) is None
-    assert mounts() == left != bed.mounts
+    assert bed.points() == left != bed.mounts
     bed.publish(pod)
     assert {str(bed.target / "cache"), str(bed.target / "other")} <= set(mounts())
     assert again(pod, world(), "n1", bed.driver) == []
     bed.unpublish()
-    assert mounts() == bed.mounts
+    assert bed.points() == bed.mounts
 
 
 def test_a_pod_that_is_not_published_is_left_alone(bed: Bed) -> None:
@@ -161,7 +161,7 @@ def test_a_mount_whose_server_died_is_replaced(bed: Bed, fuse: Callable[..., sub
     assert (bed.target / "cache/kept").exists()
     bed.unpublish()
     run("umount", bed.host)
-    assert mounts() == bed.mounts
+    assert bed.points() == bed.mounts
 
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE], ids=["EIO", "ESTALE"])
@@ -183,7 +183,7 @@ def test_a_mount_that_answers_with_an_error_is_replaced(
     assert (bed.target / "host").stat().st_dev == bed.host.stat().st_dev
     bed.unpublish()
     run("umount", bed.host)
-    assert mounts() == bed.mounts
+    assert bed.points() == bed.mounts
 
 
 def test_a_dead_source_is_named_and_does_not_stop_the_others(
@@ -200,7 +200,7 @@ def test_a_dead_source_is_named_and_does_not_stop_the_others(
     assert {str(bed.target / "cache"), str(bed.target / "late")} <= set(mounts())
     bed.unpublish()
     run("umount", bed.host)
-    assert mounts() == bed.mounts
+    assert bed.points() == bed.mounts
 
 
 def test_a_dead_source_in_use_is_unpublished_too(
@@ -254,7 +254,7 @@ def test_something_else_mounted_at_a_place_is_not_touched(bed: Bed) -> None:
     assert (bed.target / "cache/theirs").exists()
     run("umount", bed.target / "cache")
     publish.unpublish("default", "p", bed.driver)
-    assert mounts() == bed.mounts
+    assert bed.points() == bed.mounts
 
 
 # --- nobody waits for another ---------------------------------------------------------------------
@@ -332,7 +332,7 @@ def test_a_server_that_does_not_answer_keeps_nobody_waiting(
     keeper.apply(Plan(add=(facts[0],)))
     for name in "pq":
         publish.unpublish("default", name, bed.driver)
-    assert mounts() == bed.mounts
+    assert bed.points() == bed.mounts
 
 
 def test_a_full_disk_does_not_stop_unpublishing(bed: Bed) -> None:
@@ -347,5 +347,5 @@ def test_a_full_disk_does_not_stop_unpublishing(bed: Bed) -> None:
     (shown,) = bed.root.glob("pods/*/volumes/kubernetes.io~configmap/c")
     assert len([n for n in os.listdir(shown) if n.startswith("..")]) == 2
     bed.unpublish()
-    assert mounts() == [*bed.mounts, str(bed.root)]
+    assert bed.points() == [*bed.mounts, str(bed.root)]
     run("umount", bed.root)

@@ -83,7 +83,6 @@ class Bench:
 @pytest.fixture
 def benches(tmp_path: Path) -> Iterator[Any]:
     made: list[Bench] = []
-    before = [m.point for m in mountinfo.read()]
 
     def make(size: str, **parameters: str) -> Bench:
         made.append(Bench(Path(os.path.realpath(tmp_path)), size, **parameters))
@@ -92,7 +91,7 @@ def benches(tmp_path: Path) -> Iterator[Any]:
     yield make
     for bench in made:
         bench.stop()
-    left = [m.point for m in mountinfo.read() if m.point not in before]
+    left = [m.point for m in mountinfo.beneath(os.path.realpath(tmp_path))]
     for point in left:  # a tmpfs volume lives as long as its claim
         subprocess.run(["umount", point], check=True)
     assert all("/volumes/" in point for point in left)

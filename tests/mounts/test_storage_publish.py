@@ -70,9 +70,9 @@ def test_publishing_again_keeps_what_is_there(bed: Bed) -> None:
     for name in ("cache", "memory"):
         (bed.target / name / "kept").write_text("x")
     (bed.target / "cache").chmod(0o700)
-    count = len(mounts())
+    count = len(bed.points())
     bed.publish(pod)
-    assert len(mounts()) == count
+    assert len(bed.points()) == count
     assert (bed.target / "cache/kept").exists() and (bed.target / "memory/kept").exists()
     assert stat.S_IMODE((bed.target / "cache").stat().st_mode) == 0o700
     bed.unpublish()
@@ -183,7 +183,7 @@ def test_killed_at_any_step_unpublish_leaves_nothing(bed: Bed, steps: int) -> No
             os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(child, 0)
     bed.unpublish()
-    assert mounts() == bed.mounts
+    assert bed.points() == bed.mounts
     kept = {"root/volumes", "root/volumes/pvc-u1"}
     assert [p for p in bed.tree() if p not in kept] == before
 
@@ -401,7 +401,7 @@ def test_mounts_of_the_host_reach_containers_that_ask(bed: Bed, mode: str, seen:
     bed.unpublish()
     assert os.path.ismount(bed.host / "later"), "unpublishing must not unmount the host's own"
     os.system(f"umount {bed.host}/later; umount {bed.host}")
-    assert mounts() == bed.mounts
+    assert bed.points() == bed.mounts
 
 
 # --- the journal ------------------------------------------------------------------------------------

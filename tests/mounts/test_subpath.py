@@ -241,7 +241,7 @@ def test_read_only_reaches_the_mounts_beneath_only_when_asked(bed: Bed, how: str
     run("umount", "-R", place)
     bed.unpublish()
     run("umount", inner)
-    assert mounts() == bed.mounts
+    assert bed.points() == bed.mounts
 
 
 def _as_a_runtime_would(bed: Bed, done: Publication) -> Path:
@@ -292,7 +292,7 @@ def test_later_mounts_reach_a_sub_path_that_asks(bed: Bed, mode: str, reaches: b
     assert os.path.ismount(bed.host / "a/later")
     run("umount", bed.host / "a/later")
     run("umount", bed.host)
-    assert mounts() == bed.mounts
+    assert bed.points() == bed.mounts
 
 
 # --- block devices --------------------------------------------------------------------------------
@@ -345,7 +345,7 @@ def test_a_block_volume_is_a_device_of_the_container(bed: Bed, device: str, read
         output.as_oci(done.pod.spec.containers[0], done)
     json.dumps(output.as_json(done))
     bed.unpublish()
-    assert mounts() == bed.mounts
+    assert bed.points() == bed.mounts
 
 
 def test_a_device_is_not_mounted_nor_a_directory_a_device(bed: Bed, device: str) -> None:

@@ -288,6 +288,29 @@ def test_status_tells_what_limits_the_pods_that_run(lab: Lab, make_netns: MakeNe
     cni.delete(a)
 
 
+@pytest.mark.parametrize(
+    ("breakage", "mend", "words"),
+    [
+        ("sysctl -qw net.ipv4.ip_forward=0", "sysctl -qw net.ipv4.ip_forward=1", "net/ipv4/ip_forward is 0"),
+        ("nft flush chain inet netplane cni-masquerade", "true", "cni-masquerade"),
+        ("ip addr del 10.244.0.1/24 dev npbr0", "true", "10.244.0.1/24"),
+        ("ip link set npbr0 down", "true", "npbr0"),
+    ],
+    ids=["forwarding", "masquerade", "the gateway's address", "the bridge is down"],
+)  # fmt: skip
+def test_status_51_names_each_part_of_the_base(lab: Lab, breakage: str, mend: str, words: str) -> None:
+    cni, node = Cni(lab), lab.nodes[0]
+    status: Any = ""
+    for _ in range(20):  # the agent mends what it notices: now and then before it is asked
+        node.run("sh", "-c", breakage, check=False)
+        status = cni.call("STATUS", "")
+        if status:
+            break
+    assert status and status["code"] == 51 and words in status["msg"], status
+    node.run("sh", "-c", mend)
+    until(lambda: cni.call("STATUS", "") == "", "the base", 20)
+
+
 # --- kinds -----------------------------------------------------------------------------------------
 
 
