@@ -99,15 +99,7 @@ def _attach_filter(sock: socket.socket) -> None:
 
 def _words(kind: int, body: bytes) -> str:
     if kind in (nl.RTM_NEWLINK, nl.RTM_DELLINK):
-        state = linkmsg.parse(body)
-        if state.group == ours.GROUP_DOOMED:
-            return ""  # we are deleting it
-        if kind == nl.RTM_DELLINK and state.ours:
-            return f"link {state.name} was removed"
-        kept = ours.wish_of(state.alias)
-        wish = {k: v for k, v in kept[1].items() if k in ("up", "mtu", "mac")} if kept else {}
-        differing = linkmsg.differences(wish, state.words(str))
-        return f"link {state.name} changed: {' '.join(differing)}" if differing else ""
+        return _link_words(kind, body)
     if kind == nl.RTM_DELADDR:
         fact, proto = routemsg.read_address(body, lambda i: f"#{i}")
         return f"address {fact.address} was removed" if proto == ROUTE_PROTOCOL else ""
@@ -115,3 +107,24 @@ def _words(kind: int, body: bytes) -> str:
         route, proto = routemsg.read_route(body, lambda i: f"#{i}")
         return f"route {route.dst} was removed" if proto == ROUTE_PROTOCOL else ""
     return ""
+
+
+def _link_words(kind: int, body: bytes) -> str:
+    """Of a link of ours; what it is as a bridge's port, forty attributes, is not looked at."""
+    found = nl.attrs(body, 16)
+    name, alias = nl.string(found.get(nl.IFLA_IFNAME)), nl.string(found.get(nl.IFLA_IFALIAS))
+    group = nl.u32(found.get(nl.IFLA_GROUP))
+    if group == ours.GROUP_DOOMED:
+        return ""  # we are deleting it
+    if kind == nl.RTM_DELLINK and ours.is_ours(alias, group):
+        return f"link {name} was removed"
+    kept = ours.wish_of(alias)
+    if kept is None:
+        return ""
+    have = {
+        "up": str(int(bool(nl.IFINFOMSG.unpack_from(body)[3] & nl.IFF_UP))),
+        "mtu": str(nl.u32(found.get(nl.IFLA_MTU))),
+        "mac": nl.mac_text(found.get(nl.IFLA_ADDRESS)),
+    }
+    differing = linkmsg.differences({k: v for k, v in kept[1].items() if k in have}, have)
+    return f"link {name} changed: {' '.join(differing)}" if differing else ""
