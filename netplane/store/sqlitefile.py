@@ -152,6 +152,8 @@ def _prepare(db: sqlite3.Connection, path: str) -> None:
     db.execute("PRAGMA synchronous=NORMAL")
     db.execute("PRAGMA journal_size_limit=67108864")
     db.execute("PRAGMA cache_size=-512")  # KiB; the file's pages are in the kernel's cache anyway
+    # A checkpoint syncs the file while writers wait: a quarter as often, for a WAL of 16 MiB instead of 4.
+    db.execute("PRAGMA wal_autocheckpoint=4000")  # pages
 
 
 def _ours(db: sqlite3.Connection, path: str) -> bool:
