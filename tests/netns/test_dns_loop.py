@@ -9,6 +9,7 @@ fd09::9                 fd09::1
 from __future__ import annotations
 
 import json
+import fcntl
 import os
 import re
 import shutil
@@ -306,18 +307,17 @@ def supervised(work: Path) -> tuple[socket.socket, Callable[..., subprocess.Pope
     )
 
     def start(path: str, numbers: list[int]) -> subprocess.Popen[str]:
-        moves = " ".join(f"{n}<&{n + 100}" for n in range(3, 3 + len(numbers)))
+        copies = [fcntl.fcntl(number, fcntl.F_DUPFD, 103) for number in numbers]  # above where they go
+        moves = " ".join(f"{to}<&{at}" for to, at in enumerate(copies, 3))
         shell = f'exec env LISTEN_PID=$$ LISTEN_FDS={len(numbers)} "$0" "$@" {moves}'
-        for at, number in enumerate(numbers, 103):
-            os.dup2(number, at, inheritable=True)
         try:
             return netns.popen(
                 path, ["bash", "-c", shell, sys.executable, str(program)], text=True, stdout=subprocess.PIPE,
                 env={**os.environ, "NOTIFY_SOCKET": str(work / "notify")},
-                pass_fds=range(103, 103 + len(numbers)),
+                pass_fds=copies,
             )  # fmt: skip
         finally:
-            for at in range(103, 103 + len(numbers)):
+            for at in copies:
                 os.close(at)
 
     return notify, start
