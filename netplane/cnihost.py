@@ -14,6 +14,7 @@ from .model.base import Object
 from .model.changes import Put, Write
 from .model.facts import Link, Plan, Scope
 from .model.flows import Flows
+from .model.own import Attachment
 from .model.snapshot import Snapshot
 from .policy.birth import Birth
 from .reconcile.core import Core
@@ -38,6 +39,13 @@ class CniHost:
         stored = self._core.put(obj, expect)
         self._room.undone.discard(obj.name)
         return stored
+
+    def draft(self, record: Attachment) -> None:
+        self._core.draft(record)
+        self._room.undone.discard(record.name)
+
+    def retract(self, record: Attachment) -> None:
+        self._core.retract(record.key)
 
     def write(self, writes: Sequence[Write]) -> list[Object]:
         with self._core.aside():

@@ -210,6 +210,10 @@ class Host(CniHost):
         del address
         return ""
 
+    def draft(self, record: Attachment) -> None:
+        """Written: no start of ours sweeps what a killed one left without a record."""
+        self.put(record, 0)
+
     def write(self, writes: Sequence[Write]) -> list[Object]:
         for one in writes:
             if isinstance(one, Delete) and one.key.kind == Attachment.KIND:

@@ -12,6 +12,7 @@ from netplane.model.errors import Conflict, NotFound
 from netplane.model.facts import Fact, FactKey, Link, Scope
 from netplane.model.flows import Flows
 from netplane.model.nodes import Node, NodeAddress, NodeSpec, NodeStatus
+from netplane.model.own import Attachment
 from netplane.model.snapshot import Snapshot
 
 CONFIG = CniConfig(cluster_cidrs=("10.244.0.0/16", "fd00:10:244::/48"), pod_mtu=1450)
@@ -65,6 +66,19 @@ class MemoryHost:
             self.room.undone.discard(obj.name)
             return stored
 
+    def draft(self, record: Attachment) -> None:
+        with self._lock:
+            if self._snapshot.find(record.key) is not None:
+                raise Conflict(f"{record.key} is there")
+            self._snapshot = self._snapshot.with_put(record)
+            self.room.undone.discard(record.name)
+
+    def retract(self, record: Attachment) -> None:
+        with self._lock:
+            found = self._snapshot.find(record.key)
+            if found is not None and found.revision == 0:
+                self._snapshot = self._snapshot.with_delete(record.key)
+
     def delete(self, key: Key, expect: int | None = None) -> Object:
         self.fail("delete", key)
         with self._lock:
@@ -92,6 +106,13 @@ class MemoryHost:
                 pairs = [dict(f.options) for f in self._links() if f.kind == "veth"]
                 self.links = {(str(o["peer_netns"]), str(o["peer"])) for o in pairs}
                 self.apply(before, after)
+
+    def restart(self) -> None:
+        """As an agent's: what was not written is not there, and what no record wants is swept."""
+        for record in list(self._snapshot.list(Attachment)):
+            self.retract(record)
+        for scope in [scope for scope in self.kernel if not self.room.render(scope, self._snapshot)]:
+            self.sync([scope])
 
     def withdraw(self, name: str) -> None:
         self.room.undone.add(name)

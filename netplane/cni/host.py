@@ -9,6 +9,7 @@ from ..model.base import Object
 from ..model.changes import Write
 from ..model.facts import Scope
 from ..model.flows import Flows
+from ..model.own import Attachment
 from ..model.snapshot import Snapshot
 
 
@@ -20,6 +21,13 @@ class Host(Protocol):
 
     def snapshot(self) -> Snapshot: ...
     def put(self, obj: Object, expect: int | None = None) -> Object: ...
+
+    def draft(self, record: Attachment) -> None:
+        """Have `sync` see a record that is written when all is done. What a crash leaves of it in the kernel,
+        the next start takes away. Raises Conflict where there is one."""
+
+    def retract(self, record: Attachment) -> None:
+        """The draft is not written after all; nothing when it is none."""
 
     def write(self, writes: Sequence[Write]) -> list[Object]:
         """All of these in order, in one transaction where the store has them; what was stored."""

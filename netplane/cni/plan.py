@@ -48,6 +48,13 @@ def on_pod_network(attachment: Attachment) -> bool:
     return attachment.spec.kind in ("bridge", "ptp") and not attachment.spec.ipam
 
 
+def needs_journal(attachment: Attachment) -> bool:
+    """Whether an ADD that is cut off leaves something that only its record could tell of: an address that
+    a third party gave, a link in the pod's namespace, or settings of a link that is not ours."""
+    spec = attachment.spec
+    return spec.kind not in ("bridge", "ptp") or "delegate" in spec.config
+
+
 def routed(request: Request) -> bool:
     """Whether addresses get a host's length and everything goes by the gateway."""
     config = request.config

@@ -54,7 +54,8 @@ class PodWriter:
             if snapshot.find(attachment.key) is not None:
                 writes.append(Delete(attachment.key))
             try:
-                self.host.write(writes)
+                if writes:
+                    self.host.write(writes)
             except NotFound:  # somebody else deleted one of the two: whatever is left, by itself
                 for one in writes:
                     with suppress(NotFound):

@@ -1,7 +1,9 @@
 """The specification's verbs over a Host: ADD is whole or leaves nothing, DEL needs nothing but its key.
 
-Rule 1: the Attachment object is the journal. It is written (Pending) before the kernel is touched and
-        removed before the kernel is cleaned, so a crash at any point is undone by `recover`.
+Rule 1: the Attachment object is the journal. It is removed before the kernel is cleaned. Where the kernel
+        itself tells what is ours, it is written with the Pod when all is done: what a crash left, no
+        record wants, so the next start sweeps it. Else (`plan.needs_journal`) it is written (Pending)
+        before anything is touched, and `recover` undoes it.
 Rule 2: an address and a port return only when the kernel holds nothing of them any more.
 Rule 3: one container interface, one operation at a time; different ones run in parallel.
 """
@@ -221,9 +223,12 @@ class Verbs:
         return f"service {held.spec.holder_namespace}/{held.spec.holder_name} (node port)" if held else ""
 
     def _claim(self, attachment: Attachment) -> None:
-        """Write the record; creating it *is* the claim."""
+        """Show or write the record; creating it *is* the claim."""
         try:
-            self.host.put(attachment, 0)
+            if plan.needs_journal(attachment):
+                self.host.put(attachment, 0)
+            else:
+                self.host.draft(attachment)
             self._unpin(attachment)
         except Conflict as exc:
             spec = attachment.spec
@@ -263,11 +268,15 @@ class Verbs:
         ipam = self.networks.of(record)
         if ipam is not None:
             ipam.pin(record)
-        self.host.sync([Scope(ROOM, record.name)], lambda: self._pods.down(record))
+        self.host.sync([Scope(ROOM, record.name)], lambda: self._take_off(record))
         self.host.forget(udp_flows(record, gone=True))
         self._give_back(record)
         self._tell_delegate("DEL", record)
         del self._owed[record.name]
+
+    def _take_off(self, record: Attachment) -> None:
+        self.host.retract(record)
+        self._pods.down(record)
 
     def _give_back(self, record: Attachment) -> None:
         self.ports.release(record.name)

@@ -101,6 +101,16 @@ class Core:
         self._mirror.take_in([(stored, _gone(write, stored))])
         return stored
 
+    def draft(self, obj: Object) -> None:
+        """Have rooms see an object that the caller is about to write, or to `retract`. Raises Conflict.
+
+        For what a crash in between leaves in the kernel no object speaks: the next start sweeps it.
+        """
+        self._mirror.draft(obj)
+
+    def retract(self, key: Key) -> None:
+        self._mirror.retract(key)
+
     def sync(self, scopes: Iterable[Scope], before: Callable[[], object] | None = None) -> None:
         """Bring these scopes about now, in this thread. Raises the first error.
 

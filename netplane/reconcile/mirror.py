@@ -4,6 +4,8 @@ Rule 1: every change becomes exactly one event (old, new), in order; after an ou
         watch the new list is compared with the snapshot, so nothing is missed and nothing repeated.
 Rule 2: our own writes are taken in at once (`absorb`), and known again when the watch brings them.
 Rule 3: the store going away changes nothing here: the last snapshot stays in force.
+Rule 4: a draft is an object that an edge is about to write: the snapshot shows it, the store does not know
+        it, so nothing that the store says or lacks takes it away. It ends as a write or with `retract`.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ class Mirror:
         self._listener = listener
         self._kinds = tuple(kinds) if kinds is not None else None
         self._lock = threading.Lock()
+        self._drafts: set[Key] = set()
         self._graves: dict[Key, int] = {}  # our own deletes that the watch has not brought yet
         self._brought = 0  # the watch has brought every change up to this revision
         self._stopping = threading.Event()
@@ -63,10 +66,32 @@ class Mirror:
             events = [self._own(obj, gone) for obj, gone in written]
             self._tell(events)
 
+    def draft(self, obj: Object) -> None:
+        """Show an object before it is written. Raises Conflict where there is one of its name."""
+        with self._lock:
+            if self.snapshot.find(obj.key) is not None:
+                raise Conflict(f"{obj.key} exists already")
+            self._drafts.add(obj.key)
+            self.snapshot = self.snapshot.with_put(obj)
+            self._tell([Event(None, obj)])
+
+    def retract(self, key: Key) -> None:
+        """A draft that is not written after all; nothing when it is none (any more)."""
+        with self._lock:
+            if key in self._drafts:
+                self._drafts.discard(key)
+                old = self.snapshot.find(key)
+                self.snapshot = self.snapshot.with_delete(key)
+                self._tell([Event(old, None)])
+
     def reread(self, keys: Iterable[Key]) -> None:
         """Ask the store for what the watch has not brought yet: somebody else was faster with these."""
         found = [(key, self._store.get(key)) for key in keys]
-        known = [(obj or self.snapshot.find(key), obj is None) for key, obj in found]
+        known = [
+            (obj or self.snapshot.find(key), obj is None)
+            for key, obj in found
+            if obj is not None or key not in self._drafts
+        ]
         self.take_in((obj, gone) for obj, gone in known if obj is not None)
 
     def _own(self, obj: Object, gone: bool) -> Event | None:
@@ -89,12 +114,15 @@ class Mirror:
         if old is not None and old.revision > revision:
             return None
         if deleted:
+            if key in self._drafts:
+                return None  # it was another object, of the same name
             self.snapshot = self.snapshot.with_delete(key, revision)
             return Event(old, None) if old is not None else None
         grave = self._graves.get(key)
         if (old is not None and old.revision == revision) or (grave is not None and revision <= grave):
             return None
         thrifty(obj)
+        self._drafts.discard(key)
         self.snapshot = self.snapshot.with_put(obj)
         return Event(old, obj)
 
@@ -138,7 +166,7 @@ class Mirror:
     def _relist(self, objects: list[Object], revision: int) -> None:
         """Compare a full list with what is known; what is known newer (our own writes) stays."""
         with self._lock:
-            gone = set(self.snapshot.keys()).difference(obj.key for obj in objects)
+            gone = set(self.snapshot.keys()).difference(self._drafts, (obj.key for obj in objects))
             events = [self._apply(obj, False, obj.revision) for obj in objects]
             for key in gone:
                 known = self.snapshot.find(key)

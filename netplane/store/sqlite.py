@@ -19,12 +19,13 @@ from contextlib import contextmanager
 
 from ..model import codec
 from ..model.base import Key, Object
-from ..model.changes import Delete, Put, Write
-from ..model.errors import Expired, NetplaneError, NotFound
+from ..model.changes import Delete, Put, Write, key_of
+from ..model.errors import Expired, NetplaneError
 from ..model.gather import Gathering
-from . import rules, sqlitefile
+from . import sqlitefile
 from .base import Change
 from .pulse import Pulse
+from .sqlitewrite import HEAD, Transaction
 
 KEEP = 10_000
 COMPACT_EVERY = 256  # revisions between two compactions
@@ -34,11 +35,7 @@ BATCH = 1_000  # changes that one call of a watch returns at most
 Objects = list[Object]  # the class below has a method named list
 Changes = list[Change]
 
-_HEAD = "SELECT coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'log'), 0)"
 _ONE = "SELECT body FROM objects WHERE kind = ? AND namespace = ? AND name = ?"
-_PUT = "INSERT OR REPLACE INTO objects VALUES (?, ?, ?, ?)"
-_DROP = "DELETE FROM objects WHERE kind = ? AND namespace = ? AND name = ?"
-_LOG = "INSERT INTO log VALUES (?, ?, ?, ?)"
 _SINCE = f"SELECT revision, kind, deleted, body FROM log WHERE revision > ? ORDER BY revision LIMIT {BATCH}"
 
 
@@ -87,7 +84,7 @@ class SqliteStore:
         wanted = None if kinds is None else tuple(kinds)
         where = "" if wanted is None else f" WHERE kind IN ({','.join('?' * len(wanted))})"
         with self._view() as db:
-            revision: int = db.execute(_HEAD).fetchone()[0]
+            revision: int = db.execute(HEAD).fetchone()[0]
             rows = db.execute(f"SELECT kind, body FROM objects{where}", wanted or ()).fetchall()
         return [codec.decode(kind, body) for kind, body in rows], revision
 
@@ -149,8 +146,17 @@ class SqliteStore:
         """What threads ask for at once is one transaction of SQLite, and each of it whole or nothing."""
         try:
             with self._writing() as db:
+                work = Transaction(db, (key_of(write) for asked in round_ for write in asked.writes))
                 for asked in round_:
-                    self._write_one(db, asked, alone=len(round_) == 1)
+                    try:
+                        asked.stored = work.decide(asked.writes)
+                    except NetplaneError as exc:
+                        asked.error = exc
+                work.carry_out()
+                self._fresh = work.revisions
+                compact = [r for r in self._fresh if r % COMPACT_EVERY == 0]
+                if compact:
+                    db.execute("DELETE FROM log WHERE revision <= ?", (compact[-1] - self.keep,))
         except Exception as exc:
             if len(round_) == 1:
                 round_[0].error = exc
@@ -159,70 +165,11 @@ class SqliteStore:
                 asked.error = None
                 self._write_all([asked])
 
-    def _write_one(self, db: sqlite3.Connection, asked: _Asked, alone: bool) -> None:
-        """One write is refused before it has changed anything; several may have to be undone."""
-        before, undoable = len(self._fresh), not alone and len(asked.writes) > 1
-        if undoable:
-            db.execute("SAVEPOINT one")
-        try:
-            asked.stored = [
-                self._put(db, w.object, w.expect) if isinstance(w, Put) else self._delete(db, *w)
-                for w in asked.writes
-            ]
-        except NetplaneError as exc:
-            if alone:
-                raise
-            asked.error = exc
-            del self._fresh[before:]
-            if undoable:
-                db.execute("ROLLBACK TO one")
-        if undoable:
-            db.execute("RELEASE one")
-
-    def _put(self, db: sqlite3.Connection, obj: Object, expect: int | None) -> Object:
-        key = obj.key
-        current = self._current(db, key)
-        rules.admit(key, current, expect)
-        new = rules.settle(obj, current)
-        if current is not None and rules.same(new, current):
-            return current
-        return self._record(db, new, gone=rules.leaves(new))
-
-    def _delete(self, db: sqlite3.Connection, key: Key, expect: int | None) -> Object:
-        current = self._current(db, key)
-        if current is None:
-            raise NotFound(f"{key}: not found")
-        rules.admit(key, current, expect)
-        marked = rules.condemned(current)
-        if marked is None:
-            return self._record(db, current, gone=True)
-        return current if marked == current else self._record(db, marked, gone=False)
-
-    def _current(self, db: sqlite3.Connection, key: Key) -> Object | None:
-        row = db.execute(_ONE, key).fetchone()
-        return codec.decode(key.kind, row[0]) if row else None
-
-    def _record(self, db: sqlite3.Connection, obj: Object, gone: bool) -> Object:
-        """Write the object's row and the log's line; the caller holds the transaction."""
-        last: int = self._fresh[-1] if self._fresh else db.execute(_HEAD).fetchone()[0]
-        revision = last + 1
-        self._fresh.append(revision)
-        obj = rules.at_revision(obj, revision)
-        key, body = obj.key, codec.encode(obj)
-        if gone:
-            db.execute(_DROP, key)
-        else:
-            db.execute(_PUT, (*key, body))
-        db.execute(_LOG, (revision, key.kind, gone, body))
-        if revision % COMPACT_EVERY == 0:
-            db.execute("DELETE FROM log WHERE revision <= ?", (revision - self.keep,))
-        return obj
-
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
         """The writer's connection inside a transaction that commits when the block ends well."""
         with self._writer.use() as db:
-            self._fresh.clear()
+            self._fresh = []
             self._wrote = time.monotonic()  # the pulse feels the file before it is committed
             db.execute("BEGIN IMMEDIATE")
             try:
@@ -255,7 +202,7 @@ class SqliteStore:
         """At most BATCH changes after ``since``, oldest first. Raises Expired, Unavailable."""
         with self._view() as db:
             rows = db.execute(_SINCE, (since,)).fetchall()
-            head = since if rows else db.execute(_HEAD).fetchone()[0]
+            head = since if rows else db.execute(HEAD).fetchone()[0]
         first = rows[0][0] if rows else head + 1
         if identity != self._reader.identity or first != since + 1:
             raise Expired(f"store {self.path} no longer holds the changes after revision {since}: list again")
@@ -268,7 +215,7 @@ class SqliteStore:
         """Called by the pulse: wake the watches when the head moved, or when it cannot be read."""
         try:
             with self._reader.use() as db:
-                head = db.execute(_HEAD).fetchone()[0]
+                head = db.execute(HEAD).fetchone()[0]
         except Exception:
             head = -1
         if head != self._head or head < 0:

@@ -106,14 +106,20 @@ def test_a_missing_namespace_and_an_existing_interface_are_refused(runtime: Runt
     assert runtime("DEL") == "" and runtime.nothing_left()
 
 
-FAULTS = [("put", 1), ("sync", 1), ("put", 2), ("put", 3)]
+# What an ADD of the kind does: record and pod in the end, or a record in the beginning, too.
+JOURNALED = {"kind": "macvlan", "master": "w0"}
+FAULTS = [
+    *(({}, verb, nth) for verb, nth in (("put", 1), ("sync", 1), ("put", 2))),
+    *((JOURNALED, verb, nth) for verb, nth in (("put", 1), ("sync", 1), ("put", 2), ("put", 3))),
+]
 
 
-@pytest.mark.parametrize(("verb", "nth"), FAULTS)
+@pytest.mark.parametrize(("config", "verb", "nth"), FAULTS)
 @pytest.mark.parametrize("error", [KernelError(12, "link add"), Unavailable("the store is away")])
 def test_an_add_that_fails_anywhere_leaves_nothing(
-    runtime: Runtime, verb: str, nth: int, error: Exception
+    runtime: Runtime, config: dict[str, Any], verb: str, nth: int, error: Exception
 ) -> None:
+    runtime.host.links.add(("", "w0"))
     seen = 0
 
     def fail(what: str, _: object) -> None:
@@ -123,10 +129,11 @@ def test_an_add_that_fails_anywhere_leaves_nothing(
             raise error
 
     runtime.host.fail = fail
-    assert runtime("ADD")["code"] in (5, 11)
+    assert runtime("ADD", **config)["code"] in (5, 11)
     runtime.host.fail = no_fault
     assert runtime.nothing_left()
-    assert "ips" in runtime("ADD")
+    runtime.host.links.add(("", "w0"))
+    assert "ips" in runtime("ADD", **config)
 
 
 @pytest.mark.parametrize("nth", [1, 2, 3, 4, 5])
@@ -173,9 +180,12 @@ class Killed(BaseException):
     """kill -9: nothing of the process runs afterwards, not even its undo."""
 
 
-@pytest.mark.parametrize(("verb", "nth"), [*FAULTS, ("none", 0)])
-def test_killed_anywhere_in_an_add_the_next_start_loses_no_address(verb: str, nth: int) -> None:
+@pytest.mark.parametrize(("config", "verb", "nth"), [*FAULTS, ({}, "none", 0), (JOURNALED, "none", 0)])
+def test_killed_anywhere_in_an_add_the_next_start_loses_no_address(
+    config: dict[str, Any], verb: str, nth: int
+) -> None:
     host = MemoryHost()
+    host.links.add(("", "w0"))
     runtime = Runtime(host)
     seen = 0
 
@@ -186,18 +196,19 @@ def test_killed_anywhere_in_an_add_the_next_start_loses_no_address(verb: str, nt
             raise Killed
 
     if verb == "none":
-        runtime("ADD")
+        runtime("ADD", **config)
     else:
         host.fail = kill
         runtime.server.verbs._undo = lambda _: None  # type: ignore[method-assign]
         with pytest.raises(Killed):
-            runtime("ADD")
+            runtime("ADD", **config)
     host.fail = no_fault
+    host.restart()
     again = Runtime(host)
     whole = next(iter(host.snapshot().list(Attachment)), None)
     if whole is not None:
         assert whole.phase == "Ready"
-        assert again("DEL") == ""
+        assert again("DEL", **config) == ""
     assert again.nothing_left()
 
 
