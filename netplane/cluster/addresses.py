@@ -27,6 +27,7 @@ class Addresses:
     """The controller of Service.spec.clusterIP(s), ipFamilies, ipFamilyPolicy and node ports."""
 
     name = "addresses"
+    kinds = frozenset((Service.KIND, Allocation.KIND))
 
     def __init__(self, config: ClusterConfig) -> None:
         self.config = config

@@ -30,6 +30,7 @@ class Endpoints:
     """The controller of our EndpointSlices. Scope: "namespace/service"."""
 
     name = "endpoints"
+    kinds = frozenset(kind.KIND for kind in (Service, EndpointSlice, Pod, Attachment, Node))
 
     def __init__(self, config: ClusterConfig) -> None:
         self.config = config

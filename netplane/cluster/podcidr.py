@@ -30,6 +30,7 @@ class PodCIDRs:
     """The controller of Node.spec.podCIDR and podCIDRs. Scope: the node's name."""
 
     name = "podcidr"
+    kinds = frozenset((Node.KIND, Allocation.KIND))
 
     def __init__(self, config: ClusterConfig) -> None:
         self.config = config

@@ -38,7 +38,8 @@ def expected(start: bytes) -> int | None:
 
 
 def pack(*fields: bytes) -> bytes:
-    return _netstring(b"".join(_netstring(f) for f in fields))
+    body = b"".join([b"%d:%b," % (len(field), field) for field in fields])
+    return b"%d:%b," % (len(body), body)
 
 
 def unpack(raw: bytes) -> list[bytes]:
@@ -49,8 +50,7 @@ def unpack(raw: bytes) -> list[bytes]:
 
 def request(frame: Frame) -> bytes:
     """The bytes that the binary sends for this; for tests and for callers without the binary."""
-    words = (w.encode(errors="surrogateescape") for w in frame[:-1])
-    return pack(TAG, *words, frame.config)
+    return pack(TAG, *[word.encode(errors="surrogateescape") for word in frame[:-1]], frame.config)
 
 
 def parse(raw: bytes) -> Frame:
@@ -59,18 +59,14 @@ def parse(raw: bytes) -> Frame:
         raise Invalid(
             f"the CNI binary speaks {tag!r:.40}, this agent {TAG.decode()}: run `netplane install` again"
         )
-    command, container_id, netns, ifname, args, path = (
-        f.decode(errors="surrogateescape") for f in fields[:-1]
-    )
+    command, container_id, netns, ifname, args, path = [
+        field.decode(errors="surrogateescape") for field in fields[:-1]
+    ]
     return Frame(command, container_id, netns, ifname, args, path, fields[-1])
 
 
 def answer(status: int, text: bytes) -> bytes:
     return pack(str(status).encode(), text)
-
-
-def _netstring(data: bytes) -> bytes:
-    return b"%d:%b," % (len(data), data)
 
 
 def _split(data: bytes, most: int) -> list[bytes]:

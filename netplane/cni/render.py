@@ -65,6 +65,7 @@ class CniRoom:
     """
 
     name = ROOM
+    kinds = frozenset((Attachment.KIND, Node.KIND))
 
     def __init__(self, node: str, config: CniConfig) -> None:
         self.node = node

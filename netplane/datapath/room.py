@@ -35,6 +35,7 @@ class PathRoom:
     """A Room; ``config`` None: no packet takes the fast path, and no hook stays."""
 
     name = ROOM
+    kinds = frozenset((Attachment.KIND, Node.KIND))
 
     def __init__(self, node: str, config: PathConfig | None) -> None:
         self.node = node

@@ -59,6 +59,9 @@ class DnsRoom:
     link: str = ""
     notrack: tuple[tuple[str, int], ...] | None = None
     name: ClassVar[str] = "dns"
+    kinds: ClassVar[frozenset[str]] = frozenset(
+        kind.KIND for kind in (Service, EndpointSlice, Namespace, Node)
+    )
 
     def __post_init__(self) -> None:
         for _, reason in checks.dns_subdomain("domain", self.domain):
@@ -216,6 +219,7 @@ class ReplaceableRoom:
     """The Room "dns" whose settings a new configuration replaces: set ``current``, then render all."""
 
     name: ClassVar[str] = "dns"
+    kinds: ClassVar[frozenset[str]] = DnsRoom.kinds
 
     def __init__(self, current: DnsRoom) -> None:
         self.current = current

@@ -452,5 +452,7 @@ class Forgetting:
             self._driver.apply(plan)
         finally:
             self._path.forget()
-            if any(isinstance(fact, Link) and self._path.rests_on(fact.name) for fact in plan.add):
-                self._path.look()
+            for fact in plan.add:
+                if type(fact) is Link and self._path.rests_on(fact.name):
+                    self._path.look()
+                    break

@@ -16,7 +16,7 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
-from typing import Any
+from typing import Any, ClassVar
 
 from ..model.errors import Invalid
 from ..model.facts import ALIAS, Address, Facts, Fdb, Link, Neighbour, Route, Scope, Sysctl
@@ -56,6 +56,7 @@ class OverlayRoom:
     device: str = "npvx0"
     second_device: str = "npvx1"
     name: str = field(default="overlay", init=False)
+    kinds: ClassVar[frozenset[str]] = frozenset((Node.KIND,))
 
     def scopes(self, event: Any, snapshot: Snapshot) -> Iterable[Scope]:
         if event is not None:

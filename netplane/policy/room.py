@@ -37,6 +37,9 @@ ADDRESS, GROUP = "address/", "group/"
 
 class PolicyRoom:
     name = ROOM
+    kinds = frozenset(
+        kind.KIND for kind in (Pod, Attachment, NetworkPolicy, ClusterNetworkPolicy, Namespace, Node)
+    )
 
     def __init__(self, node: str) -> None:
         self.node = node

@@ -1,5 +1,8 @@
 """The two contracts of a room.
 
+Either may name the kinds of object that mean something to it (``kinds``, a set of KINDs): it is asked about
+no other. One that names none is asked about all.
+
 A Room turns objects into facts for a driver; a Controller turns objects into other objects for the
 store (what Kubernetes' controllers do, when there is no Kubernetes). Both are pure: what they read
 is in the snapshot and in their own frozen configuration, and they never touch a kernel or a socket.
@@ -8,13 +11,14 @@ is in the snapshot and in their own frozen configuration, and they never touch a
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from ..model.changes import Delete, Event, Put, Write
 from ..model.facts import Facts, Scope
 from ..model.snapshot import Snapshot
 
-__all__ = ["Controller", "Delete", "Event", "Observer", "Put", "Room", "Settled", "Write"]
+__all__ = ["Controller", "Delete", "Event", "Listeners", "Observer", "Put", "Room", "Settled", "Write"]
+T = TypeVar("T")
 
 
 class Room(Protocol):
@@ -50,6 +54,21 @@ class Controller(Protocol):
         Raises Invalid when the objects ask for the impossible; it is reported on the scope.
         """
         ...
+
+
+class Listeners(Generic[T]):
+    """Rooms or controllers by the kinds of object that they ask to be told of."""
+
+    def __init__(self, everybody: Iterable[T]) -> None:
+        self._everybody = tuple(everybody)
+        self._of: dict[str, tuple[T, ...]] = {}
+
+    def of(self, kind: str) -> tuple[T, ...]:
+        found = self._of.get(kind)
+        if found is None:
+            kinds = ((one, getattr(one, "kinds", None)) for one in self._everybody)
+            found = self._of[kind] = tuple(one for one, named in kinds if named is None or kind in named)
+        return found
 
 
 class Settled(NamedTuple):

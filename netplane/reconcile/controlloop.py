@@ -20,7 +20,7 @@ from ..model.changes import assumed, key_of
 from ..model.errors import Conflict, NetplaneError, NotFound, Unavailable
 from ..model.facts import Scope
 from ..model.snapshot import Snapshot
-from .base import Controller, Event, Put, Write
+from .base import Controller, Event, Listeners, Put, Write
 from .queue import Queue
 
 log = logging.getLogger(__name__)
@@ -45,6 +45,7 @@ class ControlLoop:
         self.controllers = {c.name: c for c in controllers}
         self.queue = Queue()
         self.failures: dict[Scope, str] = {}
+        self._listeners = Listeners(controllers)
         self._writer = writer
         self._rank = rank
         self._stopping = False
@@ -63,7 +64,7 @@ class ControlLoop:
         touched = [
             scope
             for event in events
-            for controller in self.controllers.values()
+            for controller in (self._listeners.of(event.object.KIND) if event else self.controllers.values())
             for scope in controller.scopes(event, snapshot)
         ]
         if touched:

@@ -45,6 +45,7 @@ class Ledger:
         return set() if found is None else {found} if isinstance(found, Scope) else found
 
     def knows(self, scope: Scope) -> bool:
+        """Whether it wants anything here until now."""
         return scope in self._claims
 
     def scopes(self) -> tuple[Scope, ...]:
@@ -126,8 +127,8 @@ class Ledger:
                     self._release(key, scope)
             known = set(before)
             for key in mine:
-                if key not in known:
-                    self._hold(key, scope)
+                if key not in known and self._holders.setdefault(key, scope) is not scope:
+                    self._hold(key, scope)  # beside others
             if mine:
                 self._claims[scope] = tuple(mine)
             else:
@@ -138,7 +139,7 @@ class Ledger:
         return Plan(remove=tuple(key for key in self.have if key not in self._holders))
 
     def _hold(self, key: FactKey, scope: Scope) -> None:
-        found = self._holders.setdefault(key, scope)
+        found = self._holders[key]
         if found == scope:
             return
         if isinstance(found, Scope):

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from ..model.errors import NetplaneError
 from ..model.facts import Driver, Fact, Scope
 from ..model.snapshot import Snapshot
-from .base import Event, Observer, Room, Settled
+from .base import Event, Listeners, Observer, Room, Settled
 from .queue import Queue
 from .settle import Failures, Settler
 
@@ -49,6 +49,7 @@ class RoomLoop:
         self.failures: dict[Scope, str] = {}
         self.held: set[Scope] = set()
         self.passed = threading.Event()  # the first full pass is through
+        self._listeners = Listeners(room for room, _ in rooms)
         self._snapshot = snapshot
         self._promised: set[Scope] = set()  # held by an edge that has not rendered them yet
         self._edge = threading.local()  # .aside: what the writes of this thread touch, in `aside`
@@ -80,7 +81,12 @@ class RoomLoop:
         """What came together goes to the kernel together: a rule and the sets that it names."""
         if self._observer is not None:
             self._observer.noticed(events)
-        touched = {s: None for e in events for room in self.rooms.values() for s in room.scopes(e, snapshot)}
+        touched = {
+            scope: None
+            for event in events
+            for room in self._listeners.of(event.object.KIND)
+            for scope in room.scopes(event, snapshot)
+        }
         due = [s for s in touched if s not in self._promised]
         aside: dict[Scope, None] | None = getattr(self._edge, "aside", None)
         if aside is not None:
@@ -160,14 +166,11 @@ class RoomLoop:
                 self._promise(scopes, before)
             self._drop(scopes)  # before the snapshot: what comes later is queued again
             rendered, failures = self._render(scopes, self._snapshot())
-            for settler, shares in zip(self.settlers, self._shares(rendered), strict=True):
-                known = settler.ledger.knows
-                updates = {
-                    scope: facts
-                    for scope, facts in shares.items()
-                    if (facts or known(scope)) and scope not in failures
-                }
-                failures |= settler.settle(updates)
+            for settler, updates in zip(self.settlers, self._shares(rendered), strict=True):
+                if failures:
+                    updates = {scope: facts for scope, facts in updates.items() if scope not in failures}
+                if updates:
+                    failures |= settler.settle(updates)
         for scope in scopes:
             self._note(scope, failures.get(scope))
         if self._observer is not None:
@@ -176,19 +179,20 @@ class RoomLoop:
         return failures
 
     def _shares(self, rendered: Mapping[Scope, Sequence[Fact]]) -> list[dict[Scope, list[Fact]]]:
-        """Each settler's part of what was rendered, in one walk over it."""
+        """Each settler's part of what was rendered, in one walk over it; scopes that want something of it,
+        or did until now."""
         shares: list[dict[Scope, list[Fact]]] = [{} for _ in self.settlers]
         for scope, facts in rendered.items():
-            mine: list[list[Fact]] = [[] for _ in self.settlers]
+            for settler, share in zip(self.settlers, shares, strict=True):
+                if settler.ledger.knows(scope):
+                    share[scope] = []
             for fact in facts:
                 which = self._which.get(type(fact))
                 if which is None:
                     takes = (i for i, s in enumerate(self.settlers) if s.accepts(fact))
                     which = self._which[type(fact)] = next(takes, NOBODY)
                 if which != NOBODY:
-                    mine[which].append(fact)
-            for share, found in zip(shares, mine, strict=True):
-                share[scope] = found
+                    shares[which].setdefault(scope, []).append(fact)
         return shares
 
     def overdue(self) -> float:

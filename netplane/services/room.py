@@ -35,6 +35,7 @@ class ServicesRoom:
     """
 
     name = ROOM
+    kinds = frozenset((Service.KIND, EndpointSlice.KIND, Node.KIND))
 
     def __init__(
         self,

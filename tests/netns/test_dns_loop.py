@@ -8,8 +8,8 @@ fd09::9                 fd09::1
 
 from __future__ import annotations
 
-import json
 import fcntl
+import json
 import os
 import re
 import shutil
