@@ -13,7 +13,7 @@ from netplane.model.errors import Conflict, Invalid, KernelError, NetplaneError
 from netplane.model.facts import Fact, FactKey, Mark, Plan, Record, Scope
 from netplane.model.services import Service, ServicePort, ServiceSpec
 from netplane.model.snapshot import Snapshot
-from netplane.reconcile.base import Event
+from netplane.reconcile.base import Event, Put
 from netplane.reconcile.core import Core
 
 from ..unit.memory_store import MemoryStore
@@ -214,6 +214,46 @@ def test_what_an_edge_brings_about_is_not_done_again_by_the_loop(table: Table, c
     core.put(service("other"))  # the loop's: when it is through, so is whatever was queued before
     eventually(lambda: names(table) == ["other", "web"])
     assert table.plans == plans + 2
+
+
+def test_a_draft_is_rendered_and_outlives_whatever_the_store_says(
+    store: MemoryStore, table: Table, core: Core
+) -> None:
+    core.start()
+    assert core.wait_synced(5)
+    draft = service("web")
+    core.sync([Scope("names", "web")], lambda: core.draft(draft))
+    assert names(table) == ["web"] and store.get(draft.key) is None
+    with pytest.raises(Conflict):
+        core.draft(draft)
+    with store.changed:  # an outage ends in a new list: what it lacks is not gone
+        store.down = True
+        store.changed.notify_all()
+    eventually(lambda: core.status()["store"] == "the store is down")
+    store.down = False
+    eventually(lambda: core.status()["store"] == "ok")
+    store.put(service("other"))
+    eventually(lambda: names(table) == ["other", "web"])
+    with pytest.raises(Conflict):  # of the other write: the draft stays one
+        core.write([Put(service("other"), 0), Put(draft, 0)])
+    assert core.snapshot().find(draft.key) == draft
+    core.write([Put(draft, 0)])
+    core.retract(draft.key)  # no draft any more
+    assert core.snapshot().get(Service, "default", "web") is not None
+    core.resync()
+    eventually(lambda: core.status()["pending"] == 0)
+    assert names(table) == ["other", "web"]
+
+
+def test_a_draft_that_is_retracted_is_taken_back(table: Table, core: Core) -> None:
+    core.start()
+    assert core.wait_synced(5)
+    scope, draft = Scope("names", "web"), service("web")
+    core.sync([scope], lambda: core.draft(draft))
+    core.sync([scope], lambda: core.retract(draft.key))
+    assert names(table) == []
+    core.put(draft, 0)
+    eventually(lambda: names(table) == ["web"])
 
 
 def test_a_write_that_fails_leaves_its_scope_to_the_loop(table: Table, core: Core) -> None:
