@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable
 
 from ..model.errors import Conflict
 
@@ -35,16 +34,31 @@ class Locks:
         self._guard = threading.Lock()
         self._held: dict[Hashable, _Entry] = {}
 
-    @contextmanager
-    def hold(self, key: Hashable) -> Iterator[None]:
+    def hold(self, key: Hashable) -> _Hold:
+        """For `with`."""
+        return _Hold(self, key)
+
+    def take(self, key: Hashable) -> None:
         with self._guard:
             entry = self._held.setdefault(key, _Entry())
             entry.users += 1
-        try:
-            with entry.lock:
-                yield
-        finally:
-            with self._guard:
-                entry.users -= 1
-                if not entry.users:
-                    del self._held[key]
+        entry.lock.acquire()
+
+    def give(self, key: Hashable) -> None:
+        with self._guard:
+            entry = self._held[key]
+            entry.users -= 1
+            if not entry.users:
+                del self._held[key]
+        entry.lock.release()
+
+
+class _Hold:
+    def __init__(self, locks: Locks, key: Hashable) -> None:
+        self._locks, self._key = locks, key
+
+    def __enter__(self) -> None:
+        self._locks.take(self._key)
+
+    def __exit__(self, *_: object) -> None:
+        self._locks.give(self._key)

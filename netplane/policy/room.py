@@ -71,7 +71,8 @@ class PolicyRoom:
         if isinstance(kind, Pod):
             yield from self._by_pod(event.old, event.new, snapshot)
         elif isinstance(kind, Attachment):
-            yield from self._by_attachment(kind, snapshot)
+            if not (isinstance(event.old, Attachment) and event.old.spec == kind.spec and event.new):
+                yield from self._by_attachment(kind, snapshot)  # its phase is of no matter
         elif isinstance(kind, NetworkPolicy | ClusterNetworkPolicy):
             for obj in (event.old, event.new):
                 if isinstance(obj, NetworkPolicy | ClusterNetworkPolicy):

@@ -95,7 +95,7 @@ class Ledger:
             for key in self._claims.get(scope, ()):
                 if key in mine:
                     continue
-                if not self._kept(key, scope, claims):
+                if self._holders.get(key) == scope or not self._kept(key, scope, claims):
                     dropped.append(key)
         return list(dict.fromkeys(dropped))
 
@@ -123,7 +123,11 @@ class Ledger:
             if before == tuple(mine):
                 continue
             for key in before:
-                if key not in mine:
+                if key in mine:
+                    continue
+                if self._holders.get(key) == scope:  # of a pod's facts nearly all
+                    del self._holders[key]
+                else:
                     self._release(key, scope)
             known = set(before)
             for key in mine:
@@ -149,9 +153,7 @@ class Ledger:
 
     def _release(self, key: FactKey, scope: Scope) -> None:
         found = self._holders.get(key)
-        if found == scope:
-            del self._holders[key]
-        elif isinstance(found, set):
+        if isinstance(found, set):
             found.discard(scope)
             if len(found) == 1:
                 self._holders[key] = found.pop()

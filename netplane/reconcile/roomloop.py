@@ -12,8 +12,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 
 from ..model.errors import NetplaneError
 from ..model.facts import Driver, Fact, Scope
@@ -53,7 +52,8 @@ class RoomLoop:
         self._snapshot = snapshot
         self._promised: set[Scope] = set()  # held by an edge that has not rendered them yet
         self._edge = threading.local()  # .aside: what the writes of this thread touch, in `aside`
-        self._freed = threading.Condition()
+        self._lock = threading.Lock()  # bare, as in Settler
+        self._freed = threading.Condition(self._lock)
         self._resynced = float("-inf")
         self._observe = True
         self._passing = False  # in a full pass
@@ -94,20 +94,10 @@ class RoomLoop:
         elif due:  # else nobody need wake
             self.queue.add_all(due, GATHER)
 
-    @contextmanager
-    def aside(self) -> Iterator[None]:
-        """What this thread's writes touch is left to the loop at the end, but for what it settled itself."""
-        if getattr(self._edge, "aside", None) is not None:
-            yield
-            return
-        touched: dict[Scope, None] = {}
-        self._edge.aside = touched
-        try:
-            yield
-        finally:
-            self._edge.aside = None
-            if touched:
-                self.queue.add_all(touched.keys(), ASIDE)
+    def aside(self) -> _Aside:
+        """For `with`: what this thread's writes touch is left to the loop at the end, but for what it
+        settled itself."""
+        return _Aside(self._edge, self.queue)
 
     def full_pass(self) -> None:
         """Everything again: observe the drivers, render every scope, sweep.
@@ -161,7 +151,8 @@ class RoomLoop:
         What ``before`` (an edge's writes) changes about them is not queued: this call sees to it.
         """
         begin = time.perf_counter()
-        with self._holding(scopes):
+        held = self._hold(scopes)
+        try:
             if before is not None:
                 self._promise(scopes, before)
             self._drop(scopes)  # before the snapshot: what comes later is queued again
@@ -171,6 +162,8 @@ class RoomLoop:
                     updates = {scope: facts for scope, facts in updates.items() if scope not in failures}
                 if updates:
                     failures |= settler.settle(updates)
+        finally:
+            self._free(held)
         for scope in scopes:
             self._note(scope, failures.get(scope))
         if self._observer is not None:
@@ -307,15 +300,33 @@ class RoomLoop:
                 failures[scope] = NetplaneError(f"{type(exc).__name__}: {exc}")
         return rendered, failures
 
-    @contextmanager
-    def _holding(self, scopes: Sequence[Scope]) -> Iterator[None]:
+    def _hold(self, scopes: Sequence[Scope]) -> set[Scope]:
         wanted = set(scopes)
-        with self._freed:
-            self._freed.wait_for(lambda: not (self.held & wanted))
+        with self._lock:
+            while self.held & wanted:
+                self._freed.wait()
             self.held |= wanted
-        try:
-            yield
-        finally:
-            with self._freed:
-                self.held -= wanted
-                self._freed.notify_all()
+        return wanted
+
+    def _free(self, held: set[Scope]) -> None:
+        with self._lock:
+            self.held -= held
+            self._freed.notify_all()
+
+
+class _Aside:
+    """Of one thread; one within another is part of it."""
+
+    def __init__(self, edge: threading.local, queue: Queue) -> None:
+        self._edge, self._queue = edge, queue
+        self._touched: dict[Scope, None] | None = None
+
+    def __enter__(self) -> None:
+        if getattr(self._edge, "aside", None) is None:
+            self._touched = self._edge.aside = {}
+
+    def __exit__(self, *_: object) -> None:
+        if self._touched is not None:
+            self._edge.aside = None
+            if self._touched:
+                self._queue.add_all(self._touched.keys(), ASIDE)
