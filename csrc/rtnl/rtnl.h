@@ -11,5 +11,7 @@ int np_sysctl_write(const char *netns, const char *pairs, int *errnos, int n);
 int np_sysctl_read(const char *netns, const char *path, char *out, int size);
 /* cdef */
 int np_netns_visit(const char *path, int *home);
+int np_netns_visit_fd(int fd, int *home);
+void np_sysctl_write_here(const char *pairs, int *errnos, int n);
 void np_netns_return(int home);
 #endif
