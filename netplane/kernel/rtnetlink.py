@@ -23,7 +23,7 @@ import msgspec
 
 from ..model.errors import Invalid, KernelError
 from ..model.facts import Address, Fact, FactKey, Fdb, Link, Mark, Neighbour, Plan, Route, Shaper, Sysctl
-from . import linkmsg, qdiscmsg, routemsg, sysctl
+from . import linkmsg, linkpair, qdiscmsg, routemsg, sysctl
 from .factput import put_facts
 from .linkdrop import delete, drop, drop_rest
 from .linkput import put, wait_carried
@@ -67,6 +67,8 @@ class LinkDriver:
         if plan.remove:
             with self._session() as session:
                 drop(session, plan.remove, self._reaper)
+        if not plan.change and self._at_once(plan.add):
+            return
         known = frozenset(fact.key for fact in plan.change)
         trusted = bool(self._masters)
         try:
@@ -76,6 +78,14 @@ class LinkDriver:
                 raise
             self._masters.clear()  # one of them may have been made again
             self._put_or_undo(wanted, known)
+
+    def _at_once(self, facts: tuple[Any, ...]) -> bool:
+        """Whether it is one fresh pair that nothing stood in the way of; else nothing of it is there."""
+        packed = linkpair.pack(facts, self._masters, self.hooked)
+        if packed is None:
+            return False
+        with self._pool.take() as own:
+            return own.make_pair(*packed) == 0
 
     def _put_or_undo(self, wanted: tuple[Any, ...], known: frozenset[FactKey]) -> None:
         if not wanted:
