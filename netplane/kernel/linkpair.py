@@ -35,8 +35,8 @@ class _Ends(NamedTuple):
     others: Mapping[str, int]
 
 
-def pack(facts: tuple[Any, ...], masters: Mapping[str, int], hooked: bool) -> tuple[str, bytes] | None:
-    """The pod's namespace and the records; None when it is for the general way.
+def pack(facts: tuple[Any, ...], masters: Mapping[str, int], hooked: bool) -> tuple[bytes, bytes] | None:
+    """The path of the pod's namespace, and the records; None when it is for the general way.
 
     ``masters``: indexes of links of our namespace; ``hooked``: our end may be born with a place for programs.
     """
@@ -54,12 +54,14 @@ def pack(facts: tuple[Any, ...], masters: Mapping[str, int], hooked: bool) -> tu
     flags = (_CLSACT if hooked and options.get("clsact") else 0) | (_LOOPBACK if len(links) > 1 else 0)
     ends = _Ends(pair.name, peer, netns, masters)
     try:
-        head = _head(pair, options, masters, flags)
+        path, head = netns.encode(), _head(pair, options, masters, flags)
         # in factput's order: a route may rest on an address
         items = [_item(fact, ends) for kind in _PACKERS for fact in facts if type(fact) is kind]
     except (KeyError, ValueError, OSError, struct.error, Invalid):
         return None
-    return (netns, b"".join((head, *items))) if len(items) + len(links) == len(facts) else None
+    if b"\0" in path or len(items) + len(links) != len(facts):
+        return None
+    return path, b"".join((head, *items))
 
 
 def _head(pair: Link, options: Mapping[str, str | int], masters: Mapping[str, int], flags: int) -> bytes:

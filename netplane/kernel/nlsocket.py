@@ -73,10 +73,10 @@ class Socket:
                 answers[slot] = Answer(0, "", body)
         return answers
 
-    def make_pair(self, netns: str, told: bytes) -> int:
+    def make_pair(self, netns: bytes, told: bytes) -> int:
         """Make what `linkpair.pack` packed. 0 and all is there, or an errno and nothing is."""
         first, self._seq = self._seq, (self._seq + _NUMBERS) & 0x7FFFFFFF or 1
-        return -int(lib.np_pair_make(self.fd, first, netns.encode(), told, len(told)))
+        return -int(lib.np_pair_make(self.fd, first, netns, told, len(told)))
 
     def must(self, requests: list[Request], fine: tuple[int, ...] = ()) -> list[Answer]:
         """`send`, raising KernelError for the first refusal whose errno is not ``fine``."""

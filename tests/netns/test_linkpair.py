@@ -54,7 +54,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     said: list[int] = []
     real = Socket.make_pair
 
-    def make_pair(self: Socket, path: str, told: bytes) -> int:
+    def make_pair(self: Socket, path: bytes, told: bytes) -> int:
         said.append(real(self, path, told))
         return said[-1]
 
