@@ -20,7 +20,7 @@ struct np_pair {
 	} port[NP_PAIR_PORTS];
 	uint8_t pad[2];
 	uint32_t mtu, peer_mtu, master; /* 0: none */
-	char alias[256];
+	char alias[256], pad2[4];
 };
 
 struct np_pair_item {
@@ -30,11 +30,11 @@ struct np_pair_item {
 	uint32_t table, metric, mtu, advmss;
 	uint32_t burst;
 	uint64_t rate; /* bytes per second */
-	uint8_t mac[6], pad2[2];
+	uint8_t mac[6], pad3[2];
 	uint8_t dst[16], via[16], src[16];
 };
 
-_Static_assert(sizeof(struct np_pair) == 332, "linkpair.py packs it so");
+_Static_assert(sizeof(struct np_pair) == 336, "linkpair.py packs it so");
 _Static_assert(sizeof(struct np_pair_item) == 96, "linkpair.py packs it so");
 
 /* Requests for one socket, of which only the last is acknowledged: a refusal speaks for itself. */

@@ -18,7 +18,7 @@ from . import linkmsg, ours
 from . import nlmsg as nl
 
 MOST = 48  # facts beside the links: NP_PAIR_ITEMS
-_HEAD = struct.Struct("=16s16s6s6sBB16s2xIII256s")  # struct np_pair
+_HEAD = struct.Struct("=16s16s6s6sBB16s2xIII256s4x")  # struct np_pair
 _ITEM = struct.Struct("=BBBBBBBxIIIIIIQ6s2x16s16s16s")  # struct np_pair_item
 _MAC, _PEER_MAC, _CLSACT, _LOOPBACK = 1, 2, 4, 8
 _ADDRESS, _ROUTE, _NEIGHBOUR, _SHAPER = range(4)
