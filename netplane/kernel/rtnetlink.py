@@ -5,7 +5,9 @@ Rule 1: no dump on the way of an ADD: links are looked up by name, requests go i
 Rule 2: a plan is all or nothing for what it adds: when a step fails, what was added is removed again.
 Rule 3: order: removals; links, masters first; sysctls (they may name the links); then, in one batch
         for each namespace, new pairs and lo go up, and addresses, routes, neighbours and entries come.
-Rule 4: what a pod's namespace holds belongs to the pod: `observe` reads our own namespace only.
+Rule 4: a plan that is one fresh pair, as an ADD's is, is one call (linkpair); when that is refused it has
+        left nothing, and the general way does the plan and words the error.
+Rule 5: what a pod's namespace holds belongs to the pod: `observe` reads our own namespace only.
 """
 
 from __future__ import annotations
