@@ -56,22 +56,35 @@ int np_netns_enter(const char *path)
 	return result;
 }
 
-/* Enter the namespace at path ("" or NULL: stay) for a moment; *home leads back. -errno: stayed. */
+/* Enter a namespace for a moment; *home leads back. -errno: stayed. */
+int np_netns_visit_fd(int fd, int *home)
+{
+	int result = 0;
+
+	*home = open("/proc/thread-self/ns/net", O_RDONLY | O_CLOEXEC);
+	if (*home < 0)
+		return -errno;
+	if (setns(fd, CLONE_NEWNET) < 0) {
+		result = -errno;
+		close(*home);
+		*home = -1;
+	}
+	return result;
+}
+
+/* The same with the namespace at path ("" or NULL: stay). */
 int np_netns_visit(const char *path, int *home)
 {
-	int result;
+	int fd, result;
 
 	*home = -1;
 	if (!path || !*path)
 		return 0;
-	*home = open("/proc/thread-self/ns/net", O_RDONLY | O_CLOEXEC);
-	if (*home < 0)
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
 		return -errno;
-	result = np_netns_enter(path);
-	if (result < 0) {
-		close(*home);
-		*home = -1;
-	}
+	result = np_netns_visit_fd(fd, home);
+	close(fd);
 	return result;
 }
 

@@ -52,15 +52,12 @@ static int sysctl_write(struct directory *d, const char *path, const char *value
 	return result;
 }
 
-/* pairs: n times a path and a value, each ended by NUL. errnos[i] is 0 or -errno. Returns -errno
- * when the namespace cannot be entered. */
-int np_sysctl_write(const char *netns, const char *pairs, int *errnos, int n)
+/* pairs: n times a path and a value, each ended by NUL, in the namespace where the thread is.
+ * errnos[i] is 0 or -errno. */
+void np_sysctl_write_here(const char *pairs, int *errnos, int n)
 {
 	struct directory last = { .fd = -1 };
-	int home, result = np_netns_visit(netns, &home);
 
-	if (result < 0)
-		return result;
 	for (int i = 0; i < n; i++) {
 		const char *value = pairs + strlen(pairs) + 1;
 
@@ -69,6 +66,16 @@ int np_sysctl_write(const char *netns, const char *pairs, int *errnos, int n)
 	}
 	if (last.fd >= 0)
 		close(last.fd);
+}
+
+/* The same in the namespace at path. Returns -errno when it cannot be entered. */
+int np_sysctl_write(const char *netns, const char *pairs, int *errnos, int n)
+{
+	int home, result = np_netns_visit(netns, &home);
+
+	if (result < 0)
+		return result;
+	np_sysctl_write_here(pairs, errnos, n);
 	np_netns_return(home);
 	return 0;
 }

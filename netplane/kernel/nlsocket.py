@@ -25,6 +25,7 @@ _GOOD = Answer()
 _REPLY = 4096  # a link's answer, without statistics, is below 2 kB
 _ALIGN = 512  # an acknowledgement with the kernel's words
 _GETS = (nlmsg.RTM_GETLINK, nlmsg.RTM_GETROUTE)
+_NUMBERS = 4096  # that making a pair may use
 _errnos = partial(ffi.new, ffi.typeof("int[]"))
 _answers = partial(ffi.new_allocator(should_clear_after_alloc=False), ffi.typeof("char[]"))
 
@@ -71,6 +72,11 @@ class Socket:
             else:
                 answers[slot] = Answer(0, "", body)
         return answers
+
+    def make_pair(self, netns: bytes, told: bytes) -> int:
+        """Make what `linkpair.pack` packed. 0 and all is there, or an errno and nothing is."""
+        first, self._seq = self._seq, (self._seq + _NUMBERS) & 0x7FFFFFFF or 1
+        return -int(lib.np_pair_make(self.fd, first, netns, told, len(told)))
 
     def must(self, requests: list[Request], fine: tuple[int, ...] = ()) -> list[Answer]:
         """`send`, raising KernelError for the first refusal whose errno is not ``fine``."""

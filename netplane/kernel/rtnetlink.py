@@ -5,7 +5,9 @@ Rule 1: no dump on the way of an ADD: links are looked up by name, requests go i
 Rule 2: a plan is all or nothing for what it adds: when a step fails, what was added is removed again.
 Rule 3: order: removals; links, masters first; sysctls (they may name the links); then, in one batch
         for each namespace, new pairs and lo go up, and addresses, routes, neighbours and entries come.
-Rule 4: what a pod's namespace holds belongs to the pod: `observe` reads our own namespace only.
+Rule 4: a plan that is one fresh pair, as an ADD's is, is one call (linkpair); when that is refused it has
+        left nothing, and the general way does the plan and words the error.
+Rule 5: what a pod's namespace holds belongs to the pod: `observe` reads our own namespace only.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ import msgspec
 
 from ..model.errors import Invalid, KernelError
 from ..model.facts import Address, Fact, FactKey, Fdb, Link, Mark, Neighbour, Plan, Route, Shaper, Sysctl
-from . import linkmsg, qdiscmsg, routemsg, sysctl
+from . import linkmsg, linkpair, qdiscmsg, routemsg, sysctl
 from .factput import put_facts
 from .linkdrop import delete, drop, drop_rest
 from .linkput import put, wait_carried
@@ -67,6 +69,8 @@ class LinkDriver:
         if plan.remove:
             with self._session() as session:
                 drop(session, plan.remove, self._reaper)
+        if not plan.change and self._at_once(plan.add):
+            return
         known = frozenset(fact.key for fact in plan.change)
         trusted = bool(self._masters)
         try:
@@ -76,6 +80,14 @@ class LinkDriver:
                 raise
             self._masters.clear()  # one of them may have been made again
             self._put_or_undo(wanted, known)
+
+    def _at_once(self, facts: tuple[Any, ...]) -> bool:
+        """Whether it is one fresh pair that nothing stood in the way of; else nothing of it is there."""
+        packed = linkpair.pack(facts, self._masters, self.hooked)
+        if packed is None:
+            return False
+        with self._pool.take() as own:
+            return own.make_pair(*packed) == 0
 
     def _put_or_undo(self, wanted: tuple[Any, ...], known: frozenset[FactKey]) -> None:
         if not wanted:

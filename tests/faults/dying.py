@@ -29,6 +29,7 @@ from netplane.store.sqlite import SqliteStore
 OPERATIONS: list[tuple[Any, str]] = [
     (SqliteStore, "write"),
     (Socket, "send"),
+    (Socket, "make_pair"),
     (NftDriver, "_run"),
     (LimitDriver, "_commit"),
     (sysctl, "write"),
