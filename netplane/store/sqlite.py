@@ -1,8 +1,8 @@
 """The embedded store: one SQLite file that several processes share.
 
-Rule 1: a write is one transaction that changes the object's row and appends to the log; the log's
-        AUTOINCREMENT is the revision, so revisions have no gaps and a gap means lost history.
-Rule 2: the log keeps the last KEEP changes; a watch from before raises Expired.
+Rule 1: a write is one transaction that changes the object's row and appends to the log; the log's last
+        revision and one more is its own, so revisions have no gaps and a gap means lost history.
+Rule 2: the log keeps the last KEEP changes, never none; a watch from before raises Expired.
 Rule 3: reads never wait for writes (WAL, a connection for each), writers wait for each other.
 Rule 4: the file is known by its inode and its identity: one that was replaced expires every watch.
 """

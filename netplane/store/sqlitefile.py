@@ -23,12 +23,14 @@ APPLICATION_ID = 0x6E706C6E  # "npln", in the file's header
 SCHEMA = 1
 BUSY_SECONDS = 5.0
 
+# Rows in the order of their writing: in the order of their names (WITHOUT ROWID) a body of a kilobyte would
+# spill into a page of its own, and a write would touch twice as many pages. Files made so are read as well.
 TABLES = (
     """CREATE TABLE objects (
         kind TEXT NOT NULL, namespace TEXT NOT NULL, name TEXT NOT NULL, body BLOB NOT NULL,
-        PRIMARY KEY (kind, namespace, name)) WITHOUT ROWID""",
+        PRIMARY KEY (kind, namespace, name))""",
     """CREATE TABLE log (
-        revision INTEGER PRIMARY KEY AUTOINCREMENT,
+        revision INTEGER PRIMARY KEY,
         kind TEXT NOT NULL, deleted INTEGER NOT NULL, body BLOB NOT NULL)""",
     "CREATE TABLE store (identity TEXT NOT NULL)",
 )

@@ -16,7 +16,7 @@ from ..model.changes import Put, Write
 from ..model.errors import NotFound
 from . import rules
 
-HEAD = "SELECT coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'log'), 0)"
+HEAD = "SELECT coalesce(max(revision), 0) FROM log"
 _HEAD = f"SELECT '', '', '', ({HEAD})"
 _HELD = " UNION ALL SELECT * FROM objects WHERE kind = ? AND namespace = ? AND name = ?"
 _PUT = "INSERT OR REPLACE INTO objects VALUES (?, ?, ?, ?)"

@@ -17,6 +17,7 @@ from netplane.model import codec
 from netplane.model.base import Object
 from netplane.model.changes import Delete, Put
 from netplane.model.errors import Conflict, Invalid, Unavailable
+from netplane.store import sqlitefile
 from netplane.store.sqlite import SqliteStore
 
 
@@ -241,4 +242,27 @@ def test_writes_that_come_together_are_one_transaction_and_each_is_whole_or_noth
     frames = (wal.stat().st_size - before) // 4120
     assert frames < 12, frames  # five transactions would be fifteen pages at least
     other.close()
+    store.close()
+
+
+def test_a_file_with_rows_in_the_order_of_their_names_is_read_and_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As netplane made them before it kept rows in the order of their writing."""
+    older = [table.replace("name))", "name)) WITHOUT ROWID") for table in sqlitefile.TABLES]
+    older = [table.replace("PRIMARY KEY,", "PRIMARY KEY AUTOINCREMENT,") for table in older]
+    assert all(a != b for a, b in zip(older[:2], sqlitefile.TABLES[:2], strict=True))
+    path = str(tmp_path / "s.db")
+    with monkeypatch.context() as patch:
+        patch.setattr(sqlitefile, "TABLES", older)
+        store = SqliteStore(path)
+        first = store.put(config("a", 1))
+        store.close()
+    store = SqliteStore(path)
+    with store.watch(first.revision) as watch:
+        second = store.put(config("a", 2), first.revision)
+        assert second.revision == first.revision + 1
+        assert [change.object for change in watch.next(1)] == [second]
+    store.delete(second.key)
+    assert store.list() == ([], second.revision + 1)
     store.close()
