@@ -8,6 +8,7 @@ Rule 2: whatever happens, the runtime gets CNI's JSON, never a traceback and nev
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import socket
@@ -132,8 +133,14 @@ def _failure(error: Exception, command: str, version: str) -> bytes:
 
 def _check_own_namespace(path: str) -> None:
     with contextlib.suppress(OSError):
-        if path and os.path.samefile(path, "/proc/self/ns/net"):
+        if path and os.path.samestat(os.stat(path), _own_namespace()):
             raise Refused(ENVIRONMENT, f"CNI_NETNS: {path} is the node's own network namespace")
+
+
+@functools.cache
+def _own_namespace() -> os.stat_result:
+    """A process stays where it was started."""
+    return os.stat("/proc/self/ns/net")
 
 
 def _stranger(connection: socket.socket) -> bytes:

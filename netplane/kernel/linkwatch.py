@@ -80,17 +80,18 @@ def events(notifications: Iterable[bytes], own: frozenset[int]) -> Iterator[str]
 
 
 def _attach_filter(sock: socket.socket) -> None:
-    """Classic BPF: pass links (of family unspec, not a bridge's view of its port), and what was removed
-    of addresses and routes."""
-    wanted, removed = (nl.RTM_NEWLINK, nl.RTM_DELLINK), (nl.RTM_DELADDR, nl.RTM_DELROUTE)
+    """Classic BPF: pass links (of family unspec, not a bridge's view of its port), addresses that were
+    removed, and routes of ours that were; each pod's end takes a handful along that nobody put there."""
     code = [
         (LOAD_HALF, 0, 0, 4),  # nlmsg_type
-        (JUMP_EQUAL, 3, 0, big(wanted[0])),
-        (JUMP_EQUAL, 2, 0, big(wanted[1])),
-        (JUMP_EQUAL, 3, 0, big(removed[0])),
-        (JUMP_EQUAL, 2, 3, big(removed[1])),
+        (JUMP_EQUAL, 3, 0, big(nl.RTM_NEWLINK)),
+        (JUMP_EQUAL, 2, 0, big(nl.RTM_DELLINK)),
+        (JUMP_EQUAL, 5, 0, big(nl.RTM_DELADDR)),
+        (JUMP_EQUAL, 2, 5, big(nl.RTM_DELROUTE)),
         (LOAD_BYTE, 0, 0, 16),  # ifi_family
-        (JUMP_EQUAL, 0, 1, 0),
+        (JUMP_EQUAL, 2, 3, 0),
+        (LOAD_BYTE, 0, 0, 21),  # rtm_protocol
+        (JUMP_EQUAL, 0, 1, ROUTE_PROTOCOL),
         (GIVE, 0, 0, 0xFFFFFFFF),
         (GIVE, 0, 0, 0),
     ]
@@ -104,8 +105,8 @@ def _words(kind: int, body: bytes) -> str:
         fact, proto = routemsg.read_address(body, lambda i: f"#{i}")
         return f"address {fact.address} was removed" if proto == ROUTE_PROTOCOL else ""
     if kind == nl.RTM_DELROUTE:
-        route, proto = routemsg.read_route(body, lambda i: f"#{i}")
-        return f"route {route.dst} was removed" if proto == ROUTE_PROTOCOL else ""
+        route, _ = routemsg.read_route(body, lambda i: f"#{i}")
+        return f"route {route.dst} was removed"
     return ""
 
 
