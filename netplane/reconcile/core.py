@@ -102,7 +102,7 @@ class Core:
         return stored
 
     def draft(self, obj: Object) -> None:
-        """Have rooms see an object that the caller is about to write, or to `retract`. Raises Conflict.
+        """Have `sync` render an object that the caller is about to write, or to `retract`. Raises Conflict.
 
         For what a crash in between leaves in the kernel no object speaks: the next start sweeps it.
         """

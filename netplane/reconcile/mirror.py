@@ -4,8 +4,9 @@ Rule 1: every change becomes exactly one event (old, new), in order; after an ou
         watch the new list is compared with the snapshot, so nothing is missed and nothing repeated.
 Rule 2: our own writes are taken in at once (`absorb`), and known again when the watch brings them.
 Rule 3: the store going away changes nothing here: the last snapshot stays in force.
-Rule 4: a draft is an object that an edge is about to write: the snapshot shows it, the store does not know
-        it, so nothing that the store says or lacks takes it away. It ends as a write or with `retract`.
+Rule 4: a draft is an object that an edge is about to write: the snapshot shows it and nobody is told, the
+        store does not know it, so nothing that the store says or lacks takes it away. It ends as a write,
+        whose event has the draft as its old state, or with `retract`.
 """
 
 from __future__ import annotations
@@ -73,7 +74,6 @@ class Mirror:
                 raise Conflict(f"{obj.key} exists already")
             self._drafts.add(obj.key)
             self.snapshot = self.snapshot.with_put(obj)
-            self._tell([Event(None, obj)])
 
     def retract(self, key: Key) -> None:
         """A draft that is not written after all; nothing when it is none (any more)."""

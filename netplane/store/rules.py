@@ -7,6 +7,8 @@ Rule 2: an object that is being deleted takes no new finalizer, and goes with it
 
 from __future__ import annotations
 
+import functools
+import time
 import uuid
 from datetime import UTC, datetime
 from typing import Any
@@ -18,7 +20,12 @@ from ..model.errors import Conflict, Invalid, NotFound
 
 def now() -> str:
     """This moment as Kubernetes writes it: RFC 3339, UTC, whole seconds."""
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return _written(int(time.time()))
+
+
+@functools.lru_cache(maxsize=2)
+def _written(second: int) -> str:
+    return datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def admit(key: Key, current: Object | None, expect: int | None) -> None:
