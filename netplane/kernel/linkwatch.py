@@ -23,6 +23,8 @@ _GROUPS = 0x1 | 0x10 | 0x40 | 0x100 | 0x400  # RTMGRP_LINK, IPV4_IFADDR, IPV4_RO
 _BUFFER = 16 << 20
 _GATHER = 0.02  # seconds
 
+_OF_LINK = frozenset((nl.IFLA_IFNAME, nl.IFLA_IFALIAS, nl.IFLA_GROUP, nl.IFLA_MTU, nl.IFLA_ADDRESS))
+
 Callback = Callable[[str], None]
 
 
@@ -112,7 +114,7 @@ def _words(kind: int, body: bytes) -> str:
 
 def _link_words(kind: int, body: bytes) -> str:
     """Of a link of ours; what it is as a bridge's port, forty attributes, is not looked at."""
-    found = nl.attrs(body, 16)
+    found = nl.pick(body, 16, _OF_LINK, len(_OF_LINK))
     name, alias = nl.string(found.get(nl.IFLA_IFNAME)), nl.string(found.get(nl.IFLA_IFALIAS))
     group = nl.u32(found.get(nl.IFLA_GROUP))
     if group == ours.GROUP_DOOMED:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -118,6 +118,21 @@ def attrs(data: bytes, at: int = 0) -> dict[int, bytes]:
         if size < 4:
             break
         found[kind & NLA_TYPE_MASK] = data[at + 4 : at + size]
+        at += (size + 3) & ~3
+    return found
+
+
+def pick(data: bytes, at: int, kinds: Container[int], most: int) -> dict[int, bytes]:
+    """``most`` attributes of these types, the first of them; what lies behind is not looked at."""
+    found: dict[int, bytes] = {}
+    end = len(data) - 4
+    unpack = _ATTR.unpack_from
+    while at <= end and len(found) < most:
+        size, kind = unpack(data, at)
+        if size < 4:
+            break
+        if kind in kinds:
+            found[kind] = data[at + 4 : at + size]
         at += (size + 3) & ~3
     return found
 
