@@ -33,8 +33,22 @@ def test_mutated_queries_crash_nothing(tmp_path: Path, seconds: int) -> None:
     run(build(tmp_path / "fuzz", "gcc", "address,undefined", "fuzz_answer.c"), str(seconds))
 
 
+def needs_libfuzzer(tmp_path: Path) -> None:
+    """Clang comes without its run-time libraries."""
+    if shutil.which("clang") is None:
+        pytest.skip("no clang to build with")
+    (tmp_path / "probe.c").write_text(
+        "int LLVMFuzzerTestOneInput(const char *data, unsigned long size) { return !data && !size; }"
+    )
+    command = ["clang", "-fsanitize=fuzzer,address,undefined", "-o", "probe", "probe.c"]
+    if subprocess.run(command, capture_output=True, check=False, cwd=tmp_path).returncode:
+        version = subprocess.run(["clang", "-dumpversion"], capture_output=True, text=True, check=True).stdout
+        pytest.skip(f"needs clang's libraries: apt install libclang-rt-{version.partition('.')[0]}-dev")
+
+
 @pytest.mark.parametrize("seconds", TIMES)
 def test_libfuzzer_finds_nothing(tmp_path: Path, seconds: int) -> None:
+    needs_libfuzzer(tmp_path)
     program = build(tmp_path / "fuzz", "clang", "fuzzer,address,undefined", "fuzz_answer.c", "-DLIBFUZZER")
     run(program, f"-max_total_time={seconds}", "-max_len=600", "-use_value_profile=1")
 
