@@ -86,6 +86,7 @@ def _peers(rig: Rig) -> tuple[Plugin | None, Plugin | None]:
 
 def _both(rig: Rig, plugin: Plugin, found: Found, what: str, count: int, at_once: int) -> None:
     for command in ("ADD", "DEL"):
+        rig.calm()
         times = rig.run(plugin, command, count, at_once)
         found.setdefault((plugin.name, f"{command} {what}"), []).append(times)
 
@@ -100,6 +101,7 @@ def _growth(rig: Rig) -> dict[str, tuple[float, float]]:
         for _ in range(2 * ROUNDS):
             for plugin in (few, many):
                 for command in ("ADD", "DEL"):
+                    rig.calm()
                     times = rig.run(plugin, command, GROWTH, 1, first=MANY + FEW)
                     found.setdefault((plugin.name, command), []).append(times)
         rig.run(many, "DEL", MANY, AT_ONCE)

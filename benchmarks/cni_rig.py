@@ -12,6 +12,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -60,6 +61,12 @@ class Times:
         return sorted(self.each)[max(0, int(len(self.each) * 0.99) - 1)]
 
 
+def _ticks() -> tuple[int, int]:
+    """What the processors have spent at work, and idle, in hundredths of a second."""
+    user, nice, system, idle, wait, irq, soft, *_ = map(int, Path("/proc/stat").read_text().split()[1:11])
+    return user + nice + system + irq + soft, idle + wait
+
+
 class Rig:
     """The work directory, the spawner and the pods' namespaces."""
 
@@ -78,6 +85,18 @@ class Rig:
     def close(self) -> None:
         for path in [*self.work.glob("pod-*"), *self.work.glob("node-*")]:
             netns.delete(path)
+
+    def calm(self) -> None:
+        """Return when the processors have nothing to do, or after ten seconds: what a batch leaves to the
+        kernel and to agents (links' memory, programs for pods) is not the next one's."""
+        give_up, before = time.monotonic() + 10, _ticks()
+        while time.monotonic() < give_up:
+            time.sleep(0.2)
+            now = _ticks()
+            busy, idle = (a - b for a, b in zip(now, before, strict=True))
+            if busy <= 0.1 * idle:
+                return
+            before = now
 
     def run(self, plugin: Plugin, command: str, count: int, at_once: int = 1, first: int = 0) -> Times:
         """One batch; SystemExit with what a plugin said when any run failed."""
