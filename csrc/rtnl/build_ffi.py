@@ -11,7 +11,7 @@ ffi.cdef((HERE / "rtnl.h").read_text().split("/* cdef */")[1])
 ffi.set_source(
     "netplane.kernel._rtnl",
     '#include "rtnl.h"',
-    sources=[f"csrc/rtnl/{name}.c" for name in ("rtnl", "netns", "sysctl", "message", "pair")],
+    sources=[f"csrc/rtnl/{name}.c" for name in ("rtnl", "netns", "sysctl", "message", "pair", "errand")],
     include_dirs=["csrc/rtnl", "csrc/include"],
     extra_compile_args=["-std=gnu11", "-O2", "-Wall", "-Wextra"],
 )

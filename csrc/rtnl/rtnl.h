@@ -10,6 +10,8 @@ int np_batch_send(int fd, char *buf, int len, int *errnos, int n, char *out, int
 int np_sysctl_write(const char *netns, const char *pairs, int *errnos, int n);
 int np_sysctl_read(const char *netns, const char *path, char *out, int size);
 int np_pair_make(int own, unsigned int seq, const char *netns, const char *told, int size);
+struct np_errand *np_errand_begin(int own, unsigned int seq, const char *netns, const char *told, int size);
+int np_errand_end(struct np_errand *errand);
 /* cdef */
 int np_netns_visit(const char *path, int *home);
 int np_netns_visit_fd(int fd, int *home);

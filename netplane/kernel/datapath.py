@@ -15,7 +15,7 @@ import mmap
 import socket
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from ipaddress import ip_address
 from typing import Any, NamedTuple
 
@@ -451,8 +451,25 @@ class Forgetting:
         try:
             self._driver.apply(plan)
         finally:
-            self._path.forget()
-            for fact in plan.add:
-                if type(fact) is Link and self._path.rests_on(fact.name):
-                    self._path.look()
-                    break
+            self._forget(plan)
+
+    def begin(self, plan: Plan) -> Callable[[], None] | None:
+        begin = getattr(self._driver, "begin", None)
+        end = begin(plan) if begin is not None else None
+        if end is None:
+            return None
+
+        def forgetting() -> None:
+            try:
+                end()
+            finally:
+                self._forget(plan)
+
+        return forgetting
+
+    def _forget(self, plan: Plan) -> None:
+        self._path.forget()
+        for fact in plan.add:
+            if type(fact) is Link and self._path.rests_on(fact.name):
+                self._path.look()
+                break

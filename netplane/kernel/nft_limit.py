@@ -54,6 +54,7 @@ class LimitDriver:
     name = "limits"
     accepts: tuple[type[Fact], ...] = (Limit,)
     parallel = False
+    apart = True  # a link is named by its name, whether it is there or not
 
     def __init__(self) -> None:
         self._nft = Nft()

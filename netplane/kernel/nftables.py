@@ -88,6 +88,7 @@ class NftDriver:
     name = "nftables"
     accepts: tuple[type[Fact], ...] = (Chain, Set, Element)
     parallel = False
+    apart = True  # a link is named by its name, whether it is there or not
 
     def __init__(self) -> None:
         self._nft = Nft()

@@ -75,8 +75,18 @@ class Socket:
 
     def make_pair(self, netns: bytes, told: bytes) -> int:
         """Make what `linkpair.pack` packed. 0 and all is there, or an errno and nothing is."""
+        return -int(lib.np_pair_make(self.fd, self._numbers(), netns, told, len(told)))
+
+    def begin_pair(self, netns: bytes, told: bytes) -> Callable[[], int]:
+        """The same while the caller goes on, but not with this socket; what is returned waits for the end."""
+        errand = lib.np_errand_begin(self.fd, self._numbers(), netns, told, len(told))
+        if errand == ffi.NULL:
+            return partial(self.make_pair, netns, told)
+        return lambda: -int(lib.np_errand_end(errand))
+
+    def _numbers(self) -> int:
         first, self._seq = self._seq, (self._seq + _NUMBERS) & 0x7FFFFFFF or 1
-        return -int(lib.np_pair_make(self.fd, first, netns, told, len(told)))
+        return first
 
     def must(self, requests: list[Request], fine: tuple[int, ...] = ()) -> list[Answer]:
         """`send`, raising KernelError for the first refusal whose errno is not ``fine``."""

@@ -15,9 +15,9 @@ from __future__ import annotations
 import os
 import struct
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from errno import EHOSTUNREACH, ENETUNREACH
 from typing import Any
 
@@ -60,17 +60,42 @@ class LinkDriver:
 
     def apply(self, plan: Plan) -> None:
         """Raises Invalid for a fact that can never be; KernelError naming operation and object."""
-        wanted = (*plan.add, *plan.change)
-        for fact in wanted:
+        self._check(plan)
+        if plan.remove:
+            with self._session() as session:
+                drop(session, plan.remove, self._reaper)
+        if plan.change or not self._at_once(plan.add):
+            self._generally(plan)
+
+    def begin(self, plan: Plan) -> Callable[[], None] | None:
+        """The plan of one fresh pair, made while the caller goes on; what is returned waits for the end, and
+        raises as `apply` does. None for any other plan. Raises Invalid."""
+        if plan.change or plan.remove:
+            return None
+        self._check(plan)
+        packed = linkpair.pack(plan.add, self._masters, self.hooked)
+        if packed is None:
+            return None
+        lent = ExitStack()
+        wait = lent.enter_context(self._pool.take()).begin_pair(*packed)
+
+        def end() -> None:
+            with lent:
+                errno = wait()
+            if errno:  # it has left nothing, and no words
+                self._generally(plan)
+
+        return end
+
+    def _check(self, plan: Plan) -> None:
+        for fact in (*plan.add, *plan.change):
             if not isinstance(fact, self.accepts):
                 raise Invalid(f"{type(fact).__name__} is not for the driver {self.name}")
             if isinstance(fact, Link):
                 linkmsg.check(fact)
-        if plan.remove:
-            with self._session() as session:
-                drop(session, plan.remove, self._reaper)
-        if not plan.change and self._at_once(plan.add):
-            return
+
+    def _generally(self, plan: Plan) -> None:
+        wanted = (*plan.add, *plan.change)
         known = frozenset(fact.key for fact in plan.change)
         trusted = bool(self._masters)
         try:

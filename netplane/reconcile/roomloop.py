@@ -18,6 +18,7 @@ from ..model.errors import NetplaneError
 from ..model.facts import Driver, Fact, Scope
 from ..model.snapshot import Snapshot
 from .base import Event, Listeners, Observer, Room, Settled
+from .ledger import Updates
 from .queue import Queue
 from .settle import Failures, Settler
 
@@ -157,11 +158,7 @@ class RoomLoop:
                 self._promise(scopes, before)
             self._drop(scopes)  # before the snapshot: what comes later is queued again
             rendered, failures = self._render(scopes, self._snapshot())
-            for settler, updates in zip(self.settlers, self._shares(rendered), strict=True):
-                if failures:
-                    updates = {scope: facts for scope, facts in updates.items() if scope not in failures}
-                if updates:
-                    failures |= settler.settle(updates)
+            self._bring_about(self._shares(rendered), failures)
         finally:
             self._free(held)
         for scope in scopes:
@@ -170,6 +167,26 @@ class RoomLoop:
             seconds = time.perf_counter() - begin
             self._observer.settled(Settled(scopes, seconds, len(failures), self._passing))
         return failures
+
+    def _bring_about(self, shares: Sequence[Updates], failures: Failures) -> None:
+        """Driver by driver; what one does by itself goes on beside those whose facts need nothing of it."""
+        work = [(settler, updates) for settler, updates in zip(self.settlers, shares, strict=True) if updates]
+        running: list[Callable[[], Failures]] = []  # one at most
+        try:
+            for place, (settler, updates) in enumerate(work):
+                if running and not settler.apart:
+                    failures |= running.pop()()
+                if failures:
+                    updates = {scope: facts for scope, facts in updates.items() if scope not in failures}
+                if not running and place + 1 < len(work) and work[place + 1][0].apart:
+                    begun = settler.begin(updates)
+                    if begun is not None:
+                        running.append(begun)
+                        continue
+                failures |= settler.settle(updates)
+        finally:
+            if running:
+                failures |= running.pop()()
 
     def _shares(self, rendered: Mapping[Scope, Sequence[Fact]]) -> list[dict[Scope, list[Fact]]]:
         """Each settler's part of what was rendered, in one walk over it; scopes that want something of it,

@@ -4,19 +4,23 @@ Rule 1: a refused transaction is split until the scope that is refused stands al
 Rule 2: after the kernel refused something the ledger is in doubt: `stale` asks for a resync.
 Rule 3: a driver that is `parallel` applies plans of different scopes at once. For any other, what threads
         ask for while a transaction is under way is the next one, together (the first rule still holds).
+Rule 4: a driver that can `begin` a plan carries it out while the caller goes on (model.facts.Driver).
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 
 from ..model.errors import KernelError, NetplaneError, Unavailable
 from ..model.facts import Driver, Fact, FactKey, Mark, Plan, Scope
 from ..model.gather import Gathering
-from .ledger import Ledger, Updates
+from .ledger import Difference, Ledger, Updates
 
+log = logging.getLogger(__name__)
 Failures = dict[Scope, NetplaneError]
 _GONE = object()
 
@@ -40,6 +44,8 @@ class Settler:
         self._idle = threading.Condition(self._lock)
         self._busy = 0
         self.together = Gathering[_Asked](self._settle_all)
+        self._start: Callable[[Plan], Callable[[], None] | None] = getattr(driver, "begin", lambda _: None)
+        self.apart: bool = getattr(driver, "apart", False)
 
     def accepts(self, fact: Fact) -> bool:
         return isinstance(fact, self.driver.accepts)
@@ -53,6 +59,41 @@ class Settler:
         asked = _Asked(updates)
         self.together.do(asked)
         return asked.failures
+
+    def begin(self, updates: Updates) -> Callable[[], Failures] | None:
+        """The same of one scope while the caller goes on; what is returned waits for the end.
+
+        None: nothing was done, for the driver cannot do this so, or refuses it: `settle` tells.
+        """
+        if len(updates) != 1:
+            return None
+        self._enter()
+        difference, end = None, None
+        try:
+            with self._lock:
+                difference = self.ledger.difference(updates)
+            end = self._start(difference.plan) if difference.plan else None
+        except NetplaneError:
+            log.debug("%s: not begun: %s", self.driver.name, updates)
+        finally:
+            if end is None or difference is None:
+                self._leave(None)
+        return partial(self._end, updates, difference, end) if difference and end else None
+
+    def _end(self, updates: Updates, difference: Difference, end: Callable[[], None]) -> Failures:
+        (scope,) = updates
+        done = None
+        try:
+            end()
+            done = difference
+        except NetplaneError as exc:
+            if not isinstance(exc, Unavailable):
+                self._doubt(scope, exc)
+            return {scope: exc}
+        finally:
+            self._leave(done)
+        self._refused.pop(scope, None)
+        return {}
 
     def _settle_all(self, round_: list[_Asked]) -> None:
         """No scope is in two of them: it is worked on by one thread at a time."""
@@ -86,10 +127,7 @@ class Settler:
     def _transact(self, updates: Updates) -> None:
         """Without `contextmanager`, which would cost a tenth of an ADD in all."""
         difference = None
-        with self._lock:
-            while self._busy < 0 or (self._busy and not self.driver.parallel):
-                self._idle.wait()
-            self._busy += 1
+        self._enter()
         try:
             with self._lock:
                 difference = self.ledger.difference(updates)
@@ -99,13 +137,22 @@ class Settler:
             difference = None
             raise
         finally:
-            with self._lock:
-                self._busy -= 1
-                if difference is not None:
-                    self.ledger.commit(difference)
-                    self._note(difference.plan)
-                if not self._busy:  # else nobody who waits may go on
-                    self._idle.notify_all()
+            self._leave(difference)
+
+    def _enter(self) -> None:
+        with self._lock:
+            while self._busy < 0 or (self._busy and not self.driver.parallel):
+                self._idle.wait()
+            self._busy += 1
+
+    def _leave(self, done: Difference | None) -> None:
+        with self._lock:
+            self._busy -= 1
+            if done is not None:
+                self.ledger.commit(done)
+                self._note(done.plan)
+            if not self._busy:  # else nobody who waits may go on
+                self._idle.notify_all()
 
     def _note(self, plan: Plan) -> None:
         if self._meanwhile is not None:

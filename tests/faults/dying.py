@@ -30,6 +30,7 @@ OPERATIONS: list[tuple[Any, str]] = [
     (SqliteStore, "write"),
     (Socket, "send"),
     (Socket, "make_pair"),
+    (Socket, "begin_pair"),
     (NftDriver, "_run"),
     (LimitDriver, "_commit"),
     (sysctl, "write"),

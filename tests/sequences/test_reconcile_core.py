@@ -10,7 +10,7 @@ import pytest
 
 from netplane.model.base import ObjectMeta
 from netplane.model.errors import Conflict, Invalid, KernelError, NetplaneError
-from netplane.model.facts import Fact, FactKey, Mark, Plan, Record, Scope
+from netplane.model.facts import Fact, FactKey, Guard, Limit, Mark, Plan, Record, Scope
 from netplane.model.services import Service, ServicePort, ServiceSpec
 from netplane.model.snapshot import Snapshot
 from netplane.reconcile.base import Event, Put
@@ -296,3 +296,67 @@ def test_who_was_too_late_decides_again_on_what_the_other_wrote(store: MemorySto
         core.put(service("both", "10.96.0.8"), theirs.revision)
     assert core.snapshot().find(mine.key) is None
     assert core.put(service("both", "10.96.0.8"), 0)
+
+
+class Story:
+    """A driver of one type of fact, which writes down what it is asked for."""
+
+    parallel = True
+
+    def __init__(self, name: str, accepts: type[Fact], story: list[str]) -> None:
+        self.name, self.accepts, self.story = name, (accepts,), story
+        self.apart = name == "apart"
+        self.refuse = False
+        if name == "first":
+            self.begin = self._begin
+
+    def observe(self) -> Mapping[FactKey, Mark]:
+        return {}
+
+    def apply(self, plan: Plan) -> None:
+        self.story.append(f"{self.name} does {len(plan.add)} and undoes {len(plan.remove)}")
+
+    def _begin(self, plan: Plan) -> Callable[[], None] | None:
+        if plan.remove:
+            return None
+        self.story.append(f"{self.name} begins")
+
+        def end() -> None:
+            self.story.append(f"{self.name} ends")
+            if self.refuse:
+                raise KernelError(22, "make it")
+
+        return end
+
+
+class ThreeRoom(NameRoom):
+    """A service as three facts, each for another driver."""
+
+    def render(self, scope: Scope, snapshot: Snapshot) -> Iterable[Fact]:
+        if snapshot.get(Service, "default", scope.name) is None:
+            return []
+        return [Guard(scope.name, ()), Record(name=scope.name, type="A", data=()), Limit(scope.name, 1, 1)]
+
+
+def test_what_a_driver_begins_goes_on_beside_those_that_are_apart(store: MemoryStore) -> None:
+    story: list[str] = []
+    first, last = Story("first", Record, story), Story("last", Guard, story)
+    core = Core(store, [(ThreeRoom(), (first, Story("apart", Limit, story), last))])
+    core.load()
+    scope = Scope("names", "web")
+    core.sync([scope], lambda: core.put(service("web")))
+    both = ["first begins", "apart does 1 and undoes 0", "first ends"]
+    assert story == [*both, "last does 1 and undoes 0"]
+    story.clear()
+    core.sync([scope])
+    assert story == [], "it is remembered"
+    core.sync([scope], lambda: core.delete(service("web").key))
+    assert story == [f"{name} does 0 and undoes 1" for name in ("first", "apart", "last")]
+    story.clear()
+    first.refuse = True
+    with pytest.raises(KernelError, match="make it"):
+        core.sync([scope], lambda: core.put(service("web")))
+    assert story == both, "who needs the first one's does not go on"
+    first.refuse = False
+    core.sync([scope])
+    assert story[3:] == ["first begins", "first ends", "last does 1 and undoes 0"]
