@@ -65,14 +65,16 @@ def openat2(at: int, path: str, flags: int, resolve: int) -> int:
     return fd
 
 
-def mount_root(path: str) -> bool | None:
+def mount_root(path: str, at: int = AT_FDCWD) -> bool | None:
     """Whether something is mounted on ``path`` (statx(2), STATX_ATTR_MOUNT_ROOT, Linux 5.8); None: unclear.
+
+    ``path`` "": on what ``at`` is open on.
 
     No file system is asked for anything, but one whose server is gone may be waited for all the same.
     """
     found = ctypes.create_string_buffer(256)
-    flags = AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT | AT_STATX_DONT_SYNC
-    if _libc.statx(AT_FDCWD, os.fsencode(path), flags, 0, found) < 0:
+    flags = AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT | AT_STATX_DONT_SYNC | (0 if path else AT_EMPTY_PATH)
+    if _libc.statx(at, os.fsencode(path), flags, 0, found) < 0:
         return False if ctypes.get_errno() in (errno.ENOENT, errno.ENOTDIR) else None
     have, known = struct.unpack_from("=8xQ40xQ", found)
     return bool(have & MOUNT_ROOT) if known & MOUNT_ROOT else None
