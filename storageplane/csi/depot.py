@@ -163,7 +163,7 @@ class Depot:
 
     def found(self, volume: Volume) -> Volume:
         """Make a plain volume, and put it on record whole: one entry, and one sync when all is done."""
-        with tree.translated(f"make directory {self.home(volume.id)}"):
+        with tree.translated(f"make the directory of {volume.id}"):
             whole = tree.made_whole(self._at, volume.id, 0o700, ("tree", 0o777))
         if not whole:
             self.fill(volume, None)
