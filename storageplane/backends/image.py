@@ -64,7 +64,10 @@ class InImage:
         return Mount(target=target, source=str(self.content(place)), fstype=place.fstype, options=flags)
 
     def grow_shown(self, place: Place, target: str) -> None:
-        device = loops.find(self.content(place))
+        image = self.content(place)
+        if not place.block and images.filled(place.fstype, image):
+            return
+        device = loops.find(image)
         if not device:
             return
         loops.resize(device)
@@ -82,9 +85,9 @@ class InImage:
         return sum(_left(root / home / "image") for home in homes)
 
     def let_go(self, place: Place) -> None:
-        if self.content(place).exists():
-            loops.refuse_used(self.content(place))
-            loops.detach(self.content(place))
+        image = self.content(place)
+        if loops.refuse_used(image):
+            loops.detach(image)
 
 
 def _left(image: Path) -> int:

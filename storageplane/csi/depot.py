@@ -174,18 +174,21 @@ class Depot:
             raise
 
     def discard(self, volume: Volume) -> None:
-        """Remove a volume and its record. What is empty is nothing to anybody: one sync, at the end."""
+        """Remove a volume and its record, with one sync.
+
+        What is empty is nothing to anybody: it goes at once, and then durably. Anything else is condemned
+        durably before it goes, and a start finishes that whatever is lost of the rest.
+        """
         condemned = amend(volume, phase="removing")
-        if volume.backend != "directory" or self.trash.keeps:
-            self.less(self.volumes, condemned)
-            self.drop(volume.id)
-        else:
-            self._pressed(lambda: self.volumes.put(volume.id, condemned, synced=False))
-            if not tree.hollowed(self._at, volume.id, ("tree",)):
-                self.volumes.sync()
-                self.drop(volume.id)
-            self._save_spare()
-        self.volumes.remove(volume.id)
+        hollow = volume.backend == "directory" and not self.trash.keeps
+        self._pressed(lambda: self.volumes.put(volume.id, condemned, synced=not hollow))
+        if hollow and not tree.hollowed(self._at, volume.id, ("tree",)):
+            self.volumes.sync()
+            hollow = False
+        if not hollow:
+            self._erase(volume.id, volume.backend)
+        self._save_spare()
+        self.volumes.remove(volume.id, synced=hollow)
 
     def bound(self, volume: Volume, path: str) -> bool:
         """Show the directory of a volume at a place that is free; False: it takes more than that."""
@@ -200,7 +203,7 @@ class Depot:
             whole = name.removeprefix(".").removesuffix(".new")  # as `tree.make` calls what is half made
             if whole in known or not _ID.fullmatch(whole):
                 continue
-            if tree.pruned(self.root, f"csi/data/{name}", ("tree", tree.staging("tree"))):
+            if tree.hollowed(self._at, name, ("tree", tree.staging("tree"))):
                 yield name
 
     def _save_spare(self) -> None:
@@ -259,9 +262,16 @@ class Depot:
 
     def drop(self, name: str) -> None:
         """Remove the data; gone already: fine. Raises KernelError(EBUSY) while anything is mounted in it."""
-        if self.trash.keeps or not tree.pruned(self.root, f"csi/data/{name}", ("tree",)):
-            self.trash.take(f"csi/data/{name}", lambda: self._called(name))
+        if self.trash.keeps or not tree.hollowed(self._at, name, ("tree",)):
+            self._erase(name)
         self._save_spare()
+
+    def _erase(self, name: str, backend: str = "") -> None:
+        path = f"csi/data/{name}"
+        if self.trash.keeps:
+            self.trash.take(path, lambda: self._called(name))
+        else:
+            backends.erase(self.root, path, backend)
 
 
 class _Alone:

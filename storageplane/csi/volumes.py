@@ -161,8 +161,9 @@ class Volumes:
         """All that was put is durable. Raises KernelError."""
         self._journal.sync()
 
-    def remove(self, name: str) -> None:
-        self._change(name, None, True)
+    def remove(self, name: str, synced: bool = True) -> None:
+        """``synced`` False: the journal says durably that it goes, whatever is lost of this."""
+        self._change(name, None, synced or name in self._filed)
         if name not in self._filed:
             return
         with translated(f"remove the record of {name}"), suppress(FileNotFoundError):

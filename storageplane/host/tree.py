@@ -155,20 +155,11 @@ def remove(root: Path, path: str) -> None:
             raise
 
 
-def pruned(root: Path, path: str, inner: tuple[str, ...]) -> bool:
+def hollowed(at: int, name: str, inner: tuple[str, ...]) -> bool:
     """Remove a directory that holds nothing but these, which hold nothing; False: there is more, or less.
 
     Nothing is listed and nothing is ever lost: rmdir(2) takes neither what is filled nor what is mounted.
     """
-    try:
-        with parent(root, path) as (fd, name):
-            return hollowed(fd, name, inner)
-    except KernelError:
-        return False
-
-
-def hollowed(at: int, name: str, inner: tuple[str, ...]) -> bool:
-    """The same of a directory in ``at``."""
     try:
         with opened(at, name, os.O_PATH | os.O_DIRECTORY) as home:
             for one in inner:
