@@ -63,11 +63,11 @@ class InImage:
         flags = (*images.OPTIONS.get(place.fstype, ()), *options)
         return Mount(target=target, source=str(self.content(place)), fstype=place.fstype, options=flags)
 
+    def filled(self, place: Place) -> bool:
+        return images.filled(place.fstype, self.content(place))
+
     def grow_shown(self, place: Place, target: str) -> None:
-        image = self.content(place)
-        if not place.block and images.filled(place.fstype, image):
-            return
-        device = loops.find(image)
+        device = loops.find(self.content(place))
         if not device:
             return
         loops.resize(device)

@@ -101,7 +101,8 @@ class Node:
         replaced(path)
         if not mounted(path):
             self._apply(Directory(path=path, mode=0o750), backend.mount(place, path, options))
-        backend.grow_shown(place, path)
+        if not backend.filled(place):
+            backend.grow_shown(place, path)
 
     def NodeUnstageVolume(self, request: Any) -> Any:
         checks.required(request, "volume_id", "staging_target_path")
