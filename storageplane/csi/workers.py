@@ -4,7 +4,7 @@ Rule 1: who worked last works next: what it needs is still in the processor's ca
 Rule 2: a thread is made when all are at work, up to as many as there may be; more calls wait, in order.
 
 concurrent.futures' pool does the same with a future, its condition and two queues for every call, which
-cost a tenth of what gRPC takes for one; nobody here looks at the future.
+cost 20 to 50 µs of a call; nobody here looks at the future.
 """
 
 from __future__ import annotations
