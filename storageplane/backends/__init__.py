@@ -218,11 +218,14 @@ def refuse_used(root: Path, path: str) -> None:
         loops.detach(image)
 
 
-def erase(root: Path, path: str) -> None:
-    """Remove a volume's home, whatever is in it; gone already: fine. Raises KernelError(EBUSY) in use."""
+def erase(root: Path, path: str, backend: str = "") -> None:
+    """Remove a volume's home, whatever is in it; gone already: fine. Raises KernelError(EBUSY) in use.
+
+    ``backend``: whose it is, where that is known.
+    """
     here = Place(root, path)
-    for backend in BACKENDS.values():
-        backend.let_go(here)
+    for one in [BACKENDS[backend]] if backend else BACKENDS.values():
+        one.let_go(here)
     tree.remove(root, path)
     if os.path.lexists(root / _fresh(path)):  # a copy that was cut off
         tree.remove(root, _fresh(path))

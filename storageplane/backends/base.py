@@ -66,6 +66,10 @@ class Backend(Protocol):
         """The fact that shows the data at ``target``; options are mount flags."""
         ...
 
+    def filled(self, place: Place) -> bool:
+        """Whether what was just mounted takes all of its size already; raw blocks are not asked."""
+        ...
+
     def grow_shown(self, place: Place, target: str) -> None:
         """After `grow`, let what is mounted at ``target`` take it."""
         ...

@@ -63,6 +63,9 @@ class InImage:
         flags = (*images.OPTIONS.get(place.fstype, ()), *options)
         return Mount(target=target, source=str(self.content(place)), fstype=place.fstype, options=flags)
 
+    def filled(self, place: Place) -> bool:
+        return images.filled(place.fstype, self.content(place))
+
     def grow_shown(self, place: Place, target: str) -> None:
         device = loops.find(self.content(place))
         if not device:
@@ -82,9 +85,9 @@ class InImage:
         return sum(_left(root / home / "image") for home in homes)
 
     def let_go(self, place: Place) -> None:
-        if self.content(place).exists():
-            loops.refuse_used(self.content(place))
-            loops.detach(self.content(place))
+        image = self.content(place)
+        if loops.refuse_used(image):
+            loops.detach(image)
 
 
 def _left(image: Path) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cache
 from typing import Any
 
 from .protocol import number, word
@@ -20,8 +21,25 @@ _SEVERAL = {
 _READERS = {"SINGLE_NODE_READER_ONLY", "MULTI_NODE_READER_ONLY"}
 
 
-def sizes(message: Any, where: str = "") -> None:
-    """Raises Refused(INVALID_ARGUMENT) for a string or map that is too long; values are not quoted."""
+def sizes(request: Any) -> None:
+    """Raises Refused(INVALID_ARGUMENT) for a string or map that is too long; values are not quoted.
+
+    Of what is as short as one string may be, without the paths, nothing need be looked at.
+    """
+    short = STRING
+    for name in _paths(request.DESCRIPTOR):
+        short += len(getattr(request, name))
+    if request.ByteSize() > short:
+        _sizes(request, "")
+
+
+@cache
+def _paths(kind: Any) -> tuple[str, ...]:
+    """The fields of a request that are one path."""
+    return tuple(f.name for f in kind.fields if f.name in _PATHS and not _repeated(f))
+
+
+def _sizes(message: Any, where: str) -> None:
     for field, value in message.ListFields():
         kind = _KINDS.get(field) or _KINDS.setdefault(field, _kind(field))
         if kind == _PLAIN:
@@ -33,7 +51,7 @@ def sizes(message: Any, where: str = "") -> None:
             continue
         for one in value if _repeated(field) else (value,):
             if kind == _PART:
-                sizes(one, f"{path}.")
+                _sizes(one, f"{path}.")
             elif len(one.encode()) > STRING:
                 raise invalid(f"{path}: {len(one.encode())} bytes; at most {STRING} are allowed")
 

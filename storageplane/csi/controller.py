@@ -58,16 +58,24 @@ class Controller:
                 volume = self._admit(request.name, want, source_id, source)
             self._refuse_other(volume, want, source_id)
             if volume.phase == "making":
-                with frozen([source] if isinstance(source, Volume) else []):
-                    self._depot.fill(volume, source)
-                volume = self._depot.keep(amend(volume, phase="ready"))
+                volume = self._made(volume, source)
             self._provision(volume)
         return message("CreateVolumeResponse")(volume=self._shown(volume))
+
+    def _made(self, volume: Volume, source: Volume | Snapshot | None) -> Volume:
+        if volume.plain:
+            return self._depot.found(volume)
+        with frozen([source] if isinstance(source, Volume) else []):
+            self._depot.fill(volume, source)
+        return self._depot.keep(amend(volume, phase="ready"))
 
     def _admit(
         self, name: str, want: wish.Wish, source_id: tuple[str, str], source: Volume | Snapshot | None
     ) -> Volume:
-        """The record, once there is room for what it promises. Raises Refused(RESOURCE_EXHAUSTED)."""
+        """The record, once there is room for what it promises; of a directory, which promises nothing, later.
+
+        Raises Refused(RESOURCE_EXHAUSTED).
+        """
         choice, least = want.choice, want.choice.least()
         if source is not None:
             if source.backend != choice.backend and "backend" in want.parameters:
@@ -85,6 +93,8 @@ class Controller:
             block=want.block, parameters=want.parameters, mutable=want.mutable, source=source_id,
             created=now(),
         )  # fmt: skip
+        if volume.plain:
+            return volume
         with self._depot.admission():
             self._refuse_full(choice, size, CODE.RESOURCE_EXHAUSTED)
             return self._depot.keep(volume)
@@ -120,9 +130,7 @@ class Controller:
             volume = self._depot.peek(self._depot.volumes, request.volume_id)
             if volume is not None:
                 _refuse_used(volume)
-                self._depot.less(self._depot.volumes, amend(volume, phase="removing"))
-                self._depot.drop(volume.id)
-                self._depot.volumes.remove(volume.id)
+                self._depot.discard(volume)
         return message("DeleteVolumeResponse")()
 
     # --- attach ----------------------------------------------------------------------------------

@@ -6,7 +6,8 @@
     ROOT/csi/data/ID/image or ROOT/csi/data/ID/tree (see `backends`)
 
 Rule 1: a record is written before what it stands for is made, and removed after that is gone, so that
-        whatever step a crash falls on, the same call made again finishes the work.
+        whatever step a crash falls on, the same call made again finishes the work. Only an empty directory
+        comes before its record: without one it is nothing, and goes with the next start (`hollows`).
 Rule 2: an id follows from the name, so a name can never get two volumes, and an id can never be a path.
 Rule 3: one call at a time works on one volume; a second one is told so (ABORTED) and comes again.
 """
@@ -19,18 +20,19 @@ import os
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol, TypeVar
 
 import msgspec
 
+from netplane.model.base import amend
 from netplane.model.errors import KernelError
 
 from .. import backends
 from ..backends import BACKENDS, Machine, Place
-from ..host import trash, tree
+from ..host import binds, trash, tree
 from ..host.durable import Shelf
 from ..host.journal import sync_folder
 from .refusal import CODE, Refused, missing
@@ -95,39 +97,31 @@ class Depot:
         self.data.mkdir(mode=0o700, parents=True, exist_ok=True)
         for shelf in (self.volumes, self.snapshots, self.groups):
             shelf.open()
+        self._at = os.open(self.data, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         self._redo()
         self._spare = self.root / "csi" / "spare"
+        self._spent = True
         self._save_spare()
         self._machine = backends.look(self.root)
 
     def close(self) -> None:
         """Leave files that need no journal, and the root to another driver."""
         self.volumes.close()
+        os.close(self._at)
 
     def _redo(self) -> None:
         """After a crash of the machine: directories made and removed as the journal says."""
         for name, volume in self.volumes.unsettled().items():
             if volume is None:
                 self.trash.take(f"csi/data/{name}")
-            elif volume.phase == "ready" and _plain(volume) and not self.content(volume).exists():
+            elif volume.phase == "ready" and volume.plain and not self.content(volume).exists():
                 self.fill(volume, None)
         with suppress(KernelError):  # a full disk: the journal holds it further on
             self.volumes.settle()
 
-    @contextmanager
-    def alone(self, *ids: str) -> Iterator[None]:
+    def alone(self, *ids: str) -> _Alone:
         """Work on these; Refused(ABORTED) when a call in flight does."""
-        wanted = {i for i in ids if i}
-        with self._lock:
-            taken = self._busy & wanted
-            if taken:
-                raise Refused(CODE.ABORTED, f"an operation on {min(taken)} is in progress; try again later")
-            self._busy |= wanted
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._busy -= wanted
+        return _Alone(self._lock, self._busy, ids)
 
     def volume(self, name: str) -> Volume:
         """The volume with this id that is made, whole and not being removed. Raises Refused(NOT_FOUND)."""
@@ -147,35 +141,58 @@ class Depot:
         return shelf.get(name) if _ID.fullmatch(name) else None
 
     def keep(self, volume: Volume) -> Volume:
-        """Write it down; a volume that will be an empty directory is on record with the sync that follows."""
-        self._write(self.volumes, volume)
+        """Write it down, durably where it outlives the machine. Raises KernelError."""
+        self.volumes.put(volume.id, volume)
         return volume
 
     def less(self, shelf: Records[R], record: R) -> R:
         """Write that less is there than before; a full disk does not stop that, by giving up the spare."""
+        name = str(record.id)  # type: ignore[attr-defined]
+        self._pressed(lambda: shelf.put(name, record))
+        return record
+
+    def _pressed(self, write: Callable[[], None]) -> None:
         try:
-            self._write(shelf, record)
+            write()
         except KernelError as exc:
             if exc.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
+            self._spent = True
             self._spare.unlink(missing_ok=True)
-            self._write(shelf, record)
-        return record
+            write()
 
-    def _write(self, shelf: Records[R], record: R) -> None:
-        if isinstance(record, Volume):
-            self.volumes.put(record.id, record, synced=not self._idle(record))
-        else:
-            shelf.put(str(record.id), record)  # type: ignore[attr-defined]
+    def found(self, volume: Volume) -> Volume:
+        """Make a plain volume, and put it on record whole: one entry, and one sync when all is done."""
+        with tree.translated(f"make the directory of {volume.id}"):
+            whole = tree.made_whole(self._at, volume.id, 0o700, ("tree", 0o777))
+        if not whole:
+            self.fill(volume, None)
+        try:
+            return self.keep(amend(volume, phase="ready"))
+        except KernelError:
+            tree.hollowed(self._at, volume.id, ("tree",))
+            raise
 
-    def _idle(self, volume: Volume) -> bool:
-        """Whether what begins here is nothing to anybody: an empty directory will be made, or removed.
+    def discard(self, volume: Volume) -> None:
+        """Remove a volume and its record, with one sync.
 
-        Such a call needs one sync, at its end; what a crash leaves of it, a start removes (`hollows`).
+        What is empty is nothing to anybody: it goes at once, and then durably. Anything else is condemned
+        durably before it goes, and a start finishes that whatever is lost of the rest.
         """
-        if volume.phase == "making":
-            return _plain(volume)
-        return volume.phase == "removing" and volume.backend == "directory" and _empty(self.content(volume))
+        condemned = amend(volume, phase="removing")
+        hollow = volume.backend == "directory" and not self.trash.keeps
+        self._pressed(lambda: self.volumes.put(volume.id, condemned, synced=not hollow))
+        if hollow and not tree.hollowed(self._at, volume.id, ("tree",)):
+            self.volumes.sync()
+            hollow = False
+        if not hollow:
+            self._erase(volume.id, volume.backend)
+        self._save_spare()
+        self.volumes.remove(volume.id, synced=hollow)
+
+    def bound(self, volume: Volume, path: str) -> bool:
+        """Show the directory of a volume at a place that is free; False: it takes more than that."""
+        return volume.backend == "directory" and binds.bound(self._at, f"{volume.id}/tree", path)
 
     def hollows(self) -> Iterator[str]:
         """Take away empty homes that no record accounts for; their names."""
@@ -186,14 +203,16 @@ class Depot:
             whole = name.removeprefix(".").removesuffix(".new")  # as `tree.make` calls what is half made
             if whole in known or not _ID.fullmatch(whole):
                 continue
-            if tree.pruned(self.root, f"csi/data/{name}", ("tree", tree.staging("tree"))):
+            if tree.hollowed(self._at, name, ("tree", tree.staging("tree"))):
                 yield name
 
     def _save_spare(self) -> None:
         """Room for the records of calls that make room."""
-        with suppress(OSError):
-            if not self._spare.exists():
-                self._spare.write_bytes(bytes(SPARE))
+        if self._spent:
+            with suppress(OSError):
+                if not self._spare.exists():
+                    self._spare.write_bytes(bytes(SPARE))
+                self._spent = False
 
     def home(self, name: str) -> Path:
         return self.data / name
@@ -232,7 +251,7 @@ class Depot:
             backend.make(self.place(new))
         else:
             backend.copy(self.place(source), self.place(new))
-        if not isinstance(new, Volume) or not _plain(new):
+        if not isinstance(new, Volume) or not new.plain:
             with tree.translated(f"sync {self.home(new.id)}"):
                 sync_folder(self.home(new.id))
                 sync_folder(self.data)
@@ -243,22 +262,37 @@ class Depot:
 
     def drop(self, name: str) -> None:
         """Remove the data; gone already: fine. Raises KernelError(EBUSY) while anything is mounted in it."""
-        if self.trash.keeps or not tree.pruned(self.root, f"csi/data/{name}", ("tree",)):
-            self.trash.take(f"csi/data/{name}", lambda: self._called(name))
+        if self.trash.keeps or not tree.hollowed(self._at, name, ("tree",)):
+            self._erase(name)
         self._save_spare()
 
+    def _erase(self, name: str, backend: str = "") -> None:
+        path = f"csi/data/{name}"
+        if self.trash.keeps:
+            self.trash.take(path, lambda: self._called(name))
+        else:
+            backends.erase(self.root, path, backend)
 
-def _plain(volume: Volume) -> bool:
-    """A directory that was made empty: made again, it is the same."""
-    return volume.backend == "directory" and not volume.source[0]
 
+class _Alone:
+    """A class, because each call of the driver has one."""
 
-def _empty(folder: Path) -> bool:
-    try:
-        with os.scandir(folder) as found:
-            return next(found, None) is None
-    except FileNotFoundError:
-        return True
+    __slots__ = ("_busy", "_lock", "_wanted")
+
+    def __init__(self, lock: threading.Lock, busy: set[str], ids: Iterable[str]) -> None:
+        self._lock, self._busy = lock, busy
+        self._wanted = {i for i in ids if i}
+
+    def __enter__(self) -> None:
+        with self._lock:
+            taken = self._busy & self._wanted
+            if taken:
+                raise Refused(CODE.ABORTED, f"an operation on {min(taken)} is in progress; try again later")
+            self._busy |= self._wanted
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._busy -= self._wanted
 
 
 def now() -> float:

@@ -18,7 +18,7 @@ from netplane.model.facts import Fact, Plan
 from netplane.model.storage_facts import Directory, Mount, Point
 
 from ..backends import BACKENDS
-from ..host import loops, mountinfo, syscalls
+from ..host import binds, loops, mountinfo, syscalls
 from ..host.corrupt import replaced
 from ..host.journal import boot
 from ..host.mounts import Mounts
@@ -89,6 +89,8 @@ class Node:
         """Mount what the record says is staged, unless it is; a dead mount there is replaced."""
         assert volume.stage is not None
         path, options = volume.stage.path, volume.stage.options
+        if self._depot.bound(volume, path):
+            return
         content = self._depot.content(volume)
         if not content.exists():
             raise Refused(CODE.INTERNAL, f"{volume.id}: its data is missing; restore it from a snapshot")
@@ -99,7 +101,8 @@ class Node:
         replaced(path)
         if not mounted(path):
             self._apply(Directory(path=path, mode=0o750), backend.mount(place, path, options))
-        backend.grow_shown(place, path)
+        if not backend.filled(place):
+            backend.grow_shown(place, path)
 
     def NodeUnstageVolume(self, request: Any) -> Any:
         checks.required(request, "volume_id", "staging_target_path")
@@ -110,7 +113,8 @@ class Node:
             if volume.stage is not None and volume.stage.path == path:
                 if any(mounted(t.path) for t in volume.targets):
                     raise in_use(f"{volume.id} is published at {volume.targets[0].path}; unpublish it first")
-                self._remove(("mount", path))
+                if volume.block or not binds.unbound(path, point=False):
+                    self._remove(("mount", path))
                 if volume.block:
                     loops.detach(self._depot.content(volume))
                 self._depot.less(self._depot.volumes, amend(volume, stage=None, targets=()))
@@ -141,6 +145,8 @@ class Node:
     def show(self, volume: Volume, target: Target) -> None:
         """Bind what is staged at a target, unless it is; a dead mount there is replaced."""
         assert volume.stage is not None
+        if not volume.block and binds.pointed(volume.stage.path, target.path, target.read_only):
+            return
         replaced(target.path)
         source = loops.attach(self._depot.content(volume)) if volume.block else volume.stage.path
         self._apply(
@@ -168,8 +174,9 @@ class Node:
             volume = self._depot.volume(request.volume_id)
             path = request.target_path.rstrip("/")
             if any(t.path == path for t in volume.targets):
-                self._remove(("mount", path))
-                self._remove_point(path)
+                if volume.block or not binds.unbound(path, point=True):
+                    self._remove(("mount", path))
+                    self._remove_point(path)
                 rest = tuple(t for t in volume.targets if t.path != path)
                 self._depot.less(self._depot.volumes, amend(volume, targets=rest))
         return message("NodeUnpublishVolumeResponse")()

@@ -11,7 +11,6 @@ import os
 import stat
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,9 +27,11 @@ from .node import Node
 from .refusal import CODE, code_of
 from .snapshots import Snapshots
 from .start import Start
+from .workers import Workers
 
 log = logging.getLogger(__name__)
 WORKERS = 32
+PATIENCE = 60.0  # seconds
 
 
 class Options(NamedTuple):
@@ -59,7 +60,8 @@ class CsiServer:
             "GroupController": (snapshots,),
             "Node": (self.node, health),
         }
-        self._server = grpc.server(ThreadPoolExecutor(WORKERS, thread_name_prefix="csi"))
+        self._workers = Workers(WORKERS)
+        self._server = grpc.server(self._workers)
         for name, parts in services.items():
             self._server.add_generic_rpc_handlers((_service(name, parts),))
 
@@ -88,6 +90,7 @@ class CsiServer:
     def stop(self) -> None:
         self._over.set()
         self._server.stop(grace=5).wait()
+        self._workers.rest(PATIENCE)  # what was cancelled goes on to its end
         self._depot.close()
         self._path.unlink(missing_ok=True)
 

@@ -71,6 +71,11 @@ class Volume(msgspec.Struct, frozen=True, kw_only=True):
     stage: Stage | None = None
     targets: tuple[Target, ...] = ()
 
+    @property
+    def plain(self) -> bool:
+        """A directory that was made empty: made again, it is the same."""
+        return self.backend == "directory" and not self.source[0]
+
     def lasting(self) -> Volume:
         """What of it outlives the machine."""
         found: Volume = amend(self, stage=None, targets=())
@@ -94,12 +99,14 @@ class Volumes:
         self._known: dict[str, Volume] = {}
         self._changed: set[str] = set()
         self._bad: dict[str, str] = {}
+        self._filed: set[str] = set()  # those that may have a file
 
     def open(self) -> None:
         """Raises Invalid while another driver has them, KernelError."""
         self._shelf.open()
         self._alone = _locked(self._folder)
         for path in sorted(self._folder.glob("*.json")):
+            self._filed.add(path.stem)
             try:
                 found = self._shelf.get(path.stem)
             except Invalid as exc:
@@ -147,13 +154,21 @@ class Volumes:
         before = self._known.get(name)
         if record == before:
             return
-        lasting = before is None or record.lasting() != before.lasting()
-        self._change(name, record, synced and lasting)
+        lasting = synced and (before is None or record.lasting() != before.lasting())
+        self._change(name, record, lasting)
 
-    def remove(self, name: str) -> None:
-        self._change(name, None, True)
+    def sync(self) -> None:
+        """All that was put is durable. Raises KernelError."""
+        self._journal.sync()
+
+    def remove(self, name: str, synced: bool = True) -> None:
+        """``synced`` False: the journal says durably that it goes, whatever is lost of this."""
+        self._change(name, None, synced or name in self._filed)
+        if name not in self._filed:
+            return
         with translated(f"remove the record of {name}"), suppress(FileNotFoundError):
             os.unlink(f"{self._folder}/{name}.json")  # what the last settlement left of it
+        self._filed.discard(name)
 
     def _change(self, name: str, record: Volume | None, synced: bool) -> None:
         before = self._known.get(name)
@@ -176,6 +191,7 @@ class Volumes:
             self._journal.add(text)
             self._changed.add(name)
         elif record is not None:
+            self._filed.add(name)
             self._shelf.put(name, record)  # larger than all of the journal
         self._remember(name, record)
 
@@ -202,6 +218,7 @@ class Volumes:
         for name in sorted(self._changed):
             record = self._known.get(name)
             if record is not None:
+                self._filed.add(name)
                 self._shelf.put(name, record)
             elif self._shelf.path(name).exists():
                 self._shelf.remove(name)

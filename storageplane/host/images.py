@@ -130,12 +130,18 @@ def grow_unmounted(fstype: str, image: Path) -> None:
 
     Growing a mounted ext4 needs CAP_SYS_RESOURCE, which containers often lack; this does not.
     """
-    if fstype != "ext4" or size_of(fstype, image) >= os.stat(image).st_size - SLACK:
+    if fstype != "ext4" or filled(fstype, image):
         return
     with loops.alone(image):
         if not loops.find(image):
             run("e2fsck", "-f", "-p", str(image), package=PACKAGE[fstype], fine=(0, 1))
             run("resize2fs", str(image), package=PACKAGE[fstype])
+
+
+def filled(fstype: str, image: Path) -> bool:
+    """Whether the file system in an image takes all of it; of a mounted one, whether the disk says so yet."""
+    with translated(f"read {image}"):
+        return size_of(fstype, image) >= os.stat(image).st_size - SLACK
 
 
 def size_of(fstype: str, path: Path) -> int:
@@ -144,9 +150,8 @@ def size_of(fstype: str, path: Path) -> int:
     ext4: kernel Documentation/filesystems/ext4, "Super Block"; xfs: struct xfs_dsb; btrfs: struct
     btrfs_super_block.
     """
-    with translated(f"read {path}"), open(path, "rb") as file:
-        file.seek({"ext4": 1024, "xfs": 0, "btrfs": 65536}[fstype])
-        raw = file.read(1024)
+    with translated(f"read {path}"), open(path, "rb", buffering=0) as file:
+        raw = os.pread(file.fileno(), 1024, {"ext4": 1024, "xfs": 0, "btrfs": 65536}[fstype])
     if fstype == "ext4":
         blocks, power = struct.unpack_from("<4xI16xI", raw)
         return int(blocks) << (10 + int(power))

@@ -46,6 +46,7 @@ class Journal:
         self._end, self._generation = FIRST, b""
         self._syncs: Gathering[None] = Gathering(lambda _: os.fdatasync(self._fd))
         self._fd = -1
+        self._writing, self._syncing = translated(f"write {path}"), translated(f"sync {path}")
 
     def open(self) -> list[bytes]:
         """Every entry, in order. Raises KernelError (ENOSPC), Invalid for a newer version's file."""
@@ -63,14 +64,14 @@ class Journal:
 
     def add(self, text: bytes) -> None:
         """Whole after a kill; durable with the next `sync`. Raises KernelError (EIO)."""
-        with translated(f"write {self.path}"):
+        with self._writing:
             raw = _ENTRY.pack(zlib.crc32(self._generation + text), len(text)) + text
             os.pwrite(self._fd, raw, self._end)
             self._end += len(raw)
 
     def sync(self) -> None:
         """All that was added before is durable. Raises KernelError (EIO)."""
-        with translated(f"sync {self.path}"):
+        with self._syncing:
             self._syncs.do(None)
 
     def clear(self) -> None:

@@ -68,11 +68,27 @@ def backed_by(folder: Path) -> list[tuple[str, str]]:
 
 
 def _status(device: str) -> tuple[int, int] | None:
-    """LOOP_GET_STATUS64: struct loop_info64 begins with the backing file's device and inode."""
     try:
-        with open(device, "rb", buffering=0) as file:
-            buffer = bytearray(232)
-            fcntl.ioctl(file, 0x4C05, buffer)
+        fd = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        return _backing(fd)
+    finally:
+        os.close(fd)
+
+
+def _backs(fd: int, image: Path) -> bool:
+    with translated(f"look at {image}"):
+        found = os.stat(image)
+    return _backing(fd) == (found.st_dev, found.st_ino)
+
+
+def _backing(fd: int) -> tuple[int, int] | None:
+    """LOOP_GET_STATUS64: struct loop_info64 begins with the backing file's device and inode."""
+    buffer = bytearray(232)
+    try:
+        fcntl.ioctl(fd, 0x4C05, buffer)
     except OSError:
         return None
     dev, inode = struct.unpack_from("=QQ", buffer)
@@ -107,7 +123,7 @@ def held(image: Path) -> Iterator[str]:
         with alone(image):
             device, fd = _held(image)
         try:
-            if find(image) == device:  # it did not let go between being found and being opened
+            if _backs(fd, image):  # it did not let go between being found and being opened
                 yield device
                 return
         finally:
@@ -181,12 +197,13 @@ def resize(device: str) -> None:
         fcntl.ioctl(file, LOOP_SET_CAPACITY, 0)
 
 
-def refuse_used(image: Path) -> None:
-    """Raises KernelError(EBUSY) while the image is mounted, in whatever mount namespace."""
+def refuse_used(image: Path) -> str:
+    """Its device or "". Raises KernelError(EBUSY) while the image is mounted, in whatever mount namespace."""
     device = find(image)
     if device:
         with translated(f"remove {image}, which is mounted by {device}"):
             os.close(os.open(device, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC))  # a mount holds it alone
+    return device
 
 
 def detach(image: Path) -> None:

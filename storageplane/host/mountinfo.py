@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import NamedTuple
 
+_ESCAPED = re.compile(r"[\s\\#]")  # what the kernel writes as octal digits
 _OCTAL = re.compile(r"\\([0-7]{3})")
 
 
@@ -29,7 +29,12 @@ class Mounted(NamedTuple):
 
 def read(path: str = "/proc/self/mountinfo") -> list[Mounted]:
     """Every mount of this namespace, in the order in which they hide each other."""
-    return [parse(line) for line in Path(path).read_bytes().decode("utf-8", "surrogateescape").splitlines()]
+    return [parse(line) for line in _text(path).splitlines()]
+
+
+def _text(path: str = "/proc/self/mountinfo") -> str:
+    with open(path, "rb", buffering=0) as file:
+        return file.readall().decode("utf-8", "surrogateescape")
 
 
 def parse(line: str) -> Mounted:
@@ -54,4 +59,8 @@ def _plain(text: str) -> str:
 
 def beneath(path: str) -> list[Mounted]:
     """The mounts at ``path`` and below it, parents first."""
-    return [m for m in read() if m.point == path or m.point.startswith(path + "/")]
+    text = _text()
+    if path not in text and not _ESCAPED.search(path):
+        return []  # as mostly, and nothing need be parsed to know it
+    found = [parse(line) for line in text.splitlines()]
+    return [m for m in found if m.point == path or m.point.startswith(path + "/")]

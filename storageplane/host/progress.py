@@ -1,7 +1,8 @@
 """Programs that may take long (mkfs, cp, resize2fs), and how far they are while they run.
 
 Rule 1: a program is given up when it has written nothing for its time, never because there is much to write.
-Rule 2: after a second, and then less and less often, a log line says how much it has written, and whoever
+Rule 2: it speaks the language that we read (LC_ALL=C), which spares it looking for another, too.
+Rule 3: after a second, and then less and less often, a log line says how much it has written, and whoever
         asked (`telling`) is told; `running` is what a scrape sees.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import select
+import shutil
 import subprocess
 import threading
 import time
@@ -25,6 +27,7 @@ FIRST, SELDOM = 1.0, 30.0  # seconds until the first word; between two of them a
 WORDS = 1 << 20  # bytes of what a program says are read
 _lock = threading.Lock()
 _running: dict[int, Work] = {}
+_paths: dict[tuple[str, str], str] = {}  # (program, PATH): its path
 
 
 class Work(NamedTuple):
@@ -63,8 +66,12 @@ def running() -> list[Work]:
 
 def finished(argv: tuple[str, ...], patience: float) -> subprocess.CompletedProcess[str]:
     """Run a program to its end. Raises FileNotFoundError, TimeoutExpired after ``patience`` idle seconds."""
-    with open(os.memfd_create("out"), "w+b") as out, open(os.memfd_create("err"), "w+b") as err:
-        with subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=out, stderr=err) as process:
+    said = [os.memfd_create("out"), os.memfd_create("err")]
+    try:
+        with subprocess.Popen(
+            argv, executable=_path(argv[0]), stdin=subprocess.DEVNULL, stdout=said[0], stderr=said[1],
+            env={**os.environ, "LC_ALL": "C"},
+        ) as process:  # fmt: skip
             try:
                 _await(process, argv, patience)
             except BaseException:
@@ -73,8 +80,23 @@ def finished(argv: tuple[str, ...], patience: float) -> subprocess.CompletedProc
             finally:
                 with _lock:
                     _running.pop(process.pid, None)
-        said, complained = (os.pread(file.fileno(), WORDS, 0).decode(errors="replace") for file in (out, err))
-    return subprocess.CompletedProcess(argv, process.returncode, said, complained)
+        words = [os.pread(fd, WORDS, 0).decode(errors="replace") for fd in said]
+    finally:
+        for fd in said:
+            os.close(fd)
+    return subprocess.CompletedProcess(argv, process.returncode, *words)
+
+
+def _path(program: str) -> str:
+    """Where it was found last, so that the new process looks nowhere else; its name, where it is not."""
+    key = (program, os.environ.get("PATH", ""))
+    found = _paths.get(key)
+    if found is None or not os.path.exists(found):
+        found = shutil.which(program)
+        if found is None:
+            return program
+        _paths[key] = found
+    return found
 
 
 def _await(process: subprocess.Popen[bytes], argv: tuple[str, ...], patience: float) -> None:

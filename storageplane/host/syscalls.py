@@ -13,6 +13,9 @@ import ctypes
 import errno
 import os
 import struct
+import sys
+from functools import cache
+from typing import Any
 
 from netplane.model.errors import KernelError
 
@@ -42,10 +45,34 @@ class _MountAttr(ctypes.Structure):
     ]
 
 
-# The one that every call makes a dozen times knows its arguments' types.
-_syscall_open = ctypes.CDLL(None, use_errno=True).syscall
-_syscall_open.argtypes = [ctypes.c_long, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_size_t]
-_syscall_open.restype = ctypes.c_long
+def _typed(*arguments: Any) -> Any:
+    """syscall(2) for one call that is made often, and so knows its arguments' types."""
+    found = ctypes.CDLL(None, use_errno=True).syscall
+    found.argtypes, found.restype = [ctypes.c_long, *arguments], ctypes.c_long
+    return found
+
+
+_int, _text, _size = ctypes.c_int, ctypes.c_char_p, ctypes.c_size_t
+_openat2 = _typed(_int, _text, ctypes.c_void_p, _size)
+_open_tree = _typed(_int, _text, ctypes.c_uint)
+_move_mount = _typed(_int, _text, _int, _text, ctypes.c_uint)
+_mount_setattr = _typed(_int, _text, ctypes.c_uint, ctypes.c_void_p, _size)
+_statx = ctypes.CDLL(None, use_errno=True).statx
+_statx.argtypes = [_int, _text, _int, ctypes.c_uint, ctypes.c_void_p]
+_umount = ctypes.CDLL(None, use_errno=True).umount2
+_umount.argtypes = [_text, _int]
+_ENCODING, _ERRORS = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
+
+
+@cache
+def _how(flags: int, resolve: int) -> Any:
+    """struct open_how, which the kernel only reads."""
+    return ctypes.byref(_OpenHow(flags | os.O_CLOEXEC, 0, resolve))
+
+
+@cache
+def _attr(read_only: bool, propagation: int) -> Any:
+    return ctypes.byref(_MountAttr(MOUNT_ATTR_RDONLY if read_only else 0, 0, propagation, 0))
 
 
 def _call(operation: str, number: int, *args: object) -> int:
@@ -58,21 +85,22 @@ def _call(operation: str, number: int, *args: object) -> int:
 
 def openat2(at: int, path: str, flags: int, resolve: int) -> int:
     """A descriptor of ``path``, resolved beneath ``at`` under the RESOLVE_* rules."""
-    how = _OpenHow(flags | os.O_CLOEXEC, 0, resolve)
-    fd = int(_syscall_open(OPENAT2, at, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how)))
+    fd = _openat2(OPENAT2, at, path.encode(_ENCODING, _ERRORS), _how(flags, resolve), 24)
     if fd < 0:
         raise KernelError(ctypes.get_errno(), f"open {path}")
-    return fd
+    return int(fd)
 
 
-def mount_root(path: str) -> bool | None:
+def mount_root(path: str, at: int = AT_FDCWD) -> bool | None:
     """Whether something is mounted on ``path`` (statx(2), STATX_ATTR_MOUNT_ROOT, Linux 5.8); None: unclear.
+
+    ``path`` "": on what ``at`` is open on.
 
     No file system is asked for anything, but one whose server is gone may be waited for all the same.
     """
     found = ctypes.create_string_buffer(256)
-    flags = AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT | AT_STATX_DONT_SYNC
-    if _libc.statx(AT_FDCWD, os.fsencode(path), flags, 0, found) < 0:
+    flags = AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT | AT_STATX_DONT_SYNC | (0 if path else AT_EMPTY_PATH)
+    if _statx(at, path.encode(_ENCODING, _ERRORS), flags, 0, found) < 0:
         return False if ctypes.get_errno() in (errno.ENOENT, errno.ENOTDIR) else None
     have, known = struct.unpack_from("=8xQ40xQ", found)
     return bool(have & MOUNT_ROOT) if known & MOUNT_ROOT else None
@@ -81,20 +109,23 @@ def mount_root(path: str) -> bool | None:
 def open_tree(fd: int, recursive: bool, what: str) -> int:
     """A detached copy of the mount that ``fd`` lies on, rooted at it."""
     flags = OPEN_TREE_CLONE | os.O_CLOEXEC | AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
-    return _call(f"copy the mount of {what}", OPEN_TREE, fd, b"", flags)
+    tree = _open_tree(OPEN_TREE, fd, b"", flags)
+    if tree < 0:
+        raise KernelError(ctypes.get_errno(), f"copy the mount of {what}")
+    return int(tree)
 
 
 def move_mount(tree: int, target: int, what: str) -> None:
     """Attach a detached mount at the place that ``target`` is open on."""
     both_empty = 0x4 | 0x40  # MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH
-    _call(f"mount at {what}", MOVE_MOUNT, tree, b"", target, b"", both_empty)
+    if _move_mount(MOVE_MOUNT, tree, b"", target, b"", both_empty) < 0:
+        raise KernelError(ctypes.get_errno(), f"mount at {what}")
 
 
 def mount_setattr(fd: int, read_only: bool, propagation: int, recursive: bool = True) -> None:
     flags = AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
-    attr = _MountAttr(MOUNT_ATTR_RDONLY if read_only else 0, 0, propagation, 0)
-    size = ctypes.sizeof(attr)
-    _call("set mount attributes", MOUNT_SETATTR, fd, b"", flags, ctypes.byref(attr), size)
+    if _mount_setattr(MOUNT_SETATTR, fd, b"", flags, _attr(read_only, propagation), 32) < 0:
+        raise KernelError(ctypes.get_errno(), "set mount attributes")
 
 
 def new_filesystem(fstype: str, options: tuple[str, ...]) -> int:
@@ -145,5 +176,5 @@ def chown(fd: int, gid: int) -> None:
 
 def umount(path: str, flags: int = 0) -> None:
     """Unmount what is mounted on exactly ``path``; a link there is not followed."""
-    if _libc.umount2(os.fsencode(path), UMOUNT_NOFOLLOW | flags) < 0:
+    if _umount(path.encode(_ENCODING, _ERRORS), UMOUNT_NOFOLLOW | flags) < 0:
         raise KernelError(ctypes.get_errno(), f"unmount {path}")

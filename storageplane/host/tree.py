@@ -91,6 +91,28 @@ def make(
         _make_in(root, path, mode, owner, resolve)
 
 
+def made_whole(at: int, name: str, mode: int, inner: tuple[str, int]) -> bool:
+    """A directory with another in it, both of exactly their modes, under its name all at once.
+
+    False: something is there already, and stays; or a crash left something, which is gone now.
+    Raises OSError (ENOSPC); then nothing is left.
+    """
+    fresh = staging(name)
+    try:
+        os.mkdir(fresh, mode, dir_fd=at)
+        with opened(at, fresh, _DIRECTORY) as home:
+            os.mkdir(inner[0], inner[1], dir_fd=home)
+            os.chmod(inner[0], inner[1], dir_fd=home)  # whatever the umask
+            os.fchmod(home, mode)
+        os.rename(fresh, name, src_dir_fd=at, dst_dir_fd=at)  # an empty one is taken over, any other refused
+    except OSError as exc:
+        hollowed(at, fresh, (inner[0], staging(inner[0])))
+        if exc.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+            return False
+        raise
+    return True
+
+
 def _make_in(root: Path, path: str, mode: int, owner: tuple[int, int], resolve: int) -> None:
     with parent(root, path, resolve) as (fd, name), translated(f"make directory {root}/{path}"):
         _make_one(fd, name, mode, owner)
@@ -133,18 +155,17 @@ def remove(root: Path, path: str) -> None:
             raise
 
 
-def pruned(root: Path, path: str, inner: tuple[str, ...]) -> bool:
+def hollowed(at: int, name: str, inner: tuple[str, ...]) -> bool:
     """Remove a directory that holds nothing but these, which hold nothing; False: there is more, or less.
 
     Nothing is listed and nothing is ever lost: rmdir(2) takes neither what is filled nor what is mounted.
     """
     try:
-        with parent(root, path) as (fd, name):
-            with opened(fd, name, os.O_PATH | os.O_DIRECTORY) as home:
-                for one in inner:
-                    with suppress(FileNotFoundError):
-                        os.rmdir(one, dir_fd=home)
-            os.rmdir(name, dir_fd=fd)
+        with opened(at, name, os.O_PATH | os.O_DIRECTORY) as home:
+            for one in inner:
+                with suppress(FileNotFoundError):
+                    os.rmdir(one, dir_fd=home)
+        os.rmdir(name, dir_fd=at)
     except (OSError, KernelError):
         return False
     return True

@@ -15,7 +15,7 @@ from typing import Any
 from storageplane import backends, cli
 from storageplane.backends import btrfs
 from storageplane.csi.depot import Depot
-from storageplane.host import images, loops, syscalls, tree
+from storageplane.host import binds, images, loops, syscalls, tree
 from storageplane.host.durable import Shelf
 from storageplane.host.journal import Journal
 from tests.faults.dying import Death
@@ -28,7 +28,13 @@ OPERATIONS: list[tuple[Any, str]] = [
     (Journal, "clear"),
     (tree, "make"),
     (tree, "remove"),
-    (tree, "pruned"),
+    (tree, "made_whole"),
+    (tree, "hollowed"),
+    (binds, "bound"),
+    (binds, "pointed"),
+    (binds, "unbound"),
+    (syscalls, "mount_setattr"),
+    (os, "chmod"),
     (images, "make"),
     (images, "copy"),
     (images, "copy_tree"),

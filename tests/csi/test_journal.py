@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from netplane.model.errors import Invalid
+from netplane.model.base import amend
+from netplane.model.errors import Invalid, KernelError
 from storageplane.csi.depot import Depot
 from storageplane.csi.volumes import Volume
 from storageplane.host import journal as journal_file
@@ -187,3 +188,63 @@ def test_calls_that_come_at_once_share_a_sync(tmp_path: Path, monkeypatch: pytes
 
 def record(number: int) -> Volume:
     return Volume(id=f"vol-{number:032x}", name=str(number), size=MIB, backend="directory", phase="ready")
+
+
+def test_a_deletion_goes_on_though_its_last_entry_was_lost(driver: Driver) -> None:
+    """What is condemned durably is gone, whatever of the rest reached the disk."""
+    volume = driver.create("v", MIB, **PLAIN)
+    (driver.publish(volume) / "word").write_text("secret")
+    driver.withdraw(volume)
+    before = driver.root / "csi" / "journal"
+    driver.call("DeleteVolume", volume_id=volume)
+    raw = before.read_bytes()
+    end = raw.rindex(b'{"name":"' + volume.encode())  # the last: that there is none any more
+    crash(driver)
+    with open(before, "r+b") as file:
+        file.seek(end)
+        file.write(bytes(32))
+    home = driver.root / "csi" / "data" / volume
+    (home / "tree").mkdir(parents=True)
+    (home / "tree" / "word").write_text("secret")
+    driver.start()
+    assert not home.exists() and listed(driver) == set()
+    assert driver.refused("ControllerGetVolume", volume_id=volume)[0] == "NOT_FOUND"
+
+
+def test_a_directory_whose_record_cannot_be_written_is_not_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    depot = Depot(tmp_path)
+    wanted = amend(record(1), phase="making")
+
+    def broken(*_: object) -> None:
+        raise KernelError(5, "write")
+
+    monkeypatch.setattr(depot.volumes, "put", broken)
+    with pytest.raises(KernelError):
+        depot.found(wanted)
+    assert list((tmp_path / "csi" / "data").iterdir()) == []
+    monkeypatch.undo()
+    assert depot.found(wanted).phase == "ready" and depot.volumes.get(wanted.id) is not None
+    depot.close()
+
+
+@pytest.mark.parametrize("filled", [False, True])
+def test_what_a_life_syncs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, filled: bool) -> None:
+    """One sync when it is created and one when it is deleted, and that one before anything of value goes."""
+    depot, seen = Depot(tmp_path), []
+    home = tmp_path / "csi" / "data" / record(1).id / "tree"
+    real = os.fdatasync
+
+    def watched(fd: int) -> None:
+        seen.append((home / "word").exists())
+        real(fd)
+
+    monkeypatch.setattr(os, "fdatasync", watched)
+    volume = depot.found(amend(record(1), phase="making"))
+    if filled:
+        (home / "word").write_text("a user's")
+    depot.discard(volume)
+    assert seen == [False, filled] and not home.parent.exists()
+    monkeypatch.undo()
+    depot.close()
