@@ -118,7 +118,9 @@ class Spare:
 
     def _remove(self, name: str) -> None:
         try:
-            (self._dir / name).unlink(missing_ok=True)
+            os.unlink(f"{self._dir}/{name}")
+        except FileNotFoundError:
+            return
         except OSError as exc:
             log.warning("the spare of %s stays: %s", name, exc)
 

@@ -40,6 +40,7 @@ VXLAN_LINK, VXLAN_LOCAL, VXLAN_LOCAL6 = 3, 4, 17
 _VETH_WORDS = {"clsact", "peer", "peer_netns", "peer_mac", "peer_mtu"}
 _VXLAN_WORDS = {"local", "link"}
 _PROMISC = "promisc"
+_OWNER = frozenset((nl.IFLA_IFALIAS, nl.IFLA_GROUP))
 _OPERSTATE = 16  # IFLA_OPERSTATE
 _FORMATS = {f: struct.Struct(f) for f in ("=B", "=I", ">H")}
 # A veth uses one queue; the kernel would make one more for each processor that could ever be (5.17), with
@@ -149,7 +150,7 @@ def differences(want: Mapping[str, str], have: Mapping[str, str]) -> list[str]:
 
 def owned(body: bytes) -> tuple[int, bool]:
     """Index of the link in an RTM_NEWLINK, and whether it is ours: all that a deletion needs to know."""
-    found = nl.attrs(body, 16)
+    found = nl.pick(body, 16, _OWNER, len(_OWNER))
     mine = ours.is_ours(nl.string(found.get(nl.IFLA_IFALIAS)), nl.u32(found.get(nl.IFLA_GROUP)))
     return nl.IFINFOMSG.unpack_from(body)[2], mine
 

@@ -11,7 +11,6 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 
 from ..model.errors import KernelError
@@ -132,8 +131,11 @@ class Pool:
         self._lock = threading.Lock()
         self.portids: set[int] = set()
 
-    @contextmanager
-    def take(self) -> Iterator[Socket]:
+    def take(self) -> Lent:
+        """For `with`: a socket that nobody else has meanwhile."""
+        return Lent(self)
+
+    def lend(self) -> Socket:
         with self._lock:
             sock = self._idle.pop() if self._idle else None
         if sock is None:
@@ -141,11 +143,9 @@ class Pool:
             sock.send([Request(nlmsg.RTM_GETLINK, 0, nlmsg.IFINFOMSG.pack(0, 0, 1, 0, 0), "bind")])
             with self._lock:
                 self.portids.add(sock.portid())
-        try:
-            yield sock
-        except BaseException:
-            sock.close()  # it may be in the middle of a dump
-            raise
+        return sock
+
+    def give_back(self, sock: Socket) -> None:
         with self._lock:
             self._idle.append(sock)
 
@@ -154,3 +154,22 @@ class Pool:
             for sock in self._idle:
                 sock.close()
             self._idle.clear()
+
+
+class Lent:
+    """A class: each ADD has one, each DEL several."""
+
+    __slots__ = ("_pool", "_sock")
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    def __enter__(self) -> Socket:
+        self._sock = self._pool.lend()
+        return self._sock
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self._pool.give_back(self._sock)
+        else:
+            self._sock.close()  # it may be in the middle of a dump

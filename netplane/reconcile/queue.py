@@ -18,7 +18,8 @@ class Queue:
     """Thread-safe. A scope added twice is done once, at the earlier of its two times."""
 
     def __init__(self) -> None:
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()  # bare, as in Settler
+        self._changed = threading.Condition(self._lock)
         self._due: dict[Scope, float] = {}
         self._heap: list[tuple[float, Scope]] = []
         self._tries: dict[Scope, int] = {}
@@ -31,7 +32,7 @@ class Queue:
 
     def add(self, scope: Scope, delay: float = 0.0) -> None:
         due = time.monotonic() + delay
-        with self._changed:
+        with self._lock:
             if due < self._due.get(scope, float("inf")):
                 self._due[scope] = due
                 heapq.heappush(self._heap, (due, scope))
@@ -40,7 +41,7 @@ class Queue:
     def add_all(self, scopes: Collection[Scope], delay: float) -> None:
         """Add scopes that one change touches: they come due together, and `take` does not part them."""
         due = time.monotonic() + delay
-        with self._changed:
+        with self._lock:
             due = min([due, *(self._due[s] for s in scopes if s in self._due)])
             for scope in scopes:
                 if due < self._due.get(scope, float("inf")):
@@ -56,13 +57,13 @@ class Queue:
 
     def drop(self, scopes: Iterable[Scope]) -> None:
         """These are about to be worked on by somebody else, on what is known now."""
-        with self._changed:
+        with self._lock:
             for scope in scopes:
                 self._due.pop(scope, None)
 
     def retry(self, scope: Scope) -> float:
         """Add a scope that failed, later each time; the delay in seconds."""
-        with self._changed:
+        with self._lock:
             tries = self._tries[scope] = self._tries.get(scope, 0) + 1
         delay = min(FIRST_BACKOFF * 2.0 ** min(tries - 1, 16), LAST_BACKOFF)
         self.add(scope, delay)
@@ -70,13 +71,13 @@ class Queue:
 
     def done(self, scope: Scope) -> None:
         """It went well: the next failure starts from the shortest wait."""
-        with self._changed:
+        with self._lock:
             self._tries.pop(scope, None)
 
     def take(self, limit: int, timeout: float | None = None) -> list[Scope]:
         """Up to ``limit`` scopes that are due; waits for the first. [] on timeout or when closed."""
         give_up = None if timeout is None else time.monotonic() + timeout
-        with self._changed:
+        with self._lock:
             self.taken = 0
             while not self._closed:
                 now = time.monotonic()
@@ -105,24 +106,24 @@ class Queue:
     def due(self) -> int:
         """How many scopes wait that are due now (retries that wait for their time do not count)."""
         now = time.monotonic()
-        with self._changed:
+        with self._lock:
             return sum(1 for t in self._due.values() if t <= now)
 
     def pending(self) -> int:
         """How many scopes are due, or nearly so."""
         soon = time.monotonic() + SOON
-        with self._changed:
+        with self._lock:
             return sum(1 for t in self._due.values() if t <= soon)
 
     def overdue(self) -> float:
         """How many seconds the oldest scope waits that is due; 0 with none."""
         now = time.monotonic()
-        with self._changed:
+        with self._lock:
             while self._heap and self._due.get(self._heap[0][1]) != self._heap[0][0]:
                 heapq.heappop(self._heap)  # moved to an earlier time, and done
             return max(0.0, now - self._heap[0][0]) if self._heap else 0.0
 
     def close(self) -> None:
-        with self._changed:
+        with self._lock:
             self._closed = True
             self._changed.notify_all()
