@@ -443,6 +443,8 @@ class Forgetting:
     def __init__(self, driver: Any, path: PathDriver) -> None:
         self._driver = driver
         self._path = path
+        if hasattr(driver, "begin"):
+            self.begin = self._begin
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._driver, name)
@@ -453,9 +455,8 @@ class Forgetting:
         finally:
             self._forget(plan)
 
-    def begin(self, plan: Plan) -> Callable[[], None] | None:
-        begin = getattr(self._driver, "begin", None)
-        end = begin(plan) if begin is not None else None
+    def _begin(self, plan: Plan) -> Callable[[], None] | None:
+        end = self._driver.begin(plan)
         if end is None:
             return None
 

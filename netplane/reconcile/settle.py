@@ -44,7 +44,7 @@ class Settler:
         self._idle = threading.Condition(self._lock)
         self._busy = 0
         self.together = Gathering[_Asked](self._settle_all)
-        self._start: Callable[[Plan], Callable[[], None] | None] = getattr(driver, "begin", lambda _: None)
+        self._start: Callable[[Plan], Callable[[], None] | None] | None = getattr(driver, "begin", None)
         self.apart: bool = getattr(driver, "apart", False)
 
     def accepts(self, fact: Fact) -> bool:
@@ -65,8 +65,8 @@ class Settler:
 
         None: nothing was done, for the driver cannot do this so, or refuses it: `settle` tells.
         """
-        if len(updates) != 1:
-            return None
+        if self._start is None or len(updates) != 1 or not all(updates.values()):
+            return None  # what takes away waits for nobody, and is gathered
         self._enter()
         difference, end = None, None
         try:
