@@ -7,6 +7,8 @@ Rule 2: an error is one line on stderr and exit status 1; wrong usage is 2.
 from __future__ import annotations
 
 import functools
+import os
+import signal
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -114,20 +116,20 @@ def get_command(
 
 
 def _follow(store: Store, query: Query, printer: Printer, since: int) -> None:
+    """Until Ctrl-C, which ends it at once: as an exception it could fall into the middle of a wait, whose lock
+    CPython then does not hold and gives back all the same (threading.Condition)."""
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
     names = [cls.KIND for cls in query.kinds]
-    try:
-        while True:
-            try:
-                with store.watch(since, names) as watch:
-                    while True:
-                        for change in watch.next():
-                            since = change.revision
-                            if query.wants(change.object):
-                                printer.change(change.object)
-            except Expired:
-                since = printer.first(query.select(store))
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
+    while True:
+        try:
+            with store.watch(since, names) as watch:
+                while True:
+                    for change in watch.next():
+                        since = change.revision
+                        if query.wants(change.object):
+                            printer.change(change.object)
+        except Expired:
+            since = printer.first(query.select(store))
 
 
 @click.command("describe")

@@ -54,7 +54,10 @@ class Controller:
         with self._depot.alone(name, source_id[1]):
             source = self._find_source(source_id)
             volume = self._depot.peek(self._depot.volumes, name)
-            if volume is None or volume.phase == "removing":
+            if volume is not None and volume.phase == "removing":  # a deletion that was cut off: finished
+                self._depot.discard(volume)
+                volume = None
+            if volume is None:
                 volume = self._admit(request.name, want, source_id, source)
             self._refuse_other(volume, want, source_id)
             if volume.phase == "making":

@@ -139,6 +139,27 @@ def test_a_removal_that_was_cut_off_is_finished(driver: Driver) -> None:
     assert list((driver.root / "csi" / "volumes").iterdir()) == []
 
 
+@pytest.mark.parametrize("backend", ["directory", "image"])
+def test_a_volume_of_that_name_is_made_anew_after_a_removal_that_was_refused(
+    driver: Driver, backend: str
+) -> None:
+    volume = driver.create(parameters={"backend": backend})
+    home = driver.root / "csi" / "data" / volume
+    old, held = home / "old", home / "held"
+    old.write_text("of the volume before")
+    held.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(held)], check=True)
+    try:
+        assert driver.refused("DeleteVolume", volume_id=volume)[0] == "FAILED_PRECONDITION"
+        assert driver.refused("NodeGetVolumeStats", volume_id=volume, volume_path="/x")[0] == "NOT_FOUND"
+    finally:
+        unmount(held)
+    old.write_text("of the volume before")
+    assert driver.create(parameters={"backend": backend}) == volume
+    assert not old.exists() and not held.exists()
+    driver.call("DeleteVolume", volume_id=volume)
+
+
 def test_a_stray_loop_device_goes_and_another_s_stays(driver: Driver, tmp_path: Path) -> None:
     volume = driver.create()
     foreign = tmp_path / "foreign.img"
