@@ -150,11 +150,11 @@ def _mac(text: str) -> str:
 
 
 def version_of(config: bytes) -> str:
-    """The version to answer an error in, as far as the configuration can be read."""
+    """The version to answer an error in, as far as the configuration can be read. Never raises."""
     try:
         doc: Any = msgspec.json.decode(config)
         version = doc.get("cniVersion")
-    except (msgspec.DecodeError, AttributeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, AttributeError, UnicodeDecodeError, RecursionError):
         return ""
     return version if isinstance(version, str) else ""
 

@@ -110,16 +110,15 @@ class CniServer:
 
     def answer(self, raw: bytes) -> bytes:
         """One whole request frame into one answer frame; never raises."""
-        command, version = "", ""
+        frame = wire.Frame("")
         try:
             frame = wire.parse(raw)
-            command, version = frame.command, version_of(frame.config)
             request = parse(frame)
-            if command != "DEL":  # a path under /proc may mean us by the time of DEL
+            if frame.command != "DEL":  # a path under /proc may mean us by the time of DEL
                 _check_own_namespace(request.netns)
             result = self.verbs.run(request)
         except Exception as exc:
-            return _failure(exc, command, version)
+            return _failure(exc, frame.command, version_of(frame.config))
         return wire.answer(0, msgspec.json.encode(result) + b"\n" if result is not None else b"")
 
 

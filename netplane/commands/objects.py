@@ -116,8 +116,8 @@ def get_command(
 
 
 def _follow(store: Store, query: Query, printer: Printer, since: int) -> None:
-    """Until Ctrl-C, which ends it at once: as an exception it could fall into the middle of a wait, whose lock
-    CPython then does not hold and gives back all the same (threading.Condition)."""
+    """Until Ctrl-C, which ends it at once: as an exception it could fall into the middle of a wait, whose
+    lock CPython then does not hold and gives back all the same (threading.Condition)."""
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))
     names = [cls.KIND for cls in query.kinds]
     while True:

@@ -388,3 +388,11 @@ def test_ten_thousand_leases_cost_no_more_than_ten() -> None:
 
     few, many = seconds(10), seconds(10_000)
     assert many < 2 * few, f"{few * 1e3:.2f} ms with 10 leases, {many * 1e3:.2f} ms with 10,000"
+
+
+@pytest.mark.parametrize("config", [b"[" * 100_000, b'{"cniVersion": {"a": 1}}', b"\xff", b"", b"7"])
+def test_an_error_is_answered_in_whatever_version_can_be_read(runtime: Runtime, config: bytes) -> None:
+    frame = Frame("ADD", "c1", "/n/c1", "eth0", "", "", config)
+    status, text = wire.unpack(runtime.server.answer(wire.request(frame)))
+    answer = msgspec.json.decode(text)
+    assert (status, answer["cniVersion"]) == (b"1", "1.1.0") and answer["code"]
