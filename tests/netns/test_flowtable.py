@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from netplane.kernel import netns
+from netplane.kernel import flowtable, netns
 from netplane.kernel.flowtable import FlowTable, Tracked
 
 pytestmark = pytest.mark.root
@@ -72,3 +72,40 @@ def test_one_flow_goes_and_the_others_stay(pair: tuple[str, str]) -> None:
     assert table.forget(doomed) == 1
     assert ports() == {1001, 1003}
     assert table.forget(doomed) == 0, "gone already is fine"
+
+
+def test_what_is_read_by_its_places_is_what_its_attributes_say(make_netns: Callable[[str], str]) -> None:
+    """TCP from its beginning and taken up in its middle, UDP, SCTP and ICMP, of both families."""
+    alone = make_netns("alone")
+    netns.run(alone, "ip", "link", "set", "lo", "up")
+
+    def flows() -> None:
+        for family, host in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
+            with socket.create_server((host, 7), family=family) as server:
+                early = socket.create_connection((host, 7)), server.accept()[0]
+                netns.run(
+                    alone, "nft", HOOK.replace(" ip ", " inet ") + "add rule inet t c ct state new accept"
+                )
+                early[0].send(b"taken up in its middle")
+                assert early[1].recv(100)
+                early[1].send(b"and answered")
+                with socket.create_connection((host, 7)) as late:
+                    late.send(b"x")
+                for one in early:
+                    one.close()
+            with socket.socket(family, socket.SOCK_DGRAM) as sock:
+                sock.sendto(b"x", (host, 9))
+            netns.run(alone, "ping", "-c1", "-W1", host)
+            netns.run(alone, "nft", "flush ruleset")
+
+    netns.call(alone, flows)
+    table: Any = netns.call(alone, FlowTable)
+    found = table.flows()
+    assert {(":" in f.source, f.protocol) for f in found} >= {
+        (six, protocol) for six in (False, True) for protocol in ("tcp", "udp")
+    }
+    assert {flow.loose for flow in found if flow.protocol == "tcp"} == {True, False}
+    usual = [flow for flow in found if flowtable._USUAL[flow.body[0]].fits(flow.body)]
+    assert {flow.protocol for flow in usual} == {"tcp", "udp"} and len(usual) >= 6
+    assert [flowtable.unusual(flow.body) for flow in found] == found
+    assert table.forget(found) == len(found)
