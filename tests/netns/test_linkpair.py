@@ -24,6 +24,8 @@ from netplane.kernel.rtnetlink import LinkDriver
 from netplane.model.errors import KernelError
 from netplane.model.facts import Address, Link, Neighbour, Plan, Route, Shaper
 
+from ..descriptors import held
+
 pytestmark = pytest.mark.root
 MakeNetns = Callable[[str], str]
 
@@ -302,7 +304,7 @@ def test_what_is_refused_leaves_nothing_and_has_the_same_words(
         spoil(paths)
         there = [path for path in paths if netns.exists(path)]
         before, marks = [holdings(path) for path in there], driver.observe()
-        here, open_files = os.readlink("/proc/thread-self/ns/net"), len(os.listdir("/proc/self/fd"))
+        here, open_files = os.readlink("/proc/thread-self/ns/net"), held()
         with monkeypatch.context() as patch:
             if general:
                 patch.setattr(linkpair, "pack", lambda *_: None)
@@ -312,7 +314,7 @@ def test_what_is_refused_leaves_nothing_and_has_the_same_words(
         assert [holdings(path) for path in there] == before
         assert driver.observe() == marks
         assert os.readlink("/proc/thread-self/ns/net") == here
-        assert len(os.listdir("/proc/self/fd")) == open_files
+        assert not held() - open_files
         driver.close()
     assert len(made) == 1 and made[0] > 0
     assert words[0] == words[1]

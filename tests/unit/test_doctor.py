@@ -17,6 +17,8 @@ from click.testing import CliRunner, Result
 from netplane.commands import doctor
 from netplane.kernel import probe
 
+from ..descriptors import held
+
 
 @click.group()
 def netplane() -> None:
@@ -51,21 +53,20 @@ def test_nothing_is_left_behind() -> None:
     def traces() -> tuple[str, ...]:
         links = subprocess.run(["ip", "-o", "link"], capture_output=True, text=True, check=True).stdout
         rules = subprocess.run(["nft", "list", "ruleset"], capture_output=True, text=True, check=False).stdout
-        fds = str(len(os.listdir("/proc/self/fd")))
         left = str(sorted(Path("/tmp").glob("np-probe-*")))
         return (
             links,
             rules,
             Path("/proc/self/mounts").read_text(),
             os.readlink("/proc/self/ns/net"),
-            fds,
             left,
         )
 
     run()  # imports and caches
-    before = traces()
+    before, open_before = traces(), held()
     run()
     assert traces() == before
+    assert not held() - open_before
 
 
 @pytest.mark.root
