@@ -215,6 +215,17 @@ void np_message_clsact(struct np_batch_text *b, int index)
 	put_text(b, TCA_KIND, "clsact");
 }
 
+/* The route ff00::/8 that the kernel gives every link that carries (routemsg.py: no_multicast). */
+void np_message_multicast_delete(struct np_batch_text *b, int index)
+{
+	struct rtmsg head = { .rtm_family = AF_INET6, .rtm_dst_len = 8, .rtm_table = RT_TABLE_LOCAL };
+	uint8_t dst[16] = { 0xff };
+
+	np_message_begin(b, RTM_DELROUTE, 0, &head, sizeof(head));
+	put(b, RTA_DST, dst, sizeof(dst));
+	put_u32(b, RTA_OIF, index);
+}
+
 static int width(const struct np_pair_item *i)
 {
 	return i->family == AF_INET ? 4 : 16;

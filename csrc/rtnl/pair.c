@@ -197,7 +197,8 @@ static int pair_furnish(struct pair_job *j)
 	return batch_run(j, j->pod);
 }
 
-/* Until our end carries packets (linkput.py: wait_carried): asking has the kernel look at once (6.8). */
+/* Until our end carries packets (linkput.py: wait_carried): asking has the kernel look at once (6.8). With
+ * the carrier comes a route for multicast, which a bridge's port has no use for (routemsg.py). */
 static void pair_wait(struct pair_job *j)
 {
 	struct timespec moment = { .tv_nsec = 1000000 };
@@ -205,8 +206,11 @@ static void pair_wait(struct pair_job *j)
 	for (int i = 0; i < CARRIED_MS; i++) {
 		batch_start(j);
 		np_message_link_get(&j->batch, j->link.index, NULL);
+		if (j->pair->master)
+			np_message_multicast_delete(&j->batch, j->link.index);
 		j->link.operstate = 0;
-		if (batch_run(j, j->own) || !j->link.operstate || j->link.operstate == OPERSTATE_UP)
+		batch_run(j, j->own); /* a refusal of the second says that there is no such route */
+		if (!j->link.operstate || j->link.operstate == OPERSTATE_UP)
 			return;
 		nanosleep(&moment, NULL);
 	}

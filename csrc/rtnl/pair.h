@@ -53,6 +53,7 @@ void np_message_link_get(struct np_batch_text *b, int index, const char *name);
 void np_message_link_up(struct np_batch_text *b, int index, const char *name);
 void np_message_link_delete(struct np_batch_text *b, int index, const char *name);
 void np_message_clsact(struct np_batch_text *b, int index);
+void np_message_multicast_delete(struct np_batch_text *b, int index);
 void np_message_item(struct np_batch_text *b, const struct np_pair_item *item, int index);
 void np_message_neighbour_delete(struct np_batch_text *b, const struct np_pair_item *item);
 #endif

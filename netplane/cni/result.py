@@ -55,7 +55,8 @@ def _interfaces(attachment: Attachment, newest: bool) -> Iterator[dict[str, Any]
         own = own_bridge(attachment)
         yield _interface(own or BRIDGE, bridge_mac(f"{spec.node}/{own}" if own else spec.node))
     if spec.kind != "macvlan":
-        yield _interface(spec.host_ifname, host_mac(spec.host_ifname), mtu=spec.mtu if newest else 0)
+        mac = host_mac(spec.kind, spec.host_ifname)
+        yield _interface(spec.host_ifname, mac, mtu=spec.mtu if newest else 0)
     yield _interface(spec.ifname, spec.mac, spec.netns, spec.mtu if newest else 0)
 
 

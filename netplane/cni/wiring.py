@@ -59,7 +59,7 @@ def _veth(attachment: Attachment) -> Link:
         kind="veth",
         alias=f"{ALIAS}{ROOM}:{attachment.name}",
         mtu=spec.mtu,
-        mac=host_mac(spec.host_ifname),
+        mac=host_mac(spec.kind, spec.host_ifname),
         master=(spec.bridge or BRIDGE) if bridged else "",
         options=(
             *flood[:1],
@@ -137,7 +137,7 @@ def _address(attachment: Attachment, entry: AttachmentIP) -> Iterator[Fact]:
         yield Route(dst=plain + wide, link=spec.host_ifname, scope="link")
         yield Neighbour(link=spec.host_ifname, address=plain, mac=spec.mac)
         if entry.gateway:
-            mac = host_mac(spec.host_ifname)
+            mac = host_mac(spec.kind, spec.host_ifname)
             yield Neighbour(link=spec.ifname, address=entry.gateway, mac=mac, netns=spec.netns)
             if spec.ipam:  # else it is on the node's bridge
                 yield Address(link=spec.host_ifname, address=entry.gateway + wide)

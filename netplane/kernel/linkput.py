@@ -16,7 +16,7 @@ from typing import Any
 
 from ..model.errors import KernelError
 from ..model.facts import FactKey, Link
-from . import linkmsg, ours, qdiscmsg, sysctl
+from . import linkmsg, ours, qdiscmsg, routemsg, sysctl
 from .factput import put_facts
 from .linkmsg import State
 from .linkread import View
@@ -129,7 +129,7 @@ def _raise_pairs(session: Session, facts: list[Link]) -> None:
         session.after(fact.netns, linkmsg.finish(fact))
         session.after(inside, [linkmsg.up(peer)])
         if fact.up:
-            session.rising.append((fact.netns, fact.name))
+            session.rising.append((fact.netns, fact))
 
 
 def wait_carried(session: Session) -> None:
@@ -140,10 +140,11 @@ def wait_carried(session: Session) -> None:
     Since 6.8 asking for the link has that done at once.
     """
     give_up = time.monotonic() + _CARRIED
-    rising: dict[str, list[str]] = {}
-    for netns, name in session.rising:
-        rising.setdefault(netns, []).append(name)
-    for netns, names in rising.items():
+    rising: dict[str, list[Link]] = {}
+    for netns, fact in session.rising:
+        rising.setdefault(netns, []).append(fact)
+    for netns, facts in rising.items():
+        names = [fact.name for fact in facts]
         while names:
             found = session.look_up(netns, names)
             names = [name for name, body in found.items() if not linkmsg.carries(body)]
@@ -151,6 +152,9 @@ def wait_carried(session: Session) -> None:
                 return
             if names:
                 time.sleep(0.001)
+        ports = session.indexes(netns, [fact.name for fact in facts if fact.master])
+        if ports:
+            session.socket(netns).send([routemsg.no_multicast(name, index) for name, index in ports.items()])
 
 
 def _adopt(session: Session, fact: Link) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import ipaddress
 from collections.abc import Callable
+from socket import AF_INET6
 
 import msgspec
 
@@ -21,6 +22,7 @@ ADD = nl.NLM_F_CREATE | nl.NLM_F_EXCL
 PUT = nl.NLM_F_CREATE | nl.NLM_F_REPLACE
 IPV6_DEFAULT_METRIC = 1024  # what the kernel makes of no metric, IPv6 only
 AF_BRIDGE = 7
+LOCAL_TABLE = 255
 _SCOPE_NAMES = {number: name for name, number in nl.RT_SCOPES.items()}
 _KIND_NAMES = {number: name for name, number in nl.RTN_KINDS.items()}
 _NO_LINK_KINDS = ("blackhole", "unreachable", "prohibit")
@@ -123,6 +125,17 @@ def delete_route(dst: str, table: int, metric: int) -> Request:
     if metric:
         parts.append(nl.attr32(nl.RTA_PRIORITY, metric))
     return Request(nl.RTM_DELROUTE, 0, b"".join(parts), f"remove route {dst}")
+
+
+def no_multicast(link: str, index: int) -> Request:
+    """Remove the route ff00::/8 that the kernel gives every link that carries (addrconf_add_mroute).
+
+    Nobody sends from a bridge's port; and for every link that comes or goes the kernel walks all routes,
+    and the ports' are the only ones of which there are as many as pods.
+    """
+    head = nl.RTMSG.pack(AF_INET6, 8, 0, 0, LOCAL_TABLE, 0, 0, 0, 0)
+    body = head + nl.attr(nl.RTA_DST, b"\xff" + bytes(15)) + nl.attr32(nl.RTA_OIF, index)
+    return Request(nl.RTM_DELROUTE, 0, body, f"remove the multicast route of {link}")
 
 
 def get_route(dst: str) -> Request:

@@ -37,7 +37,7 @@ class Session:
         self._index: dict[tuple[str, str], int] = {}
         self._fds: dict[str, int] = {}
         self._made: list[tuple[Any, int]] = []  # (fact, interface index)
-        self.rising: list[tuple[str, str]] = []  # (namespace, name) of the ends of pairs that go up
+        self.rising: list[tuple[str, Link]] = []  # (namespace, link): ends of pairs that go up
         self.later: dict[str, list[Request]] = {}  # go before the first addresses of their namespace
 
     def close(self) -> None:

@@ -223,6 +223,8 @@ def test_one_call_makes_what_the_general_way_makes(
         for words in theirs:
             assert ours[words] == theirs[words], words
     assert fast_marks == general_marks
+    routes = [r for r in fast_way[0]["ip -d -j -6 route show table all"] if r.get("dev") == "npv0"]
+    assert bool(routes) == (plan is ptp)  # a port's would be walked for every link that comes or goes
 
 
 def refused_route(pod: str) -> tuple[Any, ...]:
