@@ -6,6 +6,7 @@ Everything is mounted in a mount namespace of the benchmark's own, and gone with
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 import shutil
 import subprocess
@@ -20,10 +21,18 @@ import grpc
 
 from storageplane.csi import protocol
 from storageplane.csi.client import Client
+from storageplane.csi.controller import Controller
+from storageplane.csi.depot import Depot, id_of
+from storageplane.csi.node import Node
+from storageplane.csi.server import guarded
 from storageplane.host import images, loops
 
 MIB = 1 << 20
 WRITER = {"mount": {}, "access_mode": {"mode": "SINGLE_NODE_WRITER"}}
+LIFE = (
+    "CreateVolume", "NodeStageVolume", "NodePublishVolume",
+    "NodeUnpublishVolume", "NodeUnstageVolume", "DeleteVolume",
+)  # fmt: skip
 PEER = "hostpathplugin"
 HOW = "csi-driver-host-path is not here: `make .venv/.peers` builds it where the Go modules can be had"
 
@@ -31,8 +40,8 @@ HOW = "csi-driver-host-path is not here: `make .venv/.peers` builds it where the
 class Driver:
     """A driver's process and a client; ``cycle(i)`` is one volume's life."""
 
-    def __init__(self, home: Path, argv: list[str], parameters: dict[str, str]) -> None:
-        self.home, self.parameters = home, parameters
+    def __init__(self, home: Path, argv: list[str], parameters: dict[str, str], size: int = 16 * MIB) -> None:
+        self.home, self.parameters, self.size = home, parameters, size
         self.socket = home / "csi.sock"
         self.process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         give_up = time.monotonic() + 20
@@ -66,8 +75,8 @@ class Driver:
         """Each client thread has a place of its own, which stays."""
         return f"{self.stage}/{threading.get_ident()}"
 
-    def cycle(self, number: int, size: int = 16 * MIB) -> None:
-        volume, target = self.create(f"v{number}", size), self.home / f"target-{threading.get_ident()}"
+    def cycle(self, number: int) -> None:
+        volume, target = self.create(f"v{number}", self.size), self.home / f"target-{threading.get_ident()}"
         self.publish(volume, target)
         self.withdraw(volume, target)
         self.client.call("DeleteVolume", volume_id=volume)
@@ -78,11 +87,11 @@ class Driver:
         self.process.wait(10)
 
 
-def ours(home: Path, backend: str) -> Driver:
+def ours(home: Path, backend: str, size: int = 16 * MIB) -> Driver:
     home.mkdir()
     program = str(Path(sys.executable).parent / "storageplane")
     argv = [program, "csi", "--endpoint", f"unix://{home}/csi.sock", "--root", f"{home}/root", "--node", "n1"]
-    return Driver(home, argv, {"backend": backend})
+    return Driver(home, argv, {"backend": backend}, size)
 
 
 def peer(home: Path) -> Driver | None:
@@ -97,6 +106,48 @@ def peer(home: Path) -> Driver | None:
         "--drivername=hostpath.csi.k8s.io",
     ]  # fmt: skip
     return Driver(home, argv, {})
+
+
+class Handlers:
+    """Our driver's calls of a directory's life in this process: what is left of it without gRPC."""
+
+    def __init__(self, home: Path) -> None:
+        depot = Depot(home / "root")
+        parts = (Controller(depot, "n1"), Node(depot, "n1"))
+        self.stage, self.target = home / "stage", home / "target"
+        self.stage.mkdir()
+        self.calls = {
+            method: guarded(method, getattr(part, method))
+            for part in parts
+            for method in LIFE
+            if hasattr(part, method)
+        }
+
+    def requests(self, number: int) -> list[tuple[str, Any]]:
+        """The messages of one life, which a client would have made."""
+        volume, stage, target = id_of("vol", f"v{number}"), str(self.stage), str(self.target)
+        fields: list[dict[str, Any]] = [
+            {
+                "name": f"v{number}", "capacity_range": {"required_bytes": 16 * MIB},
+                "volume_capabilities": [WRITER], "parameters": {"backend": "directory"},
+            },
+            {"volume_id": volume, "volume_capability": WRITER, "staging_target_path": stage},
+            {
+                "volume_id": volume, "volume_capability": WRITER, "staging_target_path": stage,
+                "target_path": target,
+            },
+            {"volume_id": volume, "target_path": target},
+            {"volume_id": volume, "staging_target_path": stage},
+            {"volume_id": volume},
+        ]  # fmt: skip
+        return [
+            (method, protocol.message(f"{method}Request")(**words))
+            for method, words in zip(LIFE, fields, strict=True)
+        ]
+
+    def cycle(self, requests: list[tuple[str, Any]]) -> None:
+        for method, request in requests:
+            self.calls[method](request, None)
 
 
 class Mute(Driver):
@@ -155,13 +206,13 @@ class Floor:
 class ImageFloor(Floor):
     """The same for a volume in an image: the same mkfs, and the system calls that mount what it made."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, size: int) -> None:
         super().__init__(home)
-        self.image = home / "image"
+        self.image, self.size = home / "image", size
 
     def mkfs(self) -> None:
         with open(self.image, "wb") as file:
-            file.truncate(16 * MIB)
+            file.truncate(self.size)
         subprocess.run([*images.mkfs("ext4"), str(self.image)], check=True, capture_output=True)
 
     def cycle(self, _number: int) -> None:
@@ -200,11 +251,34 @@ class Log:
             os.fdatasync(self.fd)
 
 
-def dd(*words: str) -> float:
-    """MB/s of one dd."""
-    begin = time.perf_counter()
-    subprocess.run(["dd", *words, "bs=1M", "status=none"], check=True)
-    return 1 / (time.perf_counter() - begin)
+class Mover:
+    """Moves a file's bytes past the page cache (O_DIRECT), always from or to the same memory, of huge pages:
+    whether a block is of two pieces or of a thousand makes twice as much as the way to the disk."""
+
+    def __init__(self, size: int) -> None:
+        memory = mmap.mmap(-1, 6 * MIB, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        memory.madvise(mmap.MADV_HUGEPAGE)
+        begin = -ctypes.addressof(ctypes.c_char.from_buffer(memory)) % (2 * MIB)
+        self.size, self.block = size, memoryview(memory)[begin : begin + 4 * MIB]
+        self.block[:] = os.urandom(4 * MIB)
+
+    def rate(self, kind: str, file: Path) -> float:
+        """MiB a second of the whole file, written (and synced) or read in blocks of 4 MiB."""
+        begin = time.perf_counter()
+        fd = os.open(
+            file, (os.O_WRONLY | os.O_CREAT if kind == "write" else os.O_RDONLY) | os.O_DIRECT, 0o600
+        )
+        try:
+            for at in range(0, self.size, 4 * MIB):
+                moved = (
+                    os.pwritev(fd, [self.block], at) if kind == "write" else os.preadv(fd, [self.block], at)
+                )
+                assert moved == 4 * MIB, f"{file}: {moved} of {4 * MIB} bytes"
+            if kind == "write":
+                os.fdatasync(fd)
+        finally:
+            os.close(fd)
+        return self.size / MIB / (time.perf_counter() - begin)
 
 
 if __name__ == "__main__":

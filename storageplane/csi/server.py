@@ -110,15 +110,17 @@ def _service(name: str, parts: tuple[Any, ...]) -> Any:
         found = next((getattr(part, method) for part in parts if hasattr(part, method)), None)
         if found is not None:
             handlers[method] = grpc.unary_unary_rpc_method_handler(
-                _guarded(method, found),
+                guarded(method, found),
                 request_deserializer=request.FromString,
                 response_serializer=response.SerializeToString,
             )
     return grpc.method_handlers_generic_handler(f"{protocol.PACKAGE}.{name}", handlers)
 
 
-def _guarded(method: str, call: Callable[[Any], Any]) -> Callable[[Any, Any], Any]:
-    def guarded(request: Any, context: Any) -> Any:
+def guarded(method: str, call: Callable[[Any], Any]) -> Callable[[Any, Any], Any]:
+    """A call as gRPC makes it, by request and context: what is raised becomes a code and a message."""
+
+    def answer(request: Any, context: Any) -> Any:
         try:
             checks.sizes(request)
             return call(request)
@@ -131,4 +133,4 @@ def _guarded(method: str, call: Callable[[Any], Any]) -> Callable[[Any, Any], An
         context.abort(code, message)
         return None
 
-    return guarded
+    return answer
