@@ -16,12 +16,14 @@ import os
 import socket
 import struct
 import threading
+import time
 from collections.abc import Iterable, Mapping
 
 from ..model.errors import KernelError
 from ..model.facts import Fact, FactKey, Limit, Mark, Plan
 from . import nlmsg as nl
 from .netns import open_socket
+from .nft_batch import REHASH, TRIES
 from .nftables import Nft, fit
 
 TABLE = "bridge netplane"
@@ -46,6 +48,8 @@ _HEAD = struct.Struct(">BBH")  # nfgenmsg
 _BE32, _BE64 = struct.Struct(">I"), struct.Struct(">Q")
 _IFNAMSIZ = 16
 _SIZE = 1 << 18
+_SNDBUFFORCE = 32  # socket(7); the socket module does not name it
+ROOM = 1 << 24  # bytes: a limit takes 140
 
 
 class LimitDriver:
@@ -59,6 +63,7 @@ class LimitDriver:
     def __init__(self) -> None:
         self._nft = Nft()
         self._sock = socket.socket(fileno=open_socket("", NETLINK_NETFILTER))
+        self._sock.setsockopt(socket.SOL_SOCKET, _SNDBUFFORCE, ROOM)  # a transaction is one datagram
         self._sock.bind((0, 0))
         self._lock = threading.RLock()
         self._held: set[str] | None = None  # the links that have a limit; None: not known
@@ -135,17 +140,29 @@ class LimitDriver:
             raise KernelError(refused, f"nftables limits of {len(fresh)} links, {len(stale)} to go")
 
     def _dump(self) -> list[Limit]:
+        """A listing is spoilt by a commit that comes between, and by a hash that grows, as it does for a
+        while after a load: then as many are listed twice as are passed over (`nft_batch`)."""
+        for _ in range(TRIES):
+            found, spoilt = self._dump_once()
+            if not spoilt and len({fact.link for fact in found}) == len(found):
+                return found
+            time.sleep(REHASH)
+        raise KernelError(errno.EAGAIN, "list nftables limits", "others commit all the time")
+
+    def _dump_once(self) -> tuple[list[Limit], bool]:
         head = nl.NLMSGHDR.pack(20 + len(_WHERE), GET, nl.NLM_F_REQUEST | nl.NLM_F_DUMP, 1, 0)
         with self._lock:
             self._sock.sendto(head + _HEAD.pack(NFPROTO_BRIDGE, 0, 0) + _WHERE, (0, 0))
             found: list[Limit] = []
+            spoilt = False
             while True:
-                for kind, *_, body in nl.messages(self._sock.recv(_SIZE)):
+                for kind, flags, _, _, body in nl.messages(self._sock.recv(_SIZE)):
+                    spoilt = spoilt or bool(flags & nl.NLM_F_DUMP_INTR)
                     if kind in (nl.NLMSG_DONE, nl.NLMSG_ERROR):
                         number = -struct.unpack_from("=i", body)[0]
                         if number not in (0, errno.ENOENT):
                             raise KernelError(number, f"list nftables limits: {os.strerror(number)}")
-                        return found
+                        return found, spoilt
                     found += read(body)
 
 

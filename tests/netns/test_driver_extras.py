@@ -202,9 +202,10 @@ def test_limits_of_links_come_change_and_go_and_leave_nothing(make_netns: MakeNe
     assert netns.run(node, "nft", "list", "ruleset") == ""
 
 
-def test_a_thousand_limits_are_one_transaction_that_is_listed_whole(make_netns: MakeNetns) -> None:
+@pytest.mark.parametrize("count", [1_000, 20_000])
+def test_limits_are_one_transaction_that_is_listed_whole(make_netns: MakeNetns, count: int) -> None:
     driver = netns.call(make_netns("node"), LimitDriver)
-    many = tuple(Limit(f"v{i}", 1000 + i, 2000 + i) for i in range(1000))
+    many = tuple(Limit(f"v{i}", 1000 + i, 2000 + i) for i in range(count))
     driver.apply(Plan(add=many))
     assert driver.observe() == {fact.key: fact for fact in many}
     driver.clean()
