@@ -366,6 +366,8 @@ class Verbs:
             if spec.network != request.config.name or valid(record):
                 continue
             with self._locks.hold((spec.container_id, spec.ifname)):
+                if self.host.snapshot().get(Attachment, "", record.name) != record:
+                    continue  # an ADD or DEL was under way: what came of it the runtime could not list
                 try:
                     self._release(record)
                 except NetplaneError as exc:

@@ -327,6 +327,28 @@ def test_gc_releases_what_is_not_listed_of_its_own_network(runtime: Runtime) -> 
     assert {a.spec.container_id for a in runtime.host.snapshot().list(Attachment)} == {"other"}
 
 
+def test_gc_beside_an_add_leaves_the_pod_that_comes_of_it(runtime: Runtime) -> None:
+    """The runtime made its list before; GC sees the record of the ADD and waits for its end."""
+    said: list[Any] = []
+    beside = threading.Thread(target=lambda: said.append(runtime("GC", **{"cni.dev/valid-attachments": []})))
+    waiting = runtime.server.verbs._locks._held
+
+    def collect(verb: str, _scope: object) -> None:
+        if verb == "sync" and beside.ident is None and runtime.host.snapshot().count(Attachment):
+            beside.start()
+            until = time.monotonic() + 10
+            while waiting["c1", "eth0"].users < 2 and time.monotonic() < until:
+                time.sleep(0.001)
+
+    runtime.host.fail = collect
+    result = runtime("ADD")
+    beside.join(10)
+    assert said == [""] and len(result["ips"]) == 2
+    (record,) = runtime.host.snapshot().list(Attachment)
+    assert record.phase == "Ready"
+    assert runtime("GC", **{"cni.dev/valid-attachments": []}) == "" and runtime.nothing_left()
+
+
 def test_gc_without_a_list_releases_only_what_has_no_namespace_any_more(runtime: Runtime) -> None:
     for container in ("alive", "dead"):
         runtime("ADD", container=container)
