@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from storageplane.csi.volumes import Volume
 from storageplane.host import journal as journal_file
 from storageplane.host.journal import FIRST, SIZE, Journal
 
-from .conftest import MIB, PROGRAM, Driver
+from .conftest import MIB, Driver
 
 pytestmark = pytest.mark.root
 PLAIN = {"parameters": {"backend": "directory"}}
@@ -97,7 +98,9 @@ def test_a_damaged_one_is_named_and_kept_aside(driver: Driver, kept: tuple[int, 
 
 def test_one_driver_at_a_time_has_a_root(driver: Driver) -> None:
     where = ["--endpoint", f"unix://{driver.home}/other.sock", "--root", str(driver.root), "--node", "n1"]
-    second = subprocess.run([*PROGRAM, "csi", *where], capture_output=True, text=True, timeout=30)
+    impatient = "from storageplane import cli; from storageplane.csi import volumes as v; v.PATIENCE = 0.5; cli.main()"
+    argv = [sys.executable, "-c", impatient, "csi", *where]
+    second = subprocess.run(argv, capture_output=True, text=True, timeout=30)
     assert second.returncode == 1 and "another driver" in second.stderr
 
 

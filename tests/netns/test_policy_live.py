@@ -112,7 +112,7 @@ while True:
 """
 
 
-@pytest.mark.parametrize("family", ["IPv4", "IPv6"])
+@pytest.mark.parametrize("family", ["IPv4", pytest.param("IPv6", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("name", "docs"), SCTP, ids=[name for name, _ in SCTP])
 def test_sctp(world: PolicyWorld, name: str, docs: list[dict[str, Any]], family: str) -> None:  # noqa: ARG001
     """By an INIT that scapy makes where the kernel has no SCTP sockets: does the packet arrive?"""
