@@ -98,8 +98,8 @@ def test_a_damaged_one_is_named_and_kept_aside(driver: Driver, kept: tuple[int, 
 
 def test_one_driver_at_a_time_has_a_root(driver: Driver) -> None:
     where = ["--endpoint", f"unix://{driver.home}/other.sock", "--root", str(driver.root), "--node", "n1"]
-    impatient = "from storageplane import cli; from storageplane.csi import volumes as v; v.PATIENCE = 0.5; cli.main()"
-    argv = [sys.executable, "-c", impatient, "csi", *where]
+    patience = "from storageplane.csi import volumes; volumes.PATIENCE = 0.5"
+    argv = [sys.executable, "-c", f"{patience}; from storageplane import cli; cli.main()", "csi", *where]
     second = subprocess.run(argv, capture_output=True, text=True, timeout=30)
     assert second.returncode == 1 and "another driver" in second.stderr
 
