@@ -25,7 +25,8 @@ from .volumesnapshots import VolumeSnapshot, VolumeSnapshotContent
 
 T = TypeVar("T", bound=Object)
 Slot = tuple[str, str]  # (namespace, name)
-Ranked = tuple[str, tuple[int, str, str]]  # (group, place)
+Place = tuple[int, str, str]  # (rank, namespace, name)
+Ranked = tuple[str, Place]  # (group, place)
 
 
 def _by_service(o: Any) -> Iterable[str]:
@@ -231,9 +232,10 @@ class Snapshot:
         """The objects of a group (see RANKS) from ``rank`` upwards, then by name."""
         return self._ranked(kind, self._group(kind, index, group).since((rank, "", "")))
 
-    def at_most(self, kind: type[T], index: str, group: str, rank: int) -> Iterator[T]:
-        """The objects of a group (see RANKS) from ``rank`` downwards."""
-        return self._ranked(kind, self._group(kind, index, group).until((rank + 1, "", "")))
+    def until(self, kind: type[T], index: str, group: str, place: Place) -> Iterator[tuple[Place, T]]:
+        """The objects of a group (see RANKS) from ``place`` downwards, and where they stand."""
+        objects: Map[Slot, Any] = self._kinds.get(kind.KIND, _EMPTY)
+        return ((at, objects[at[1:]]) for at in self._group(kind, index, group).until(place))
 
     def _group(self, kind: type[T], index: str, group: str) -> Ordered:
         table: Any = self._index.get((kind.KIND, index), _EMPTY)

@@ -17,7 +17,7 @@ from netplane.model.checks import parse_quantity
 from netplane.model.nodes import Node
 from netplane.model.pods import Pod
 from netplane.model.services import ObjectReference
-from netplane.model.snapshot import Snapshot
+from netplane.model.snapshot import Place, Snapshot
 from netplane.model.storage import (
     ACCESS_MODES,
     NodeSelectorRequirement,
@@ -107,21 +107,66 @@ def find(claim: PersistentVolumeClaim, snapshot: Snapshot) -> PersistentVolume |
 def waiting(volume: PersistentVolume, snapshot: Snapshot) -> Iterator[PersistentVolumeClaim]:
     """The claims that wait and that a free volume would do for, the largest first."""
     group = f"{volume.spec.storage_class_name}\0{volume.spec.volume_mode}"
-    for claim in snapshot.at_most(PersistentVolumeClaim, "waiting", group, capacity(volume)):
-        if names.BIND_COMPLETED in claim.metadata.annotations or _being_bound(claim, snapshot):
-            continue
-        if set(claim.spec.access_modes) <= set(volume.spec.access_modes):
-            late = waits(claim, snapshot)
-            place = late, consumer_node(claim, snapshot) if late else ""
-            if not obstacle(volume, claim, snapshot, place):
-                yield claim
+    modes = set(volume.spec.access_modes)
+    for claim, node in _asking(group, (capacity(volume) + 1, "", ""), snapshot):
+        fits = modes.issuperset(claim.spec.access_modes)
+        if fits and not obstacle(volume, claim, snapshot, (node is not None, node or "")):
+            yield claim
+
+
+def _asking(group: str, top: Place, snapshot: Snapshot) -> Iterator[tuple[PersistentVolumeClaim, str | None]]:
+    """The claims of a group that a volume is looked for, from ``top`` downwards, and the node where it is to
+    be; None for one that does not wait for a node."""
+    jumps = _jumps(group, snapshot)
+    begin: Place | None = None  # of the stretch that is walked through
+    onward: Place | None = top
+    while onward is not None:
+        walk, onward = snapshot.until(PersistentVolumeClaim, "waiting", group, onward), None
+        for at, claim in walk:
+            node = consumer_node(claim, snapshot) if waits(claim, snapshot) else None
+            if node != "" and not _being_bound(claim, snapshot):
+                begin = None
+                yield claim, node
+                continue
+            begin = begin or at
+            jumps[begin] = jumps.get(at, at)
+            if jumps[begin] != at:
+                onward = jumps[begin]
+                break
 
 
 def _being_bound(claim: PersistentVolumeClaim, snapshot: Snapshot) -> bool:
     """Whether a volume is the claim's by UID already, and the other writes are only to come."""
+    if names.BIND_COMPLETED in claim.metadata.annotations:
+        return True
     own = snapshot.by(PersistentVolume, "claim", claim_key(claim))
     refs = (volume.spec.claim_ref for volume in own)
     return any(ref is not None and ref.uid == claim.metadata.uid for ref in refs)
+
+
+class _Memo:
+    """From where to where the walk through a group's claims may jump: what lies between are claims that no
+    volume is for now, whichever it be, because they are being bound, or their pod has no node yet.
+
+    So where a thousand volumes come to a thousand claims, each begins after those of the ones before. It
+    holds for as long as claims, pods and classes are what they were; a claim that loses its volume meanwhile
+    is looked at for its own sake (`scopes`).
+    """
+
+    def __init__(self, rests_on: tuple[object, ...] = ()) -> None:
+        self.rests_on = rests_on
+        self.jumps: dict[str, dict[Place, Place]] = {}
+
+
+_memo = [_Memo()]
+
+
+def _jumps(group: str, snapshot: Snapshot) -> dict[Place, Place]:
+    found = tuple(snapshot.version(kind) for kind in (PersistentVolumeClaim, Pod, StorageClass))
+    memo = _memo[0]
+    if len(memo.rests_on) != len(found) or any(a is not b for a, b in zip(memo.rests_on, found, strict=True)):
+        memo = _memo[0] = _Memo(found)
+    return memo.jumps.setdefault(group, {})
 
 
 @cache

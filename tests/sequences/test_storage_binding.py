@@ -7,6 +7,9 @@ from typing import Any
 
 import pytest
 
+from netplane.model.changes import Put, assumed
+from netplane.model.codec import parse
+from netplane.model.facts import Scope
 from storageplane import names
 from storageplane.claims import match
 from storageplane.claims.bind import Binder
@@ -382,6 +385,64 @@ def test_a_volume_that_appears_later_is_taken() -> None:
     world.settle(Binder())
     assert seen(world) == ({"v": "Bound"}, "Bound", "v")
     assert world.note() is None
+
+
+def offered(world: World, volumes: list[str]) -> list[str]:
+    """The claims that these volumes take, one after the other, while nobody goes on with a bind."""
+    snapshot, found = world.snapshot(), []
+    for name in volumes:
+        writes = Binder().decide(Scope("bind", f"volume/{name}"), snapshot)
+        refs = [w.object.spec.claim_ref for w in writes if isinstance(w, Put)]
+        found += [ref.name for ref in refs if ref]
+        snapshot = assumed(snapshot, writes)
+    return found
+
+
+@pytest.fixture
+def looked_at(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The claims that a volume passed by, or took."""
+    seen: list[str] = []
+
+    def watched(real: Any) -> Any:
+        def asked(claim: Any, snapshot: Any) -> Any:
+            seen.append(claim.name)
+            return real(claim, snapshot)
+
+        return asked
+
+    for question in ("waits", "_being_bound"):
+        monkeypatch.setattr(match, question, watched(getattr(match, question)))
+    return seen
+
+
+MANY = 300
+
+
+@pytest.mark.parametrize("sizes", ["alike", "volumes of every size", "claims of every size", "two of each"])
+def test_many_volumes_beside_claims_that_are_being_bound(sizes: str, looked_at: list[str]) -> None:
+    """No volume walks through the claims that those before it took."""
+
+    def size(i: int, kind: str) -> str:
+        if sizes == "two of each":
+            return f"{1 + i % 2}Gi"
+        return f"{(1 if kind not in sizes else 1 + i) + (MANY if kind == 'volumes' else 0)}Mi"
+
+    volumes = [pv(f"v{i}", size(i, "volumes")) for i in range(MANY)]
+    claims = [pvc(f"c{i}", size(i, "claims"), meta={"uid": f"u{i}"}) for i in range(MANY)]
+    taken = offered(World(*volumes, *claims), sorted(v["metadata"]["name"] for v in volumes))
+    assert sorted(taken) == sorted(c["metadata"]["name"] for c in claims)
+    assert len(looked_at) < 16 * MANY
+
+
+def test_many_volumes_beside_claims_whose_pods_have_no_node(looked_at: list[str]) -> None:
+    late = {"storageClassName": "late"}
+    volumes = [pv(f"v{i}", **late) for i in range(MANY)]
+    claims = [pvc(f"c{i}", meta={"uid": f"u{i}"}, **late) for i in range(MANY)]
+    world = World(*volumes, *claims, WFFC)
+    assert offered(world, [f"v{i}" for i in range(MANY)]) == []
+    assert len(looked_at) < 4 * MANY
+    world.put(parse(pod(claim="c7")))
+    assert offered(world, ["v3"]) == ["c7"]
 
 
 def test_a_mismatch_of_a_named_volume_says_why() -> None:
