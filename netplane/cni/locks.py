@@ -38,6 +38,11 @@ class Locks:
         """For `with`."""
         return _Hold(self, key)
 
+    def busy(self) -> frozenset[Hashable]:
+        """The keys that somebody holds or waits for."""
+        with self._guard:
+            return frozenset(self._held)
+
     def take(self, key: Hashable) -> None:
         with self._guard:
             entry = self._held.setdefault(key, _Entry())

@@ -358,16 +358,21 @@ class Verbs:
                 self._index().check()
 
     def collect(self, request: Request) -> None:
-        """GC: release what the runtime does not list; go on after an error, report them all."""
+        """GC: release what the runtime does not list; go on after an error, report them all.
+
+        What an ADD or DEL is under way for, the runtime could not list.
+        """
+        busy = self._locks.busy()  # before the look at the records
         snapshot, valid = self._synced(), self._is_valid(request)
         faults = []
         for record in snapshot.by(Attachment, "node", self.host.node):
             spec = record.spec
-            if spec.network != request.config.name or valid(record):
+            interface = (spec.container_id, spec.ifname)
+            if spec.network != request.config.name or valid(record) or interface in busy:
                 continue
-            with self._locks.hold((spec.container_id, spec.ifname)):
+            with self._locks.hold(interface):
                 if self.host.snapshot().get(Attachment, "", record.name) != record:
-                    continue  # an ADD or DEL was under way: what came of it the runtime could not list
+                    continue
                 try:
                     self._release(record)
                 except NetplaneError as exc:

@@ -223,9 +223,11 @@ def test_pods_of_the_reference_bridge_plugin_meet(make_lab: MakeLab, tmp_path: P
 
 
 LIVE = """
-import os, sys, time
+import os, signal, sys, time
 from netplane.kernel import netns
 from netplane.lab import Lab
+signal.signal(signal.SIGINT, signal.default_int_handler)  # nohup, or a shell's "&", has them ignored
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 netns.make_private(mounts=True, network=True)
 with Lab(nodes=1) as lab:
     print(lab.home, lab.nodes[0].popen("sleep", "600").pid, flush=True)
