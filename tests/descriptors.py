@@ -1,6 +1,6 @@
 """What this process holds open: a test of leaks compares two of these.
 
-Only what came counts: what other tests left may be closed at any moment, by a thread that ends.
+What other tests left for the collector is closed before the first look, so it is not missing at the second.
 """
 
 from __future__ import annotations

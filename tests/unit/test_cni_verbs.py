@@ -345,6 +345,24 @@ def test_gc_beside_an_add_leaves_the_pod_that_comes_of_it(runtime: Runtime) -> N
     assert runtime("GC", **{"cni.dev/valid-attachments": []}) == "" and runtime.nothing_left()
 
 
+def test_gc_leaves_what_was_made_again_since_it_looked(runtime: Runtime) -> None:
+    for container in ("c1", "c2"):
+        runtime("ADD", container=container)
+    first, second = (a.spec.container_id for a in runtime.host.snapshot().by(Attachment, "node", "n1"))
+    again: list[Any] = []
+
+    def between(verb: str, _scope: object) -> None:
+        if verb == "sync" and not again:  # GC releases the first one
+            again.append(None)
+            assert runtime("DEL", container=second) == ""
+            again.append(runtime("ADD", container=second))
+
+    runtime.host.fail = between
+    assert runtime("GC", **{"cni.dev/valid-attachments": []}) == ""
+    assert "ips" in again[1]
+    assert [a.spec.container_id for a in runtime.host.snapshot().list(Attachment)] == [second] != [first]
+
+
 def test_gc_without_a_list_releases_only_what_has_no_namespace_any_more(runtime: Runtime) -> None:
     for container in ("alive", "dead"):
         runtime("ADD", container=container)

@@ -66,7 +66,7 @@ def test_nothing_is_left_behind() -> None:
     before, open_before = traces(), held()
     run()
     assert traces() == before
-    assert not held() - open_before
+    assert held() == open_before
 
 
 @pytest.mark.root
