@@ -211,6 +211,19 @@ def test_limits_are_one_transaction_that_is_listed_whole(make_netns: MakeNetns, 
     driver.clean()
 
 
+def test_a_spoilt_listing_of_limits_is_made_again(
+    make_netns: MakeNetns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = netns.call(make_netns("node"), LimitDriver)
+    one, two = Limit("v1", 1000, 2000), Limit("v2", 1000, 2000)
+    listings = [([one, one], False), ([one], True), ([one, two], False)]
+    monkeypatch.setattr(driver, "_dump_once", lambda: listings.pop(0))
+    assert driver.observe() == {one.key: one, two.key: two} and not listings
+    monkeypatch.setattr(driver, "_dump_once", lambda: ([one, one], False))
+    with pytest.raises(KernelError, match="others commit all the time"):
+        driver.observe()
+
+
 def test_verify_names_what_is_missing_or_different(make_netns: MakeNetns) -> None:
     driver = netns.call(make_netns("node"), NftDriver)
     chain = Chain("cni-c", ("meta l4proto tcp accept",), type="filter", hook="forward", priority="filter")

@@ -124,6 +124,15 @@ def test_an_attachment_is_a_veth_addresses_routes_and_neighbours() -> None:
     assert ("link", "/n/c1", "lo") in {f.key for f in found}
 
 
+def test_ports_of_a_bridge_share_a_mac_and_routed_ends_do_not() -> None:
+    def macs(kind: str) -> set[str]:
+        ends = (attachment(c, kind=kind) for c in ("c1", "c2"))
+        found = [f for a in ends for f in facts(node(), a, scope=Scope("cni", a.name)) if isinstance(f, Link)]
+        return {f.mac for f in found if f.kind == "veth"}
+
+    assert (len(macs("bridge")), len(macs("ptp"))) == (1, 2)
+
+
 def test_a_pod_without_masquerade_is_an_element() -> None:
     one = attachment(config={"ipMasq": False})
     scope = Scope("cni", one.name)
