@@ -15,7 +15,20 @@ from netplane.model.facts import FactKey, Link, Plan
 from .cni_rig import Rig, Times
 
 BRIDGE = Link(
-    "npbr0", "bridge", alias="netplane:floor", mac="02:00:00:00:00:01", options=(("mcast_snooping", 0),)
+    "npbr0",
+    "bridge",
+    alias="netplane:floor",
+    mtu=1450,  # pinned, as the agent's: or the kernel would ask all ports for theirs
+    mac="02:00:00:00:00:01",
+    options=(("mcast_snooping", 0),),
+)
+ROOM = Link(
+    "nphr0",
+    "vxlan",
+    alias="netplane:floor",
+    master="npbr0",
+    up=False,
+    options=(("id", 0xFFFFFF), ("port", 8472)),
 )
 QUIET = (("bcast_flood", 0), ("hairpin", 1), ("mcast_flood", 0))  # as a pod's port is
 
@@ -26,7 +39,7 @@ class Floor:
     def __init__(self, rig: Rig, name: str, pods: range) -> None:
         self.rig, self.pods = rig, pods
         self.driver = netns.call(rig.node(name), LinkDriver)
-        self.driver.apply(Plan(add=(BRIDGE,)))
+        self.driver.apply(Plan(add=(BRIDGE, ROOM)))
         for pod in pods:
             self.driver.apply(Plan(add=(self._pair(pod),)))
 

@@ -252,6 +252,7 @@ class Agent:
         cni = CniConfig(
             cluster_cidrs=ranges.cluster_cidrs,
             pod_mtu=self._pod_mtu(machine),
+            tunnel="overlay" in config.rooms,
             boot_id=self.boot_id,
             dns_domain=config.domain if dns_servers is not None else "",
             dns_servers=dns_servers or (),

@@ -8,6 +8,7 @@
 #include <linux/if_addr.h>
 #include <linux/if_link.h>
 #include <linux/neighbour.h>
+#include <linux/net_namespace.h>
 #include <linux/pkt_sched.h>
 #include <linux/rtnetlink.h>
 #include <linux/veth.h>
@@ -123,6 +124,16 @@ static void put_peer(struct np_batch_text *b, const struct np_pair *p, int peer_
 		put(b, IFLA_ADDRESS, p->peer_mac, sizeof(p->peer_mac));
 	put_u32(b, IFLA_NET_NS_FD, peer_ns);
 	nest_end(b, peer);
+}
+
+/* A number for a namespace, by which ours knows it. */
+void np_message_number(struct np_batch_text *b, uint32_t number, int netns)
+{
+	struct rtgenmsg head = { .rtgen_family = AF_UNSPEC };
+
+	np_message_begin(b, RTM_NEWNSID, 0, &head, sizeof(head));
+	put_u32(b, NETNSA_NSID, number);
+	put_u32(b, NETNSA_FD, netns);
 }
 
 /* Both ends, down; ours is known by its group until it has its alias. */

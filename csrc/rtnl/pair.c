@@ -113,6 +113,17 @@ static int batch_run(struct pair_job *j, int fd)
 	return result;
 }
 
+/* A refusal (the number is taken, the namespace has one) is nothing to us: nobody waits for the answer, and
+ * batch_answer passes over it. */
+static void pair_number(struct pair_job *j)
+{
+	struct sockaddr_nl kernel = { .nl_family = AF_NETLINK };
+
+	batch_start(j);
+	np_message_number(&j->batch, j->pair->number, j->inside);
+	sendto(j->own, j->batch.buf, j->batch.used, 0, (void *)&kernel, sizeof(kernel));
+}
+
 /* Creation tells nothing, so the question for both indexes rides along. A taken name is refused, and then
  * it is somebody else's link that answers. */
 static int pair_create(struct pair_job *j)
@@ -264,6 +275,8 @@ int np_pair_make(int own, unsigned int seq, const char *netns, const char *told,
 	j.inside = open(netns, O_RDONLY | O_CLOEXEC);
 	if (j.inside < 0)
 		return -errno;
+	if (j.pair->number)
+		pair_number(&j);
 	result = pair_create(&j);
 	result = result ? result : pair_visit(&j);
 	result = result ? result : pair_settle(&j);

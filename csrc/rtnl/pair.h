@@ -20,7 +20,8 @@ struct np_pair {
 	} port[NP_PAIR_PORTS];
 	uint8_t pad[2];
 	uint32_t mtu, peer_mtu, master; /* 0: none */
-	char alias[256], pad2[4];
+	char alias[256];
+	uint32_t number; /* that our namespace is to have for the pod's; 0: the kernel's choice (nsnumbers.py) */
 };
 
 struct np_pair_item {
@@ -47,6 +48,7 @@ struct np_batch_text {
 };
 
 void np_message_begin(struct np_batch_text *b, int type, int flags, const void *head, int size);
+void np_message_number(struct np_batch_text *b, uint32_t number, int netns);
 void np_message_link_create(struct np_batch_text *b, const struct np_pair *p, int peer_ns);
 void np_message_link_finish(struct np_batch_text *b, const struct np_pair *p, int index);
 void np_message_link_get(struct np_batch_text *b, int index, const char *name);

@@ -7,6 +7,7 @@ import hashlib
 from ..model import checks
 
 BRIDGE = "npbr0"
+HEADROOM = "nphr0"  # its port that is no pod's
 
 
 def attachment_name(node: str, container_id: str, ifname: str, network: str) -> str:

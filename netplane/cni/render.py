@@ -31,17 +31,19 @@ from ..model.own import Attachment
 from ..model.snapshot import Snapshot
 from .ipam import gateway
 from .masquerade import isolation, localnet, masked
-from .names import BRIDGE, bridge_mac
+from .names import BRIDGE, HEADROOM, bridge_mac
 from .ports import render_ports
 from .shaping import render_guard, render_shaping
 from .wiring import FORWARDING, ROOM, isolated, render_interface
 
 BASE = Scope(ROOM)
+_NO_VNI = 0xFFFFFF  # the last there is
 _MULTICAST = {4: "224.0.0.0/4", 6: "ff00::/8"}
 
 
 class CniConfig(msgspec.Struct, frozen=True):
     """What the agent's command line and the overlay decide. ``pod_mtu`` 0: the kernel's choice.
+    ``tunnel``: pods of other nodes are reached through one.
 
     ``boot_id``: this boot's (/proc/sys/kernel/random/boot_id); what another boot recorded is not
     rendered, since its namespaces are gone. "" renders everything. ``dns_domain``: the cluster's, when
@@ -50,6 +52,7 @@ class CniConfig(msgspec.Struct, frozen=True):
 
     cluster_cidrs: tuple[str, ...] = ()
     pod_mtu: int = 0
+    tunnel: bool = False
     ip_masq: bool = True
     boot_id: str = ""
     dns_domain: str = ""
@@ -99,6 +102,23 @@ class CniRoom:
         return tuple(render_attachment(attachment, self.config))
 
 
+def _headroom(config: CniConfig) -> Link:
+    """A port that is never up: by it the bridge knows what room the tunnel's header takes before a packet.
+
+    The bridge tells its ports (ndo_set_rx_headroom, Linux 4.6), so pods' packets are born with that room. A
+    port that goes changes nothing of it; without, the kernel asks all ports anew, and tells them, each time.
+    """
+    return Link(
+        name=HEADROOM,
+        kind="vxlan",
+        alias=f"{ALIAS}{ROOM}",
+        mtu=config.pod_mtu,
+        master=BRIDGE,
+        up=False,
+        options=(("id", _NO_VNI), ("port", 8472)),
+    )
+
+
 def render_base(node: Node, config: CniConfig) -> Iterator[Fact]:
     """The bridge, its addresses, forwarding, and masquerade; nothing before the node has pod CIDRs."""
     if not node.pod_cidrs:
@@ -112,6 +132,8 @@ def render_base(node: Node, config: CniConfig) -> Iterator[Fact]:
         # no port is sent multicast, and with snooping a port that goes costs as much as there are ports
         options=(("mcast_snooping", 0),),
     )
+    if config.tunnel:
+        yield _headroom(config)
     for cidr in node.pod_cidrs:
         network = ip_network(cidr)
         yield Address(link=BRIDGE, address=f"{gateway(cidr)}/{network.prefixlen}")

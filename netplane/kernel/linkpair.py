@@ -18,7 +18,8 @@ from . import linkmsg, ours
 from . import nlmsg as nl
 
 MOST = 48  # facts beside the links: NP_PAIR_ITEMS
-_HEAD = struct.Struct("=16s16s6s6sBB16s2xIII256s4x")  # struct np_pair
+_HEAD = struct.Struct("=16s16s6s6sBB16s2xIII256s")  # struct np_pair, but its number
+_NUMBER = struct.Struct("=I")
 _ITEM = struct.Struct("=BBBBBBBxIIIIIIQ6s2x16s16s16s")  # struct np_pair_item
 _MAC, _PEER_MAC, _CLSACT, _LOOPBACK = 1, 2, 4, 8
 _ADDRESS, _ROUTE, _NEIGHBOUR, _SHAPER = range(4)
@@ -35,10 +36,13 @@ class _Ends(NamedTuple):
     others: Mapping[str, int]
 
 
-def pack(facts: tuple[Any, ...], masters: Mapping[str, int], hooked: bool) -> tuple[bytes, bytes] | None:
+def pack(
+    facts: tuple[Any, ...], masters: Mapping[str, int], hooked: bool, number: Callable[[], int] = lambda: 0
+) -> tuple[bytes, bytes] | None:
     """The path of the pod's namespace, and the records; None when it is for the general way.
 
-    ``masters``: indexes of links of our namespace; ``hooked``: our end may be born with a place for programs.
+    ``masters``: indexes of links of our namespace; ``hooked``: our end may be born with a place for programs;
+    ``number``: what our namespace is to know the pod's by (nsnumbers.py), asked once, for a pair.
     """
     links = [fact for fact in facts if type(fact) is Link]
     pairs = [fact for fact in links if fact.kind]
@@ -54,7 +58,7 @@ def pack(facts: tuple[Any, ...], masters: Mapping[str, int], hooked: bool) -> tu
     flags = (_CLSACT if hooked and options.get("clsact") else 0) | (_LOOPBACK if len(links) > 1 else 0)
     ends = _Ends(pair.name, peer, netns, masters)
     try:
-        path, head = netns.encode(), _head(pair, options, masters, flags)
+        path, head = netns.encode(), _head(pair, options, masters, flags) + _NUMBER.pack(number())
         # in factput's order: a route may rest on an address
         items = [_item(fact, ends) for kind in _PACKERS for fact in facts if type(fact) is kind]
     except (KeyError, ValueError, OSError, struct.error, Invalid):

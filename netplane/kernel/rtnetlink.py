@@ -32,6 +32,7 @@ from .linkput import put, wait_carried
 from .linkread import View, link_faults, peer_faults
 from .linkreap import Departures, Reaper
 from .nlsocket import Pool, Socket
+from .nsnumbers import Numbers
 from .session import GONE, Session
 
 _OVERLAP = 8  # deletions at once that wait until the kernel has let the links' memory go
@@ -48,6 +49,7 @@ class LinkDriver:
         self._fd = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         self.netns = f"/proc/self/fd/{self._fd}"
         self._pool = Pool(lambda: Socket(self.netns, name=""))
+        self._numbers = Numbers()
         self._reaper = Reaper(self._delete)
         self._masters: dict[str, int] = {}  # looked up by plans before; doubted when one fails
         self.hooked = False  # our ends of pairs get a place for programs (option clsact) where they may
@@ -73,7 +75,7 @@ class LinkDriver:
         if plan.change or plan.remove:
             return None
         self._check(plan)
-        packed = linkpair.pack(plan.add, self._masters, self.hooked)
+        packed = linkpair.pack(plan.add, self._masters, self.hooked, self._number)
         if packed is None:
             return None
         lent = ExitStack()
@@ -108,11 +110,15 @@ class LinkDriver:
 
     def _at_once(self, facts: tuple[Any, ...]) -> bool:
         """Whether it is one fresh pair that nothing stood in the way of; else nothing of it is there."""
-        packed = linkpair.pack(facts, self._masters, self.hooked)
+        packed = linkpair.pack(facts, self._masters, self.hooked, self._number)
         if packed is None:
             return False
         with self._pool.take() as own:
             return own.make_pair(*packed) == 0
+
+    def _number(self) -> int:
+        with self._pool.take() as own:
+            return self._numbers.take(own)
 
     def _put_or_undo(self, wanted: tuple[Any, ...], known: frozenset[FactKey]) -> None:
         if not wanted:

@@ -62,6 +62,14 @@ def test_the_base_holds_the_bridge_with_the_gateway_of_each_family() -> None:
     }
 
 
+def test_a_node_with_a_tunnel_has_a_port_that_asks_for_its_headers_room() -> None:
+    """The kernel's figure cannot be read back; that the port does no harm, every test of an agent shows."""
+    plain, tunnelled = facts(node()), facts(node(), config=msgspec.structs.replace(CONFIG, tunnel=True))
+    (port,) = [fact for fact in tunnelled if fact not in plain]
+    assert (port.name, port.kind, port.master, port.up) == ("nphr0", "vxlan", "npbr0", False)
+    assert port.mtu == CONFIG.pod_mtu
+
+
 def test_masquerade_is_for_what_leaves_the_cluster() -> None:
     (chain,) = [f for f in facts(node()) if isinstance(f, Chain) and f.name == "cni-masquerade"]
     assert (chain.type, chain.hook, chain.priority) == ("nat", "postrouting", "srcnat")
