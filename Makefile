@@ -42,7 +42,7 @@ $(VENV)/.dev: $(VENV)/.built
 
 # Real peers for tests and benchmarks.
 $(VENV)/.peers: $(VENV)/.system
-	tools/apt-install containernetworking-plugins iperf3 iputils-ping bind9-dnsutils knot-dnsutils conntrack bpftool dnsperf iptables podman xfsprogs btrfs-progs
+	tools/apt-install containernetworking-plugins iperf3 iputils-ping bind9-dnsutils knot-dnsutils conntrack bpftool dnsperf iptables podman xfsprogs btrfs-progs fio
 	-tools/apt-install libclang-rt-$$(clang -dumpversion | cut -d. -f1)-dev # elsewhere its test says what it needs
 	tools/client-peers $(VENV)/peers
 	tools/csi-peers $(VENV)/peers

@@ -1,5 +1,5 @@
-"""A volume's life through the CSI socket, beside csi-driver-host-path and the system calls below it; and
-data through an image volume beside the file system below it.
+"""A volume's life through the CSI socket, beside csi-driver-host-path and the system calls below it; then
+data through volumes (volumes_data.py).
 
 Who is compared takes turns in every round; figures are medians.
 """
@@ -16,11 +16,10 @@ from pathlib import Path
 
 from netplane.kernel import netns
 
+from . import volumes_data
 from . import volumes_rig as rig
 
 ROUNDS, EACH = 10, 10  # 100 volumes
-FILES, SIZE = 5, 128  # MiB of data
-DATA_ROUNDS = 60
 LARGE = 10 << 10  # MiB that an image is to hold, as claims usually ask; a sparse file
 
 
@@ -29,7 +28,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="bench-volumes-", dir="/var/tmp") as place:
         home = Path(place)
         cycles(home)
-        data(home)
+        volumes_data.measure(home)
     return 0
 
 
@@ -138,48 +137,3 @@ def image_report(ms: dict[str, float], size: int) -> None:
 
 def line(what: str, figure: float, unit: str = "ms") -> None:
     print(f"  {what:56}{figure:6.2f} {unit}")
-
-
-# --- data -------------------------------------------------------------------------------------------
-
-
-def data(home: Path) -> None:
-    """Sequential direct I/O of files on the disk, of the same files through their bind, and in an image.
-
-    Where a file lies may make twice as much as what it is reached through, so there are several of each.
-    By dd, which the bars are about, and by one buffer for all: of dd's memory nobody knows how it lies.
-    """
-    places, drivers = {}, []
-    for name in ("directory", "image"):
-        driver = rig.ours(home / f"data-{name}", name)
-        volume = driver.create("v", 2 * FILES * SIZE * rig.MIB)
-        places[name] = driver.home / "target"
-        driver.publish(volume, places[name])
-        drivers.append((driver, volume))
-        if name == "directory":
-            places["disk"] = driver.home / "root" / "csi" / "data" / volume / "tree"
-    compare(places, rig.dd, "by dd")
-    compare(places, rig.Mover().rate, "from one buffer")
-    for driver, volume in drivers:
-        driver.withdraw(volume, driver.home / "target")
-        driver.end()
-
-
-def compare(places: dict[str, Path], rate: Callable[[str, Path, int], float], how: str) -> None:
-    rates: dict[tuple[str, str], list[float]] = {}
-    names = list(places)
-    apart = {name: 2 * i for i, name in enumerate(names)}  # no file twice in one turn
-    for turn in range(-FILES, DATA_ROUNDS):  # before the first, files take their blocks
-        names.append(names.pop(0))  # nobody is always first
-        for kind in ("write", "read"):
-            for name in names:
-                got = rate(kind, places[name] / f"file-{(turn + apart[name]) % FILES}", SIZE)
-                if turn >= 0:
-                    rates.setdefault((kind, name), []).append(got)
-    print(f"volumes: {FILES} files of {SIZE} MiB {how} with direct I/O, in turn, beside the disk below")
-    for kind in ("write", "read"):
-        below = statistics.median(rates[kind, "disk"])
-        for name, must in (("directory", "1.0"), ("image", "0.9")):
-            here = statistics.median(rates[kind, name])
-            both = f"{here:.0f} / {below:.0f} MiB/s"
-            print(f"  {kind:5}  {name:9}  {both:20}  {here / below:5.2f} x  must >= {must}")

@@ -6,7 +6,6 @@ Everything is mounted in a mount namespace of the benchmark's own, and gone with
 from __future__ import annotations
 
 import ctypes
-import mmap
 import os
 import shutil
 import subprocess
@@ -249,46 +248,6 @@ class Log:
             self.at = (self.at + 350) % (self.SIZE - 350)
             os.pwrite(self.fd, b"x" * 350, self.at)
             os.fdatasync(self.fd)
-
-
-def dd(kind: str, file: Path, size: int) -> float:
-    """MiB a second of one dd, which writes (and syncs) or reads this many MiB past the page cache."""
-    words = [f"if={file}", "of=/dev/null", "iflag=direct"]
-    if kind == "write":
-        words = ["if=/dev/zero", f"of={file}", f"count={size}", "oflag=direct", "conv=notrunc,fdatasync"]
-    begin = time.perf_counter()
-    subprocess.run(["dd", *words, "bs=1M", "status=none"], check=True)
-    return size / (time.perf_counter() - begin)
-
-
-class Mover:
-    """Moves a file's bytes past the page cache (O_DIRECT), always from or to the same memory, of huge pages:
-    whether a block is of two pieces or of a thousand makes twice as much as the way to the disk."""
-
-    def __init__(self) -> None:
-        memory = mmap.mmap(-1, 6 * MIB, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        memory.madvise(mmap.MADV_HUGEPAGE)
-        begin = -ctypes.addressof(ctypes.c_char.from_buffer(memory)) % (2 * MIB)
-        self.block = memoryview(memory)[begin : begin + 4 * MIB]
-        self.block[:] = os.urandom(4 * MIB)
-
-    def rate(self, kind: str, file: Path, size: int) -> float:
-        """MiB a second of this many, written (and synced) or read in blocks of 4 MiB."""
-        begin = time.perf_counter()
-        fd = os.open(
-            file, (os.O_WRONLY | os.O_CREAT if kind == "write" else os.O_RDONLY) | os.O_DIRECT, 0o600
-        )
-        try:
-            for at in range(0, size * MIB, 4 * MIB):
-                moved = (
-                    os.pwritev(fd, [self.block], at) if kind == "write" else os.preadv(fd, [self.block], at)
-                )
-                assert moved == 4 * MIB, f"{file}: {moved} of {4 * MIB} bytes"
-            if kind == "write":
-                os.fdatasync(fd)
-        finally:
-            os.close(fd)
-        return size / (time.perf_counter() - begin)
 
 
 if __name__ == "__main__":
