@@ -45,6 +45,7 @@ $(VENV)/.dev: $(VENV)/.built
 $(VENV)/.peers: $(VENV)/.system
 	tools/apt-install containernetworking-plugins iperf3 iputils-ping bind9-dnsutils knot-dnsutils conntrack bpftool dnsperf iptables podman xfsprogs btrfs-progs fio
 	-tools/apt-install libclang-rt-$$(clang -dumpversion | cut -d. -f1)-dev # elsewhere its test says what it needs
+	-tools/apt-install glusterfs-server glusterfs-client # elsewhere its tests say what they need
 	tools/client-peers $(VENV)/peers
 	tools/csi-peers $(VENV)/peers
 	@touch $@

@@ -58,7 +58,7 @@ def _volumes() -> Iterator[Finding]:
     yield True, f"emptyDir HugePages: {pools or 'not here: this kernel has no hugetlbfs (CONFIG_HUGETLBFS)'}"
     yield True, server.LACKING or "the CSI driver can be served (nghttp2)"
     for fstype, needs in helper.NEEDS.items():
-        yield True, helper.lacking(fstype) or f"{needs.what} volumes, by mount.{fstype}"
+        yield True, helper.lacking(fstype) or f"{needs.what} volumes, by {helper.by(fstype)}"
 
 
 def _noswap() -> bool:

@@ -4,6 +4,8 @@ Rule 1: ENOTCONN, ESTALE, EIO, EACCES and EHOSTDOWN mean that the mount is broke
 Rule 2: a file system behind which somebody else stands may never answer, and a process that waits for it
         cannot be killed. Such a one is asked by a child, which is left behind after a while. No answer is
         no proof: the mount stays.
+Rule 3: stat may be answered from memory, for as long as a FUSE server said (its attr_timeout); statvfs never
+        is. But a server may not have statvfs, so of that only what says that nobody is there counts.
 Source: kubernetes staging/src/k8s.io/mount-utils (IsCorruptedMnt).
 """
 
@@ -21,7 +23,12 @@ from .corrupt import DEAD
 BROKEN = (*DEAD, errno.EHOSTDOWN)
 REMOTE = ("nfs", "nfs4", "ceph", "cifs", "smb3", "9p", "afs")
 PATIENCE = 10.0  # seconds
-_ASK = "import os, sys\ntry: os.stat(sys.argv[1])\nexcept OSError as e: sys.exit(e.errno)"
+_ASK = """import errno, os, sys
+try: os.stat(sys.argv[1])
+except OSError as e: sys.exit(e.errno)
+try: os.statvfs(sys.argv[1])
+except OSError as e: sys.exit(e.errno if e.errno in (errno.ENOTCONN, errno.ESTALE) else 0)
+"""
 
 
 def broken(path: str, fstype: str) -> bool:

@@ -1,4 +1,4 @@
-"""cephfs: mounted by mount.ceph, which gets the key in a file of its own, never on its command line."""
+"""cephfs: by mount.ceph or ceph-fuse, which get the key in a file of its own, never on their command line."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def prepared(
 ) -> Prepared:
     """Also for a PersistentVolume. ``where``: the namespace of its Secret, unless it names one."""
     monitors = ",".join(f"[{m}]" if m.count(":") > 1 and m[0] != "[" else m for m in source.monitors)
-    shown, key = f"{monitors}:{source.path or '/'}", _key(source, *where)
+    shown, key = f"{monitors}:/{source.path.lstrip('/')}", _key(source, *where)
     file = () if key else (f"secretfile={source.secret_file}",)
     return network(path, shown, "ceph", (f"name={source.user}", *file, *options), read_only, key)
 

@@ -1,7 +1,8 @@
 """NFS, CephFS, GlusterFS, ephemeral and csi volumes.
 
-This project's machines have no such servers. What the helpers are told is tested with a helper of ours that
-notes its arguments and mounts a tmpfs; what is said without a client, on the kernel as it is.
+What the helpers are told, for all of them, is tested with a helper of ours that notes its arguments and
+mounts a tmpfs; what is said without a client, on the kernel as it is. A real server is in test_gluster, and
+CephFS without the kernel's client in test_ceph_fuse.
 """
 
 from __future__ import annotations
@@ -160,8 +161,9 @@ def _lives(pid: int) -> bool:
     ],
 )
 def test_what_the_machine_lacks_is_named(
-    bed: Bed, kind: str, source: dict[str, Any], fstype: str, words: tuple[str, ...]
+    bed: Bed, monkeypatch: Any, kind: str, source: dict[str, Any], fstype: str, words: tuple[str, ...]
 ) -> None:
+    monkeypatch.setenv("PATH", "/usr/sbin:/sbin")  # mount helpers are there, and ceph-fuse is not
     have = [shutil.which(f"mount.{fstype}"), syscalls.knows(helper.NEEDS[fstype].fstype)]
     if all(have):
         pytest.skip(f"this machine has a {fstype} client")
@@ -169,6 +171,7 @@ def test_what_the_machine_lacks_is_named(
     with pytest.raises(Invalid, match="cannot be had here") as caught:
         bed.publish(bed.pod(volume(kind, source)), world(SLICE))
     assert [word in str(caught.value) for word in words] == [not there for there in have]
+    assert ("without it, ceph-fuse would do" in str(caught.value)) is (fstype == "ceph")
     bed.clean(before)
 
 
