@@ -437,3 +437,24 @@ def test_rows(doc: dict[str, Any], row: tuple[str, ...]) -> None:
 
 def test_every_kind_has_a_table() -> None:
     assert printing.TABLES.keys() == codec.KINDS.keys()
+
+
+@pytest.mark.parametrize(("kind", "field"), [("ConfigMap", "data"), ("Secret", "stringData")])
+def test_what_is_immutable_keeps_its_data_and_its_word_until_it_is_deleted(
+    run: Run, url: str, kind: str, field: str
+) -> None:
+    def text(value: str, immutable: str = "immutable: true", labels: str = "") -> str:
+        meta = f"metadata: {{name: c, labels: {{{labels}}}}}"
+        return f'apiVersion: v1\nkind: {kind}\n{meta}\n{immutable}\n{field}: {{a: "{value}"}}\n'
+
+    run("apply", "-f", "-", stdin=text("1", immutable=""))
+    assert "configured" in run("apply", "-f", "-", stdin=text("2")).stdout  # from now on
+    said = f"{kind} default/c: immutable: true, so its data cannot change; delete the {kind} first"
+    for other in (text("3"), text("2", immutable="immutable: false"), text("2", immutable="")):
+        assert said in run("apply", "-f", "-", stdin=other, status=1).output
+    assert "unchanged" in run("apply", "-f", "-", stdin=text("2")).stdout
+    assert "configured" in run("apply", "-f", "-", stdin=text("2", labels="a: b")).stdout
+    kept: Any = open_store(url).get(Key(kind, "default", "c"))
+    assert kept.immutable and kept.data["a"] in ("2", "Mg==") and kept.metadata.labels == {"a": "b"}
+    run("delete", kind.lower(), "c")
+    run("apply", "-f", "-", stdin=text("3"))
