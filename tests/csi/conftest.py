@@ -130,6 +130,29 @@ def driver(tmp_path: Path) -> Iterator[Driver]:
     tidy(tmp_path)
 
 
+@pytest.fixture
+def other(tmp_path: Path) -> Iterator[Driver]:
+    """Another driver beneath TMP/plugins (`foreign`)."""
+    from .foreign import beside  # which needs this module
+
+    driver = beside(tmp_path, Driver)
+    yield driver
+    driver.kill()
+    tidy(tmp_path)
+
+
+@pytest.fixture
+def mortal(tmp_path: Path) -> Iterator[Any]:
+    """The same, a `Mortal`."""
+    from .foreign import beside
+    from .test_kill_steps import Mortal
+
+    driver = beside(tmp_path, Mortal)
+    yield driver
+    driver.end()
+    tidy(tmp_path)
+
+
 def tidy(home: Path) -> None:
     """Take away what a driver that was killed has left."""
     for mount in reversed(mounts(home)):

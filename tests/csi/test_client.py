@@ -1,15 +1,8 @@
-"""Volumes of another driver: ours under another name, behind its socket, which also dies at every step.
-
-store ── CsiVolumes, CsiProvisioning ── ROOT/plugins/foreign.example/csi.sock ── the other driver
-pod ── publish ── CsiVolume ── NodeStage, NodePublish ── ROOT/pods/UID/…/mount ── TARGET/data
-"""
+"""Volumes of another driver (`foreign`): their life, and whoever dies while they are made and published."""
 
 from __future__ import annotations
 
-import contextlib
 import os
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +13,11 @@ from netplane.model.codec import parse
 from netplane.model.errors import Invalid, NetplaneError, Unavailable
 from netplane.model.facts import Plan
 from netplane.model.snapshot import Snapshot
-from netplane.model.storage_facts import Capture, CsiVolume, Provision, Veiled, Withdraw
+from netplane.model.storage_facts import Capture, CsiVolume, Provision, Veiled
 from netplane.model.volumes import CSISource, Volume
 from netplane.store import open_store
 from storageplane import agent
-from storageplane.claims.bind import Binder
-from storageplane.claims.snapshots import Snapshotter
 from storageplane.csi.attach import Attachments
-from storageplane.csi.claims import CsiVolumes
 from storageplane.csi.client import Clients, veiled
 from storageplane.csi.intents import Intents
 from storageplane.csi.provisioning import CsiProvisioning
@@ -36,50 +26,14 @@ from storageplane.host.durable import Shelf
 from storageplane.host.mounts import Mounts
 from storageplane.pods import publish, session
 from tests.sequences.storage_world import Crash, World, pod, pvc, storage_class
-from tests.sequences.test_storage_snapshots import CLONE, content, snapshot_class, volume_snapshot
+from tests.sequences.test_storage_snapshots import CLONE, content, volume_snapshot
 
-from .conftest import MIB, Driver, loops, mounts, tidy
+from .conftest import MIB, Driver, loops, mounts
+from .foreign import NAME, Bench, Shots, read, snapshots, until, volumes, write
 from .test_kill_steps import Mortal
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
-NAME = "foreign.example"
 SECRET = "hunter2-hunter2"
-
-
-def beside(tmp_path: Path, kind: Callable[..., Any]) -> Any:
-    """The other driver: its own root, its socket where drivers are found beneath ours."""
-    place = tmp_path / "ours" / "plugins" / NAME
-    place.mkdir(parents=True)
-    (tmp_path / "other").mkdir()
-    return kind(tmp_path / "other", "--driver-name", NAME, socket=place / "csi.sock")
-
-
-@pytest.fixture
-def other(tmp_path: Path) -> Iterator[Driver]:
-    driver = beside(tmp_path, Driver)
-    yield driver
-    driver.kill()
-    tidy(tmp_path)
-
-
-@pytest.fixture
-def mortal(tmp_path: Path) -> Iterator[Mortal]:
-    driver = beside(tmp_path, Mortal)
-    yield driver
-    driver.end()
-    tidy(tmp_path)
-
-
-def until(true: Callable[[], Any], what: str) -> Any:
-    give_up = time.monotonic() + 20
-    while not (found := true()):
-        assert time.monotonic() < give_up, what
-        time.sleep(0.02)
-    return found
-
-
-def volumes(driver: Driver) -> list[str]:
-    return [e.volume.volume_id for e in driver.call("ListVolumes").entries]
 
 
 # --- the whole life ---------------------------------------------------------------------------------
@@ -129,44 +83,6 @@ def test_a_claim_is_provisioned_published_grown_and_deleted(other: Driver, tmp_p
 
 
 # --- whoever dies, nothing leaks --------------------------------------------------------------------
-
-
-class Bench:
-    """A store in memory, one claim, and the driver of provisioning made anew for each try."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.world = World(storage_class("fast", NAME, parameters={"backend": "directory"}))
-        self.claim = self.world.put(parse(pvc("c", "8Mi", storageClassName="fast")))
-        uid = self.claim.metadata.uid
-        self.fact = Provision(namespace="default", claim="c", uid=uid, driver=NAME)
-
-    def driver(self) -> CsiProvisioning:
-        return CsiProvisioning(self.root, "n1", self.world, Clients(self.root))
-
-    def volume(self) -> Any:
-        return self.world.get(Key("PersistentVolume", "", str(self.fact.key[1])))
-
-    def converge(self, plan: Plan) -> None:
-        give_up = time.monotonic() + 20
-        while True:
-            try:
-                return self.driver().apply(plan)
-            except NetplaneError:
-                assert time.monotonic() < give_up
-                time.sleep(0.02)
-
-    def withdraw(self) -> None:
-        """The claim is gone: the volume, if it stands, is released and goes."""
-        volume = self.volume()
-        if volume is not None:
-            self.world.objects.pop(self.claim.key, None)
-            released = amend(volume, status=amend(volume.status, phase="Released"))
-            released = amend(released, metadata=amend(released.metadata, finalizers=()))
-            self.world.put(released)
-            uid = volume.metadata.uid
-            self.converge(Plan(add=(Withdraw(volume=volume.name, uid=uid, driver=NAME),)))
-        self.world.put(self.claim)
 
 
 @pytest.mark.parametrize("goes", [False, True], ids=["the claim stays", "the claim goes"])
@@ -282,66 +198,6 @@ def test_the_driver_dies_at_every_step_of_publishing(mortal: Mortal, tmp_path: P
             break
     assert 5 < step < 99
     mortal.call("DeleteVolume", volume_id=handle)
-
-
-class Shots(Bench):
-    """The bench with a provisioned claim c, snapshots and their controller."""
-
-    def __init__(self, root: Path) -> None:
-        super().__init__(root)
-        self.driver().apply(Plan(add=(self.fact,)))
-        self.world.put(parse(snapshot_class("snap", NAME)))
-        self.settle()
-
-    def settle(self) -> None:
-        self.world.settle(Binder(), Snapshotter())
-
-    def due(self, driver: CsiProvisioning | None = None) -> None:
-        """What the room wants of contents, and the sweep of what it does not want, until nothing is left."""
-        driver, give_up = driver or self.driver(), time.monotonic() + 20
-        while True:
-            self.settle()
-            room, snapshot = CsiVolumes("n1", (NAME,)), self.world.snapshot()
-            contents = [s for s in room.scopes(None, snapshot) if s.name.startswith("content/")]
-            facts = [f for s in contents for f in room.render(s, snapshot)]
-            unwanted = set(driver.observe()) - {f.key for f in facts}
-            if not facts and not unwanted:
-                return
-            with contextlib.suppress(Unavailable):
-                driver.apply(Plan(add=tuple(facts), remove=tuple(unwanted)))
-            assert time.monotonic() < give_up, facts
-
-    def snap(self) -> Any:
-        return self.world.get(Key("VolumeSnapshot", "default", "s"))
-
-    def content(self, name: str = "") -> Any:
-        """By name, or whatever there is."""
-        found = [o for k, o in self.world.objects.items() if k.kind == "VolumeSnapshotContent"]
-        return next((o for o in found if name in ("", o.name)), None)
-
-    def gone(self, key: Key) -> None:
-        if self.world.get(key) is not None:
-            self.world.delete(key)
-
-
-def snapshots(driver: Driver) -> list[str]:
-    return [e.snapshot.snapshot_id for e in driver.call("ListSnapshots").entries]
-
-
-def write(bench: Bench, handle: str, text: str) -> None:
-    fact = CsiVolume(target="pods/u/v/mount", driver=NAME, handle=handle)
-    Attachments(bench.root).publish(fact)
-    (bench.root / fact.target / "word").write_text(text)
-    Attachments(bench.root).unpublish(fact.target)
-
-
-def read(bench: Bench, name: str) -> str:
-    handle = bench.world.get(Key("PersistentVolume", "", name)).spec.csi.volume_handle
-    fact = CsiVolume(target="pods/u/v/mount", driver=NAME, handle=handle)
-    Attachments(bench.root).publish(fact)
-    found = (bench.root / fact.target / "word").read_text()
-    Attachments(bench.root).unpublish(fact.target)
-    return found
 
 
 def test_a_snapshot_is_taken_restored_cloned_and_deleted(other: Driver, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from netplane.model.codec import documents, parse
 from netplane.store import open_store
 from storageplane import agent
 from storageplane.pods import publish, session
-from tests.csi.test_client import until
+from tests.csi.foreign import until
 from tests.sequences.storage_world import pod, pvc, storage_class
 
 from .bed import Bed

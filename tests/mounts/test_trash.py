@@ -19,7 +19,7 @@ from storageplane.cli import cli
 from storageplane.host import loops
 from storageplane.host.trash import Thrown, Trash
 from tests.csi.conftest import Driver
-from tests.csi.test_client import until
+from tests.csi.foreign import until
 from tests.sequences.storage_world import pvc, storage_class
 from tests.sequences.test_storage_snapshots import LOCAL, Site, digest, fill, site
 
