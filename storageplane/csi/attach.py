@@ -134,8 +134,11 @@ class Steps:
                 more["staging_target_path"] = self._record.staging
         self._send("NodePublishVolume", target_path=target, **more)
         if want.grown and client.can("Node", "EXPAND_VOLUME"):
+            staged = more.get("staging_target_path", "")
             size = {"required_bytes": want.grown}
-            self._send("NodeExpandVolume", volume_path=target, capacity_range=size)
+            self._send(
+                "NodeExpandVolume", volume_path=target, staging_target_path=staged, capacity_range=size
+            )
 
     def _attached(self) -> dict[str, str]:
         if not self._client.can("Controller", "PUBLISH_UNPUBLISH_VOLUME"):

@@ -198,21 +198,34 @@ class CsiProvisioning:
         size, onward = fact.size, True
         if client.can("Controller", "EXPAND_VOLUME"):
             secrets = self._secret(shape.secret_of(volume, "controller-expand"))
-            more = {"capacity_range": {"required_bytes": fact.size}, "secrets": secrets}
+            more = {
+                "capacity_range": {"required_bytes": fact.size},
+                "secrets": secrets,
+                "volume_capability": shape.capability(volume, client),
+            }
             answer = client.call("ControllerExpandVolume", volume_id=handle, **more)
             size, onward = answer.capacity_bytes, answer.node_expansion_required
         elif not client.can("Node", "EXPAND_VOLUME"):
             raise Invalid(f"{volume.key}: driver {fact.driver} cannot expand volumes; make a larger one")
         if onward:
-            self._grow_here(client, handle, size)
+            self._grow_here(client, volume, size)
         self._note_size(volume, size, onward)
 
-    def _grow_here(self, client: Client, handle: str, size: int) -> None:
+    def _grow_here(self, client: Client, volume: PersistentVolume, size: int) -> None:
         """Where it is published; else its next publication does it."""
+        assert volume.spec.csi is not None
+        handle = volume.spec.csi.volume_handle
         staging, target = self._attached.places(client.name, handle)
         if target and client.can("Node", "EXPAND_VOLUME"):
-            more = {"capacity_range": {"required_bytes": size}, "staging_target_path": staging}
-            client.call("NodeExpandVolume", volume_id=handle, volume_path=target, **more)
+            client.call(
+                "NodeExpandVolume",
+                volume_id=handle,
+                volume_path=target,
+                staging_target_path=staging if client.can("Node", "STAGE_UNSTAGE_VOLUME") else "",
+                capacity_range={"required_bytes": size},
+                volume_capability=shape.capability(volume, client),
+                secrets=self._secret(shape.secret_of(volume, "node-expand")),
+            )
 
     def _note_size(self, volume: PersistentVolume, size: int, onward: bool) -> None:
         """The claim first: while the volume says less than the claim asks, all of this is done again."""

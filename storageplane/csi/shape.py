@@ -53,6 +53,15 @@ def access_mode(mode: str, client: Client) -> str:
     return "SINGLE_NODE_WRITER"
 
 
+def capability(volume: PersistentVolume, client: Client) -> dict[str, Any]:
+    """How a volume is used, as CSI's VolumeCapability."""
+    spec = volume.spec
+    fstype = spec.csi.fs_type if spec.csi else ""
+    mount = {"mount": {"fs_type": fstype, "mount_flags": spec.mount_options}}
+    kind: dict[str, Any] = {"block": {}} if spec.volume_mode == "Block" else mount
+    return {**kind, "access_mode": {"mode": access_mode(spec.access_modes[0], client)}}
+
+
 def intent(claim: PersistentVolumeClaim, cls: StorageClass, source: tuple[str, str]) -> Intent:
     """What CreateVolume is to be asked. Raises Invalid for what no driver can be asked."""
     if claim.spec.selector is not None:
