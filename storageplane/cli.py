@@ -213,16 +213,22 @@ def node_group() -> None:
 @click.argument("name")
 @_store
 @click.option("--rebind", is_flag=True, help="Its claims start anew, with other volumes, and empty.")
+@click.option("--retain", is_flag=True, help="Nothing goes: its volumes are kept for when it is back.")
 @click.option("--force", is_flag=True, help="Although its lease is alive.")
-def lost_command(name: str, store: str, rebind: bool, force: bool) -> None:
+def lost_command(name: str, store: str, rebind: bool, retain: bool, force: bool) -> None:
     """Give up node NAME and the volumes that only it could reach; their data counts as lost.
 
     The volumes' objects are removed and their claims become Lost, or, with --rebind, wait for new ones. Pods
     placed there that use them are deleted. Everything else is left alone.
+
+    With --retain nothing is removed: the volumes get reclaim policy Retain, and their claims stay bound.
     """
+    if rebind and retain:
+        raise click.UsageError("--rebind and --retain: a claim starts anew, or keeps its volume; choose one")
     opened = open_store(store)
     try:
-        for line in lost.give_up(opened, name, rebind, force):
+        said = lost.retain(opened, name, force) if retain else lost.give_up(opened, name, rebind, force)
+        for line in said:
             click.echo(line)
     finally:
         opened.close()

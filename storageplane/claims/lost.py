@@ -1,17 +1,18 @@
-"""A node that does not come back: its volumes given up by an operator's explicit word.
+"""A node that does not come back: its volumes given up, or kept for it, by an operator's explicit word.
 
 Rule 1: nobody is given up by a guess. A node whose lease is alive is refused, unless forced.
 Rule 2: only what nobody else can reach is lost: volumes whose affinity no other node satisfies.
 Rule 3: each volume is marked before its object goes, so that the node, should it come back, leaves alone
         what it still has; and every step may be done again after a crash. One that cannot be done now
         is named at the end and keeps none of the others.
+Rule 4: what is kept is only said to be kept (policy Retain): objects, bonds and pods stay as they are.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from netplane.model.base import Key, amend
 from netplane.model.errors import Conflict, Invalid, NetplaneError, NotFound
@@ -75,12 +76,24 @@ def alive(node: str, snapshot: Snapshot, now: float) -> str:
     return ""
 
 
-def give_up(store: Store, node: str, rebind: bool = False, force: bool = False) -> Iterator[str]:
-    """Give the node's volumes up; a line for each object. ``rebind``: its claims start anew, and empty.
+def retain(store: Store, node: str, force: bool = False) -> Iterator[str]:
+    """Keep the node's volumes and snapshots for when it is back; a line for each that would have gone else.
 
-    Raises Invalid while the node's lease is alive (unless ``force``), or at the end for what could not be
-    done.
+    Raises as `give_up`. What is being deleted already is left to that.
     """
+    snapshot, failed = _judged(store, node, force), list[str]()
+    for volume in loss(node, snapshot).volumes:
+        if not volume.deleting and volume.spec.persistent_volume_reclaim_policy != "Retain":
+            yield from _told(f"volume {volume.name} retained", failed, _keep, store, volume)
+    for content in contents(node, snapshot):
+        if not content.deleting and content.spec.deletion_policy != "Retain":
+            yield from _told(f"snapshot content {content.name} retained", failed, _keep, store, content)
+    if failed:
+        raise Invalid("; ".join(failed))
+
+
+def _judged(store: Store, node: str, force: bool) -> Snapshot:
+    """What is known of a node that may be said to be lost. Raises Invalid."""
     objects, revision = store.list(KINDS)
     snapshot = Snapshot.of(objects, revision)
     if not _known(node, snapshot):
@@ -88,6 +101,16 @@ def give_up(store: Store, node: str, rebind: bool = False, force: bool = False) 
     living = alive(node, snapshot, time.time())
     if living and not force:
         raise Invalid(f"node {node} is alive: {living}; stop its agents and wait, or use --force")
+    return snapshot
+
+
+def give_up(store: Store, node: str, rebind: bool = False, force: bool = False) -> Iterator[str]:
+    """Give the node's volumes up; a line for each object. ``rebind``: its claims start anew, and empty.
+
+    Raises Invalid while the node's lease is alive (unless ``force``), or at the end for what could not be
+    done.
+    """
+    snapshot = _judged(store, node, force)
     lost, failed = loss(node, snapshot), list[str]()
     for pod in lost.pods:
         yield from _told(f"pod {pod.namespace}/{pod.name} deleted", failed, _delete, store, pod.key)
@@ -130,6 +153,21 @@ def contents(node: str, snapshot: Snapshot) -> list[VolumeSnapshotContent]:
     return sorted(
         (c for c in every if c.metadata.annotations.get(names.SNAPSHOT_HOST) == host), key=lambda c: c.name
     )
+
+
+def _keep(store: Store, lost: PersistentVolume | VolumeSnapshotContent) -> None:
+    for _ in range(TRIES):
+        live: Any = store.get(lost.key)
+        if live is None or live.metadata.uid != lost.metadata.uid or live.deleting:
+            return
+        volume = isinstance(live, PersistentVolume)
+        policy = {"persistent_volume_reclaim_policy" if volume else "deletion_policy": "Retain"}
+        try:
+            store.put(amend(live, spec=amend(live.spec, **policy)), expect=live.revision)
+        except Conflict:
+            continue
+        return
+    raise Conflict(f"{lost.key}: others keep writing to it; say it again")
 
 
 def _abandon(store: Store, lost: PersistentVolume | VolumeSnapshotContent, node: str) -> None:

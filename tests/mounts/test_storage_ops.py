@@ -231,6 +231,9 @@ def test_a_node_is_given_up_only_when_it_does_not_live(machine: Machine) -> None
     assert until(lambda: "is alive" in machine.run("node", "lost", "n1", *where, code=1).stderr)
     running.send_signal(signal.SIGTERM)
     assert running.wait(10) == 0
+    assert "choose one" in machine.run("node", "lost", "n1", *where, "--rebind", "--retain", code=2).stderr
+    kept = machine.run("node", "lost", "n1", *where, "--retain").stdout.splitlines()
+    assert kept and all(line.startswith("volume pvc-") and line.endswith(" retained") for line in kept)
     said = machine.run("node", "lost", "n1", *where).stdout.splitlines()
     assert said[0] == "pod default/writer deleted" and said[-1].startswith("volume pvc-")
     assert machine.run("node", "lost", "n7", *where, code=1).stderr.count("\n") == 1

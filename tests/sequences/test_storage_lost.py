@@ -12,6 +12,7 @@ import pytest
 
 from netplane.model.base import Key, Object, amend
 from netplane.model.errors import Invalid
+from netplane.model.storage_facts import Erase
 from storageplane import names
 from storageplane.claims import lost, pulse
 from storageplane.claims.bind import Binder
@@ -189,6 +190,62 @@ def test_the_snapshots_on_it_are_given_up_too_and_block_nobody(deleting: bool) -
     else:
         assert "on-n1 does not exist" in world.get(gone).status.error.message
     assert world.get(kept).status.error is None
+
+
+# --- kept for a node that is expected back ------------------------------------------------------------
+
+
+def keeping() -> Shop:
+    world = shop(volume_snapshot("s", content="on-n1"), content_on("on-n1", "n1", "s"))
+    world.settle(Snapshotter(), Binder(), Reclaimer())
+    return world
+
+
+def test_what_is_retained_stays_bound_and_survives_its_claims_deletion() -> None:
+    world = keeping()
+    before = world.state()
+    said = list(lost.retain(world, "n1"))
+    assert said == ["volume va retained", "snapshot content on-n1 retained"]
+    after = world.state()
+    assert sorted(k for k in after if after[k] != before[k]) == sorted(
+        map(str, (world.pv("va").key, Key("VolumeSnapshotContent", "", "on-n1")))
+    ), "pods, claims and the other node's volumes are as they were"
+    assert list(lost.retain(world, "n1")) == []
+
+    for gone in (Key("Pod", "default", "pa"), world.pvc("a").key, Key("VolumeSnapshot", "default", "s")):
+        world.delete(gone)
+    world.settle(Snapshotter(), Binder(), Reclaimer())
+    assert world.pvc("a") is None and world.pv("va").status.phase == "Released"
+    assert world.get(Key("VolumeSnapshotContent", "", "on-n1")) is not None
+    room = Volumes("n1", Path("/r"))  # the node is back
+    orders = [f for s in room.scopes(None, world.snapshot()) for f in room.render(s, world.snapshot())]
+    assert not [f for f in orders if isinstance(f, Erase)], "its data is to go"
+
+
+def test_without_it_the_same_deletion_takes_the_data() -> None:
+    world = keeping()
+    for gone in (Key("Pod", "default", "pa"), world.pvc("a").key):
+        world.delete(gone)
+    world.settle(Snapshotter(), Binder(), Reclaimer())
+    room = Volumes("n1", Path("/r"))
+    orders = [f for s in room.scopes(None, world.snapshot()) for f in room.render(s, world.snapshot())]
+    assert [f for f in orders if isinstance(f, Erase)]
+
+
+def test_what_is_being_deleted_is_not_retained_and_what_is_retained_can_be_given_up() -> None:
+    world = settled(shop(*pair("c", "vc", "n1")))
+    world.delete(world.pv("vc").key)
+    assert list(lost.retain(world, "n1")) == ["volume va retained"]
+    assert world.pv("vc").spec.persistent_volume_reclaim_policy == "Delete"
+    assert "volume va given up" in list(lost.give_up(world, "n1"))
+    assert settled(world).pvc("a").status.phase == "Lost"
+
+
+def test_a_node_that_is_alive_is_not_said_to_be_lost_to_retain_either() -> None:
+    world = settled(shop(beat("n1", 5)))
+    with pytest.raises(Invalid, match="node n1 is alive"):
+        list(lost.retain(world, "n1"))
+    assert list(lost.retain(world, "n1", force=True)) == ["volume va retained"]
 
 
 def content_on(name: str, host: str, of: str) -> dict[str, Any]:
