@@ -87,7 +87,8 @@ def _network(pod: Pod, volume: PersistentVolume, read_only: bool, context: Conte
     if spec.glusterfs is not None:
         path = volume_dir(pod, "glusterfs", volume.name)
         return glusterfs.prepared(spec.glusterfs, path, options, read_only or spec.glusterfs.read_only, where)
-    raise Invalid(f"{volume.key}: a {volume.source} volume is not supported; use csi, local, nfs or hostPath")
+    known = "csi, local, nfs, cephfs, glusterfs or hostPath"
+    raise Invalid(f"{volume.key}: a {volume.source} volume is not supported; use {known}")
 
 
 def _block(pod: Pod, volume: PersistentVolume, read_only: bool, context: Context) -> Prepared:
