@@ -15,7 +15,7 @@ from .. import backends
 from ..backends import BACKENDS, Choice
 from ..host import images
 from . import checks, wish
-from .depot import Depot, Snapshot, id_of, now
+from .depot import INLINE, Depot, Snapshot, id_of, now
 from .freeze import frozen
 from .identity import TOPOLOGY
 from .protocol import message, number
@@ -47,9 +47,13 @@ class Controller:
 
     def CreateVolume(self, request: Any) -> Any:
         checks.required(request, "name", "volume_capabilities")
+        volume = self.made(id_of("vol", request.name), request)
+        return message("CreateVolumeResponse")(volume=self._shown(volume))
+
+    def made(self, name: str, request: Any) -> Volume:
+        """The volume with this id that CreateVolume asks for, made unless it is there. Raises Refused."""
         want = wish.read(request, self._depot.machine())
         refuse_elsewhere(request.accessibility_requirements, self._node)
-        name = id_of("vol", request.name)
         source_id = _source(request.volume_content_source)
         with self._depot.alone(name, source_id[1]):
             source = self._find_source(source_id)
@@ -58,14 +62,14 @@ class Controller:
                 self._depot.discard(volume)
                 volume = None
             if volume is None:
-                volume = self._admit(request.name, want, source_id, source)
+                volume = self._admit((name, request.name), want, source_id, source)
             self._refuse_other(volume, want, source_id)
             if volume.phase == "making":
-                volume = self._made(volume, source)
+                volume = self._whole(volume, source)
             self._provision(volume)
-        return message("CreateVolumeResponse")(volume=self._shown(volume))
+        return volume
 
-    def _made(self, volume: Volume, source: Volume | Snapshot | None) -> Volume:
+    def _whole(self, volume: Volume, source: Volume | Snapshot | None) -> Volume:
         if volume.plain:
             return self._depot.found(volume)
         with frozen([source] if isinstance(source, Volume) else []):
@@ -73,11 +77,15 @@ class Controller:
         return self._depot.keep(amend(volume, phase="ready"))
 
     def _admit(
-        self, name: str, want: wish.Wish, source_id: tuple[str, str], source: Volume | Snapshot | None
+        self,
+        called: tuple[str, str],
+        want: wish.Wish,
+        source_id: tuple[str, str],
+        source: Volume | Snapshot | None,
     ) -> Volume:
         """The record, once there is room for what it promises; of a directory, which promises nothing, later.
 
-        Raises Refused(RESOURCE_EXHAUSTED).
+        ``called``: its id and its name. Raises Refused(RESOURCE_EXHAUSTED).
         """
         choice, least = want.choice, want.choice.least()
         if source is not None:
@@ -92,7 +100,7 @@ class Controller:
             least = source.size
         size = want.size(least)
         volume = Volume(
-            id=id_of("vol", name), name=name, size=size, backend=choice.backend, fstype=choice.fstype,
+            id=called[0], name=called[1], size=size, backend=choice.backend, fstype=choice.fstype,
             block=want.block, parameters=want.parameters, mutable=want.mutable, source=source_id,
             created=now(),
         )  # fmt: skip
@@ -198,7 +206,8 @@ class Controller:
     # --- look -------------------------------------------------------------------------------------
 
     def ListVolumes(self, request: Any) -> Any:
-        volumes = [v for v in self._depot.volumes.all() if v.phase == "ready"]
+        every = self._depot.volumes.all()
+        volumes = [v for v in every if v.phase == "ready" and not v.id.startswith(INLINE)]
         page, following = paged(volumes, request)
         entries = [{"volume": self._shown(v), "status": self._status(v)} for v in page]
         return message("ListVolumesResponse")(entries=entries, next_token=following)

@@ -39,7 +39,8 @@ from .refusal import CODE, Refused, missing
 from .volumes import ADVICE, Volume, Volumes
 
 SPARE = 1 << 16  # bytes
-_ID = re.compile(r"(vol|snap|group)-[0-9a-f]{32}")
+INLINE = "inline"  # the kind of a volume that a pod has for itself
+_ID = re.compile(rf"(vol|snap|group|{INLINE})-[0-9a-f]{{32}}")
 R = TypeVar("R", bound=msgspec.Struct)
 
 
@@ -74,7 +75,7 @@ class Group(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def id_of(kind: str, name: str) -> str:
-    """vol-…, snap-…, group-… from the name that the orchestrator chose."""
+    """vol-…, snap-…, group-…, inline-… from the name that the orchestrator chose."""
     return f"{kind}-{hashlib.sha256(name.encode()).hexdigest()[:32]}"
 
 

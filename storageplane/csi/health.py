@@ -12,7 +12,7 @@ from typing import Any
 from ..host import mountinfo
 from . import checks
 from .controller import paged
-from .depot import Depot
+from .depot import INLINE, Depot
 from .protocol import message, number
 from .volumes import Volume
 
@@ -34,7 +34,9 @@ class Health:
         )
 
     def ControllerListVolumeHealth(self, request: Any) -> Any:
-        page, following = paged((v for v in self._depot.volumes.all() if v.phase == "ready"), request)
+        every = self._depot.volumes.all()
+        shown = (v for v in every if v.phase == "ready" and not v.id.startswith(INLINE))
+        page, following = paged(shown, request)
         entries = [self._shown(v, self._data(v)) for v in page]
         return message("ControllerListVolumeHealthResponse")(entries=entries, next_token=following)
 

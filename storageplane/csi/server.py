@@ -22,6 +22,7 @@ from .controller import Controller
 from .depot import Depot
 from .health import Health
 from .identity import DRIVER, Identity
+from .inline import Inline
 from .node import Node
 from .refusal import CODE, code_of
 from .snapshots import Snapshots
@@ -52,12 +53,12 @@ class CsiServer:
         self._trash, self._over = depot.trash, threading.Event()
         self.node = Node(depot, node, most)
         self._start = Start(depot, self.node)
-        snapshots, health = Snapshots(depot, node), Health(depot)
+        controller, snapshots, health = Controller(depot, node, most), Snapshots(depot, node), Health(depot)
         serve = self._server.serve
         serve(_service("Identity", Identity(depot, options.name)))
-        serve(_service("Controller", Controller(depot, node, most), snapshots, health))
+        serve(_service("Controller", controller, snapshots, health))
         serve(_service("GroupController", snapshots))
-        serve(_service("Node", self.node, health))
+        serve(_service("Node", Inline(depot, controller, self.node), self.node, health))
 
     def start(self) -> None:
         """Reconcile what a crash left, then listen, readable and writable for root alone."""

@@ -400,7 +400,8 @@ def test_a_volume_of_the_pod_itself_that_its_driver_refuses_is_undone(other: Dri
     del other
     root = tmp_path / "ours"
     one: Any = parse(pod(uid="u1"))
-    one = amend(one, spec=amend(one.spec, volumes=(Volume(name="v", csi=CSISource(driver=NAME)),)))
+    source = CSISource(driver=NAME, volume_attributes={"size": "much"})
+    one = amend(one, spec=amend(one.spec, volumes=(Volume(name="v", csi=source),)))
     with pytest.raises(NetplaneError, match=r"foreign\.example: NodePublishVolume"):
         publish.publish(one, Snapshot.of([]), "n1", Mounts(root), str(tmp_path / "pod"))
     assert list((root / "csi-client" / "attached").iterdir()) == []
