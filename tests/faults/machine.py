@@ -20,7 +20,12 @@ NODE = "n1"
 
 
 class Machine:
-    """The node lives in the namespace ``at``; ``prefix`` is put before the agent's command."""
+    """The node lives in the namespace ``at``; ``prefix`` is put before the agent's command.
+
+    ``fate`` is the module that the agent is run by: what happens to it, once the file ``death`` says so.
+    """
+
+    fate = "tests.faults.dying"
 
     def __init__(self, at: str, work: Path, prefix: tuple[str, ...] = (), **config: Any) -> None:
         self.at, self.work, self.prefix = at, work, prefix
@@ -54,7 +59,7 @@ class Machine:
             "--rooms": "cni",
         }
         words = [word for pair in options.items() for word in pair]
-        argv = [*self.prefix, sys.executable, "-m", "tests.faults.dying", str(self.death), "agent", *words]
+        argv = [*self.prefix, sys.executable, "-m", self.fate, str(self.death), "agent", *words]
         with (self.work / "agent.log").open("ab") as log:
             self.process = netns.popen(self.at, argv, stdout=log, stderr=log, cwd=ROOT)
         self.netplane("status", "--run-dir", str(self.run_dir), "--wait", "30")
