@@ -137,7 +137,7 @@ class Spare:
                 self._fill(f"{name}~", data, os.O_TRUNC)
                 os.rename(self._dir / f"{name}~", self._dir / name)
         except OSError as exc:
-            log.warning("no spare of %s: %s", name, exc)
+            log.warning("no spare of %s in %s: %s", name, self._dir, exc)
 
     def _fill(self, name: str, data: bytes, how: int) -> None:
         descriptor = os.open(f"{self._dir}/{name}", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | how, 0o600)
