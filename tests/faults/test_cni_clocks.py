@@ -78,6 +78,34 @@ def goes_on(machine: Machine, old: str, make_netns: MakeNetns, name: str) -> Non
     machine.netplane("status", "--run-dir", str(machine.run_dir), "--wait", "5")
 
 
+def born(machine: Machine, pod: str) -> datetime:
+    """When the pod's record was made, by the agent's clock."""
+    text = machine.netplane("get", "Attachment", "-o", "json", "--store", machine.store)
+    (found,) = [one for one in json.loads(text)["items"] if one["spec"]["netns"] == pod]
+    return datetime.fromisoformat(found["metadata"]["creationTimestamp"])
+
+
+def test_a_jump_of_the_wall_clock_ends_no_lease(machine: Machine, shift: Path, make_netns: MakeNetns) -> None:
+    """A year ahead, two back, and an agent that starts before its last records were made."""
+    old = make_netns("old")
+    result = machine("ADD", old)
+    before = machine.host()
+    for name, seconds in (("ahead", YEAR), ("back", -YEAR)):
+        shift.write_text(str(seconds))
+        pod = make_netns(name)
+        assert not set(plain(machine("ADD", pod))) & set(plain(result))
+        off = born(machine, pod) - datetime.now(UTC)
+        assert abs(off - timedelta(seconds=seconds)) < timedelta(seconds=30), "the agent's clock has jumped"
+        assert machine("DEL", pod) == ""
+        goes_on(machine, old, make_netns, name)
+        assert machine.host() == before
+        assert machine("CHECK", old, prevResult=result) == ""
+        machine.stop()
+        machine.start()
+        assert machine.host() == before
+    assert machine("DEL", old) == "" and not machine.objects()
+
+
 @pytest.mark.slow  # two heartbeats are waited for
 def test_the_wall_clock_jumps_a_year_ahead_and_two_back(
     machine: Machine, shift: Path, make_netns: MakeNetns
