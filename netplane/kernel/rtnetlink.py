@@ -181,6 +181,10 @@ class LinkDriver:
             marks.update((fact.key, fact.mark) for fact in view.ours())
         return marks
 
+    def unseen(self, key: FactKey) -> bool:
+        """Whether `observe` passes it over because it lies in another namespace."""
+        return key[0] != "sysctl" and bool(key[1])
+
     def verify(self, facts: Iterable[Fact]) -> list[str]:
         """In words, what differs from these facts, in pods' namespaces too; [] when nothing does."""
         with self._session() as session:
@@ -196,6 +200,12 @@ class LinkDriver:
         with self._session() as session:
             state = session.states(netns, [name]).get(name)
             return state.mac if state else ""
+
+    def mtu_and_mac(self, name: str) -> tuple[int, str]:
+        """Of the link in our namespace; (0, "") when there is no such link."""
+        with self._session() as session:
+            state = session.states("", [name]).get(name) if name else None
+            return (state.mtu, state.mac) if state else (0, "")
 
     def peer(self, netns: str, name: str) -> str:
         """The link of our namespace whose other end is the veth ``name`` in ``netns``; "" without one."""

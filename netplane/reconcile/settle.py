@@ -200,7 +200,7 @@ class Settler:
             self.stale = refused
 
     def _believe(self, observed: Mapping[FactKey, Mark]) -> None:
-        self.ledger.reset(observed)
+        self.ledger.reset(observed, getattr(self.driver, "unseen", lambda _: False))
         self.stale = False
 
     def adopt(self, updates: Updates) -> None:

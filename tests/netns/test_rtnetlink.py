@@ -23,7 +23,8 @@ from netplane.kernel.linkreap import Reaper
 from netplane.kernel.linkwatch import LinkMonitor
 from netplane.kernel.rtnetlink import LinkDriver
 from netplane.model.errors import Invalid, KernelError, NotFound
-from netplane.model.facts import Address, Link, Plan, Route
+from netplane.model.facts import Address, Link, Plan, Route, Scope
+from netplane.reconcile.settle import Settler
 
 pytestmark = pytest.mark.root
 
@@ -266,3 +267,23 @@ def test_a_path_that_is_no_namespace_any_more_is_nothing_to_remove_from(
         driver.apply(Plan(add=facts))
     driver.apply(removal(facts))
     assert ("link", "", facts[0].name) not in driver.observe()
+
+
+def test_what_lies_in_a_pod_goes_with_its_scope_also_after_a_full_comparison(
+    driver: LinkDriver, node: str, make_netns: Callable[[str], str]
+) -> None:
+    """The comparison lists the node's namespace alone: of a macvlan in a pod it says nothing, neither way."""
+    pod, settler, scope = make_netns("pod"), Settler(driver), Scope("cni", "macvlan")
+    netns.run(node, "ip", "link", "add", "m0", "up", "type", "veth", "peer", "name", "m1")
+    options = (("link", "m0"), ("mode", 4))
+    link = Link(name="eth0", kind="macvlan", netns=pod, alias="netplane:cni", options=options)
+    facts = (link, Address(link="eth0", netns=pod, address="10.1.1.1/16"))
+    assert settler.settle({scope: facts}) == {}
+    settler.compare()
+    assert settler.settle({scope: ()}) == {}
+    assert "eth0" not in netns.run(pod, "ip", "link")
+    settler.settle({scope: facts})
+    netns.run(pod, "ip", "link", "del", "eth0")
+    settler.compare()
+    assert settler.settle({scope: facts}) == {}, "who goes on wanting it has it made again"
+    assert "10.1.1.1/16" in netns.run(pod, "ip", "addr")

@@ -90,3 +90,14 @@ def test_what_is_observed_and_wanted_is_adopted_and_the_rest_is_orphaned() -> No
     assert not difference.plan
     ledger.commit(difference)
     assert ledger.orphans().remove == (stray.key,)
+
+
+def test_what_cannot_be_observed_is_asked_for_again_and_removed_all_the_same() -> None:
+    inside, outside = Address(link="eth0", address="10.0.0.1/32", netns="/pod"), element(80)
+    ledger = Ledger()
+    ledger.commit(ledger.difference({A: (inside, outside)}))
+    ledger.reset({}, unseen=lambda key: key == inside.key)
+    assert ledger.difference({A: ()}).plan.remove == (inside.key,)
+    assert ledger.difference({A: (inside,)}).plan.add == (inside,)
+    ledger.commit(ledger.difference({A: ()}))
+    assert not ledger.difference({A: ()}).plan
