@@ -94,6 +94,9 @@ class CniHost:
     def netns_exists(self, path: str) -> bool:
         return netns.exists(path)
 
+    def mtu_and_mac(self, link: str) -> tuple[int, str]:
+        return self._links.mtu_and_mac(link)
+
     def peer(self, netns_path: str, ifname: str) -> str:
         return self._links.peer(netns_path, ifname)
 

@@ -133,6 +133,9 @@ class MemoryHost:
     def netns_exists(self, path: str) -> bool:
         return path not in self.gone
 
+    def mtu_and_mac(self, link: str) -> tuple[int, str]:
+        return (1500, "02:00:00:00:00:01") if ("", link) in self.links else (0, "")
+
     def peer(self, netns: str, ifname: str) -> str:
         return self.peers.get((netns, ifname), "")
 

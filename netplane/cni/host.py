@@ -45,6 +45,9 @@ class Host(Protocol):
     def link_exists(self, netns: str, ifname: str) -> bool: ...
     def netns_exists(self, path: str) -> bool: ...
 
+    def mtu_and_mac(self, link: str) -> tuple[int, str]:
+        """Of the node's link; (0, "") when there is none of this name."""
+
     def peer(self, netns: str, ifname: str) -> str:
         """The node's end of a veth that another plugin made; "" when it is none, or elsewhere."""
 

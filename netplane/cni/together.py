@@ -45,7 +45,8 @@ def _node_network(config: NetConf) -> Iterator[str]:
     """Without ranges of its own a network is the node's: one bridge for all, and it is the gateway."""
     own = 'give the network addresses of its own: "ipam": {"type": "netplane", "ranges": …}'
     if config.bridge not in ("", BRIDGE):
-        yield f"bridge: {config.bridge}: this node's pods are on {BRIDGE}; leave the key out, or {own}"
+        none = f'{own}, or {{"type": "none"}} for a segment without any'
+        yield f"bridge: {config.bridge}: this node's pods are on {BRIDGE}; leave the key out, or {none}"
     for key, value in (("isGateway", config.is_gateway), ("isDefaultGateway", config.is_default_gateway)):
         if value is False:
             yield f"{key}: false: the node is its pods' gateway; leave the key out, or {own}"

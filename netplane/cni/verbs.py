@@ -14,7 +14,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from errno import EEXIST
+from errno import EEXIST, EINVAL
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from ..model.facts import Scope
 from ..model.nodes import Node
 from ..model.own import Allocation, Attachment
 from ..model.snapshot import Snapshot
-from . import delegate, plan, tuning
+from . import delegate, master, plan, tuning
 from .delegate import Lease
 from .errors import CONFIG, DIFFERS, ENVIRONMENT, IO, LIMITED, UNKNOWN, Refused
 from .host import Host
@@ -94,6 +94,8 @@ class Verbs:
             self._undo(attachment)
             if isinstance(exc, KernelError) and exc.errno == EEXIST:
                 self._check_name(request)
+            elif isinstance(exc, KernelError) and exc.errno == EINVAL and attachment.spec.kind == "macvlan":
+                master.refuse_taken(attachment, self._records())
             raise
 
     def _loopback(self, request: Request) -> dict[str, Any]:
@@ -119,12 +121,9 @@ class Verbs:
                     CONFIG,
                     f"bandwidth, macspoofchk: {request.ifname} is not a veth whose other end is on this node",
                 )
-        elif spec.kind == "macvlan" and not spec.bridge:
-            spec = amend(spec, bridge=self.host.default_link())
-            if not spec.bridge:
-                raise Refused(CONFIG, "master: the node has no default route to take the link of; name one")
-        if spec.kind == "macvlan" and not self.host.link_exists("", spec.bridge):
-            raise Refused(CONFIG, f"master: there is no link {spec.bridge} on node {self.host.node}")
+        elif spec.kind == "macvlan":
+            link = spec.bridge or self.host.default_link()
+            spec = master.under(amend(spec, bridge=link), request.mac, *self.host.mtu_and_mac(link))
         drafted: Attachment = amend(made, spec=spec)
         for why in self._past_the_guard(drafted) if spec.kind == "chained" else ():
             raise Refused(CONFIG, why)
