@@ -62,8 +62,8 @@ static int request_read(struct np_request *request)
 		return np_reply_error("", NP_CODE_IO, "cannot read the network configuration from stdin",
 				      strerror(-err));
 	if (np_json_string(request->config.data, request->config.size, "cniVersion", request->version,
-			   sizeof(request->version)) < 0)
-		request->version[0] = 0;
+			   sizeof(request->version)) < 0 && !np_version_known(request->version))
+		request->version[0] = 0; /* else it stands before what is wrong, and is answered in */
 	err = np_json_string(request->config.data, request->config.size, "socket", request->socket,
 			     sizeof(request->socket));
 	if (!err)

@@ -57,6 +57,8 @@ int np_agent_ask(const char *path, const struct np_buffer *request, time_t secon
 #define NP_STANDALONE "netplane-standalone"
 int np_standalone_run(const struct np_buffer *config);
 
+/* Whether this program speaks that version of the specification. */
+int np_version_known(const char *version);
 int np_reply_write(const char *text, size_t size);
 int np_reply_error(const char *version, int code, const char *message, const char *details);
 int np_reply_version(const char *version);

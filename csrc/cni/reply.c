@@ -9,6 +9,14 @@
 #define NP_VERSIONS "\"0.3.0\",\"0.3.1\",\"0.4.0\",\"1.0.0\",\"1.1.0\""
 #define NP_VERSION_NEWEST "1.1.0"
 
+int np_version_known(const char *version)
+{
+	char quoted[40];
+
+	snprintf(quoted, sizeof(quoted), "\"%s\"", version);
+	return *version && strstr(NP_VERSIONS, quoted) != NULL;
+}
+
 int np_reply_write(const char *text, size_t size)
 {
 	ssize_t some;
