@@ -72,6 +72,9 @@ def parse_leases(ipam: Any, prepended: Any, default: str) -> Leases:
     given = [*_lists(prepended, "runtimeConfig.ipRanges"), *_lists(ipam.get("ranges"), "ipam.ranges")]
     if "subnet" in ipam:
         given.append([{key: ipam[key] for key in _RANGE_KEYS & ipam.keys()}])
+    else:
+        for key in sorted(_RANGE_KEYS & ipam.keys()):
+            raise Refused(CONFIG, f"ipam.{key}: {ipam[key]!r:.40}: of which subnet? Give ipam.subnet, too")
     sets = tuple(
         tuple(_range(one, f"ipam.ranges[{i}][{j}]") for j, one in enumerate(inner))
         for i, inner in enumerate(given)

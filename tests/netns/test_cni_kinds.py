@@ -236,7 +236,18 @@ def test_bandwidth_of_a_ptp_holds(lab: Lab, make_netns: MakeNetns, way: str) -> 
         cni.delete(pod, network)
 
 
-# --- no addresses ----------------------------------------------------------------------------------
+# --- addresses, and none ----------------------------------------------------------------------------------
+
+
+def test_addresses_stay_between_the_bounds_of_their_range(lab: Lab, make_netns: MakeNetns) -> None:
+    cni, pods = Cni(lab), [make_netns(name) for name in ("a", "b", "c")]
+    bounds = {"subnet": "10.68.0.0/24", "rangeStart": "10.68.0.9", "rangeEnd": "10.68.0.10"}
+    network = {"ipam": {"ranges": [[bounds]]}, "bridge": "br-two", "name": "two"}
+    assert [plain(cni.add(pod, network)) for pod in pods[:2]] == [["10.68.0.9"], ["10.68.0.10"]]
+    answer = cni.call("ADD", pods[2], network)
+    assert answer["code"] == 11 and "2 of 2 addresses in use" in answer["msg"], answer
+    for pod in pods:
+        cni.delete(pod, network)
 
 
 def test_a_bridge_without_addresses_is_a_segment(lab: Lab, make_netns: MakeNetns) -> None:
