@@ -1,11 +1,8 @@
-"""The binary, the socket and the facts on a real kernel, with `ip` and `nft` in the agent's place.
+"""The binary and the socket: what is answered to whom, whatever is asked, and by whatever listens.
 
-pod a (ns)        pod b (ns)              outside (ns)
-  eth0              eth0                      w1 192.0.2.2/24, 2001:db8::2/64
-   │ veth            │ veth                    │
-───┴── npbr0 ────────┴───  node (ns)  ── w0 ───┘
-       10.244.1.1/24            192.0.2.1/24, 2001:db8::1/64
-       fd00:10:244:1::1/64
+runtime ── netplane (the binary) ── unix socket ── CniServer, whose host remembers instead of doing
+
+What an agent does with its drivers is shown by the other modules here.
 """
 
 from __future__ import annotations
@@ -26,83 +23,17 @@ from netplane.cni.server import CniServer
 from netplane.commands.install import BINARY, install
 from netplane.kernel import netns
 from netplane.model.errors import Invalid
-from netplane.model.facts import Address, Chain, Element, Fact, Link, Neighbour, Route, Set, Sysctl
-from netplane.model.own import Attachment
-from netplane.model.pods import Pod
 from tests.cnihost import CONFIG, MemoryHost
 
 pytestmark = pytest.mark.root
 MakeNetns = Callable[[str], str]
 
 
-class IpHost(MemoryHost):
-    """Applies facts with iproute2 and nft inside the node's namespace."""
-
-    def __init__(self, node_netns: str) -> None:
-        self.at = node_netns
-        super().__init__()
-
-    def apply(self, before: tuple[Fact, ...], after: tuple[Fact, ...]) -> None:
-        for fact in before:
-            if fact not in after and isinstance(fact, Link) and fact.kind:
-                self.ip("link", "del", fact.name)
-            if fact not in after and isinstance(fact, Neighbour):
-                self.ip("neigh", "del", fact.address, "dev", fact.link)
-        for fact in after:
-            if fact not in before:
-                self._add(fact)
-
-    def ip(self, *words: str, at: str = "") -> str:
-        return netns.run(at or self.at, "ip", *words)
-
-    def _add(self, fact: Fact) -> None:
-        match fact:
-            case Link(kind="bridge"):
-                self.ip("link", "add", fact.name, "address", fact.mac, "mtu", str(fact.mtu), "type", "bridge")
-                self.ip("link", "set", fact.name, "up")
-            case Link(kind="veth"):
-                self._veth(fact, {k: str(v) for k, v in fact.options})
-            case Link():
-                self.ip("link", "set", fact.name, "up", at=fact.netns)
-            case Address():
-                self.ip("addr", "add", fact.address, "dev", fact.link, "nodad", at=fact.netns) if (
-                    ":" in fact.address
-                ) else self.ip("addr", "add", fact.address, "dev", fact.link, at=fact.netns)
-            case Route():
-                via = ("via", fact.via) if fact.via else ("scope", "link")
-                self.ip("route", "add", fact.dst, *via, "dev", fact.link, at=fact.netns)
-            case Neighbour():
-                self.ip("neigh", "replace", fact.address, "lladdr", fact.mac, "dev", fact.link)
-            case Sysctl():
-                netns.run(self.at, "sysctl", "-qw", f"{fact.name}={fact.value}")
-            case _:
-                self.nft(fact)
-
-    def _veth(self, fact: Link, options: dict[str, str]) -> None:
-        peer = ("name", options["peer"], "address", options["peer_mac"], "netns", options["peer_netns"])
-        mtu = ("mtu", str(fact.mtu))
-        self.ip("link", "add", fact.name, "address", fact.mac, *mtu, "type", "veth", "peer", *peer, *mtu)
-        self.ip("link", "set", fact.name, "master", fact.master, "alias", fact.alias, "up")
-        self.ip("link", "set", fact.name, "type", "bridge_slave", "hairpin", "on")
-        self.ip("link", "set", options["peer"], "up", at=options["peer_netns"])
-
-    def nft(self, fact: Fact) -> None:
-        text = "add table inet netplane\n"
-        if isinstance(fact, Set):
-            text += f"add set inet netplane {fact.name} {{ {'; '.join(fact.spec)}; }}\n"
-        elif isinstance(fact, Element):
-            text += f"add element inet netplane {fact.of} {{ {fact.item[0]} }}\n"
-        elif isinstance(fact, Chain):
-            hook = f"{{ type {fact.type} hook {fact.hook} priority {fact.priority}; }}"
-            text += f"add chain inet netplane {fact.name} {hook}\n"
-            text += "".join(f"add rule inet netplane {fact.name} {rule}\n" for rule in fact.rules)
-        netns.run(self.at, "nft", "-f", "-", input=text, stdin=None)
+class NetnsHost(MemoryHost):
+    """Namespaces are real; what would be done in them is remembered."""
 
     def netns_exists(self, path: str) -> bool:
         return netns.exists(path)
-
-    def link_exists(self, netns_path: str, ifname: str) -> bool:
-        return ifname in netns.run(netns_path, "ip", "-o", "link", "show")
 
 
 class Runtime:
@@ -132,106 +63,17 @@ class Runtime:
 
 
 @pytest.fixture
-def host(make_netns: MakeNetns) -> IpHost:
-    return IpHost(make_netns("node"))
+def host() -> NetnsHost:
+    return NetnsHost()
 
 
 @pytest.fixture
-def runtime(host: IpHost, tmp_path: Path) -> Iterator[Runtime]:
+def runtime(host: NetnsHost, tmp_path: Path) -> Iterator[Runtime]:
     path = str(tmp_path / "run" / "cni.sock")
     server = CniServer(path, host, CONFIG)
     server.start()
     yield Runtime(path)
     server.stop()
-
-
-def test_pods_reach_each_other_and_the_node_in_both_families(
-    runtime: Runtime, host: IpHost, make_netns: MakeNetns
-) -> None:
-    a, b = make_netns("a"), make_netns("b")
-    runtime("ADD", a)
-    addresses = [ip["address"].partition("/")[0] for ip in runtime("ADD", b)["ips"]]
-    for target in (*addresses, "10.244.1.1", "fd00:10:244:1::1"):
-        netns.run(a, "ping", "-c", "1", "-W", "2", target)
-    for address in addresses:
-        netns.run(host.at, "ping", "-c", "1", "-W", "2", address)
-    assert "mtu 1450" in netns.run(a, "ip", "link", "show", "eth0")
-    assert runtime("DEL", a) == "" == runtime("DEL", b)
-    assert "npv" not in netns.run(host.at, "ip", "link")
-    assert "PERMANENT" not in netns.run(host.at, "ip", "neigh")
-
-
-def test_a_reply_on_the_same_bridge_comes_back_through_the_nodes_nat(
-    runtime: Runtime, host: IpHost, make_netns: MakeNetns
-) -> None:
-    """A virtual IP whose endpoint is a neighbour: on a plain bridge the reply would take a short cut."""
-    a, b = make_netns("a"), make_netns("b")
-    runtime("ADD", a)
-    four, six = (ip["address"].partition("/")[0] for ip in runtime("ADD", b)["ips"])
-    netns.run(host.at, "sysctl", "-qw", "net/bridge/bridge-nf-call-iptables=0", check=False)
-    netns.run(host.at, "sysctl", "-qw", "net/bridge/bridge-nf-call-ip6tables=0", check=False)
-    rules = "add table inet t\nadd chain inet t p { type nat hook prerouting priority dstnat; }\n"
-    rules += f"add rule inet t p ip daddr 10.96.0.1 dnat ip to {four}\n"
-    rules += f"add rule inet t p ip6 daddr fd00:10:96::1 dnat ip6 to {six}\n"
-    netns.run(host.at, "nft", "-f", "-", input=rules, stdin=None)
-    for address, virtual in ((four, "10.96.0.1"), (six, "fd00:10:96::1")):
-        for _ in range(3):  # a redirect after the first would lead the next astray
-            _peer_of(a, b, address, by=virtual)
-
-
-@pytest.mark.parametrize("masquerade", [True, False])
-def test_the_outside_sees_the_node_unless_the_network_says_otherwise(
-    runtime: Runtime, host: IpHost, make_netns: MakeNetns, masquerade: bool
-) -> None:
-    a, outside = make_netns("a"), make_netns("out")
-    host.ip("link", "add", "w0", "type", "veth", "peer", "name", "w1", "netns", outside)
-    for at, link, end in ((host.at, "w0", "1"), (outside, "w1", "2")):
-        netns.run(at, "sysctl", "-qw", f"net/ipv6/conf/{link}/accept_dad=0")  # usable at once
-        host.ip("addr", "add", f"192.0.2.{end}/24", "dev", link, at=at)
-        host.ip("addr", "add", f"2001:db8::{end}/64", "dev", link, "nodad", at=at)
-        host.ip("link", "set", link, "up", at=at)
-    pod = [ip["address"].partition("/")[0] for ip in runtime("ADD", a, ipMasq=masquerade)["ips"]]
-    host.ip("route", "add", "10.244.1.0/24", "via", "192.0.2.1", at=outside)
-    host.ip("route", "add", "fd00:10:244:1::/64", "via", "2001:db8::1", at=outside)
-    seen = [_peer_of(a, outside, to) for to in ("192.0.2.2", "2001:db8::2")]
-    assert seen == (["192.0.2.1", "2001:db8::1"] if masquerade else pod)
-
-
-def _peer_of(client: str, server: str, address: str, by: str = "") -> str:
-    """The address from which a TCP server in ``server`` sees ``client``, which connects to ``by``."""
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    listener = netns.call(server, lambda: socket.create_server((address, 0), family=family))
-    port = listener.getsockname()[1]
-    with listener, netns.call(client, socket.create_connection, (by or address, port), 2):
-        peer, where = listener.accept()
-        peer.close()
-        return str(where[0])
-
-
-def test_the_pod_is_in_the_store_with_its_labels(
-    runtime: Runtime, host: IpHost, make_netns: MakeNetns
-) -> None:
-    labels = [{"key": "app", "value": "web"}]
-    args = "IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web-0"
-    result = runtime("ADD", make_netns("a"), CNI_ARGS=args, args={"cni": {"labels": labels}})
-    pod = host.snapshot().get(Pod, "shop", "web-0")
-    assert pod is not None
-    assert pod.labels == {"app": "web"}
-    assert pod.ips == tuple(ip["address"].partition("/")[0] for ip in result["ips"])
-
-
-def test_an_add_that_the_kernel_refuses_half_way_leaves_nothing(
-    runtime: Runtime, host: IpHost, make_netns: MakeNetns
-) -> None:
-    a = make_netns("a")
-    assert runtime("ADD", a)["ips"]
-    assert runtime("DEL", a) == ""
-    before = host.ip("-o", "link")
-    netns.run(a, "sysctl", "-qw", "net.ipv6.conf.all.disable_ipv6=1", "net.ipv6.conf.default.disable_ipv6=1")
-    assert runtime("ADD", a)["code"] == 5
-    assert host.ip("-o", "link").count("\n") == before.count("\n")
-    assert "eth0" not in netns.run(a, "ip", "link")
-    assert not host.snapshot().count(Attachment)
 
 
 def test_bad_input_gets_the_specifications_code(runtime: Runtime, make_netns: MakeNetns) -> None:
@@ -305,14 +147,14 @@ def test_an_agent_that_dies_or_speaks_something_else_is_11(tmp_path: Path, reply
         thread.join()
 
 
-def test_the_socket_is_roots_alone_and_has_one_agent(runtime: Runtime, host: IpHost) -> None:
+def test_the_socket_is_roots_alone_and_has_one_agent(runtime: Runtime, host: NetnsHost) -> None:
     path = runtime.config["socket"]
     assert os.stat(path).st_mode & 0o777 == 0o600
     with pytest.raises(Invalid, match="another agent"):
         CniServer(path, host).start()
 
 
-def test_a_dead_agents_socket_is_taken_over_and_a_file_is_not(host: IpHost, tmp_path: Path) -> None:
+def test_a_dead_agents_socket_is_taken_over_and_a_file_is_not(host: NetnsHost, tmp_path: Path) -> None:
     path = str(tmp_path / "cni.sock")
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(path)
