@@ -123,35 +123,22 @@ def _named_volume(claim: PersistentVolumeClaim, snapshot: Snapshot) -> Iterator[
     """A claim whose spec.volumeName the user set (or a crash left after step 3)."""
     name = claim.spec.volume_name
     volume = snapshot.get(PersistentVolume, "", name)
-    if volume is None:
-        yield from _pending(claim, ("FailedBinding", f"volume {name!r} does not exist"), snapshot)
+    reason, unfit = match.refusal(volume, claim)
+    if volume is not None and not reason:
+        yield from steps.bind(volume, claim, snapshot)
         return
-    ref = volume.spec.claim_ref
-    if ref is not None and not match.refers(ref, claim):
-        message = f"volume {name!r} already bound to a different claim, {ref.namespace}/{ref.name}"
-        yield from _pending(claim, ("FailedBinding", message), snapshot)
-        return
-    unfit = match.mismatch(volume, claim) if ref is None else match.unusable(volume, claim)
-    if unfit:
-        message = f"Cannot bind to requested volume {name!r}: {unfit}"
-        yield from _pending(claim, ("VolumeMismatch", message), snapshot)
-        return
-    yield from steps.bind(volume, claim, snapshot)
+    mismatch = reason == "VolumeMismatch"
+    message = f"Cannot bind to requested volume {name!r}: {unfit}" if mismatch else f"volume {name!r} {unfit}"
+    yield from _pending(claim, (reason, message), snapshot)
 
 
 def _bound_claim(claim: PersistentVolumeClaim, snapshot: Snapshot) -> Iterator[Write]:
     volume = snapshot.get(PersistentVolume, "", claim.spec.volume_name)
-    if not claim.spec.volume_name:
-        message = "Bound claim has lost reference to PersistentVolume. Data may be lost!"
-        yield from _lost(claim, ("ClaimLost", message), snapshot)
-    elif volume is None:
-        message = "Bound claim has lost its PersistentVolume. Data may be lost!"
-        yield from _lost(claim, ("ClaimLost", message), snapshot)
-    elif volume.spec.claim_ref is None or volume.spec.claim_ref.uid == claim.metadata.uid:
-        yield from steps.bind(volume, claim, snapshot)
+    said = match.lost(claim, snapshot)
+    if volume is None or said[0]:
+        yield from _lost(claim, said, snapshot)
     else:
-        message = "Two claims are bound to the same volume, this one is bound incorrectly"
-        yield from _lost(claim, ("ClaimMisbound", message), snapshot)
+        yield from steps.bind(volume, claim, snapshot)
 
 
 def _lost(claim: PersistentVolumeClaim, said: events.Said, snapshot: Snapshot) -> Iterator[Write]:

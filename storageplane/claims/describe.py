@@ -1,7 +1,7 @@
 """What `netplane describe` says of claims, volumes and classes beyond their fields. Pure.
 
 A claim that is not bound: one line for each volume and why it is not taken, in matching order, by the
-same function that decides it (`match.obstacle`).
+functions that decide it (`match.why`).
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def _claim(claim: PersistentVolumeClaim, snapshot: Snapshot) -> Iterator[str]:
     reasons = match.why(claim, snapshot)
     yield "Volumes:" if reasons else _line("Volumes", "")
     wide = max((len(name) for name, _ in reasons), default=0)
-    yield from (f"  {name:<{wide}}  {why or 'fits; it is about to be taken'}" for name, why in reasons)
+    yield from (f"  {name:<{wide}}  {why or 'is about to be taken'}" for name, why in reasons)
 
 
 def _copied(claim: PersistentVolumeClaim, snapshot: Snapshot) -> str:

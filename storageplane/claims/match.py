@@ -2,8 +2,8 @@
 
 Rule 1: the order is the upstream binder's: access-mode sets that cover the request, fewest modes
         first; in a set a volume prebound to the claim at once, else the smallest that fits.
-Rule 2: `find` and `why` ask the same function for the same obstacle, so an explanation is never
-        another opinion than the decision.
+Rule 2: `why` asks the functions that decide (`find` and `obstacle`, `refusal`, `lost`), so an explanation
+        is never another opinion than the decision.
 Source: kubernetes pkg/controller/volume/persistentvolume (index.go, FindMatchingVolume).
 """
 
@@ -89,7 +89,7 @@ def find(claim: PersistentVolumeClaim, snapshot: Snapshot) -> PersistentVolume |
     """The volume that the claim is to be bound to now, or None."""
     late = waits(claim, snapshot)
     place = late, consumer_node(claim, snapshot) if late else ""
-    own = sorted(snapshot.by(PersistentVolume, "claim", claim_key(claim)), key=capacity)
+    own = in_order(claim, snapshot.by(PersistentVolume, "claim", claim_key(claim)))
     named = [v for v in own if not obstacle(v, claim, snapshot, place)]
     for modes in covering(claim.spec.access_modes):
         for volume in named:
@@ -178,27 +178,71 @@ def covering(wanted: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
 
 
 def why(claim: PersistentVolumeClaim, snapshot: Snapshot) -> list[tuple[str, str]]:
-    """(volume, reason it is not taken) for every volume, in matching order; "" for one that would be."""
-    waiting = waits(claim, snapshot)
-    node = consumer_node(claim, snapshot) if waiting else ""
-    volumes = list(snapshot.list(PersistentVolume))
-    covering = list(in_order(claim, volumes))
-    others = sorted({v.name for v in volumes} - {v.name for v in covering})
-    wanted = ", ".join(claim.spec.access_modes)
-    found = [(v.name, obstacle(v, claim, snapshot, (waiting, node))) for v in covering]
-    return found + [(name, f"does not offer the access modes {wanted}") for name in others]
+    """(volume, reason it is not taken) for every volume, in matching order; "" for the one that is taken."""
+    ordered, own = in_order(claim, snapshot.list(PersistentVolume)), claim.spec.volume_name
+    if names.BIND_COMPLETED in claim.metadata.annotations:
+        rest = "is not looked at: a claim that was bound gets no other volume"
+        return _one_alone(ordered, own, lost(claim, snapshot)[1], rest)
+    if claim.deleting:
+        return [(v.name, "is not looked at: the claim is being deleted") for v in ordered]
+    if own:
+        refused = refusal(snapshot.get(PersistentVolume, "", own), claim)[1]
+        return _one_alone(ordered, own, refused, f"is not {own}, which the claim names")
+    late, taken = waits(claim, snapshot), find(claim, snapshot)
+    place = late, consumer_node(claim, snapshot) if late else ""
+    behind = f"fits, but {taken.name} comes first" if taken else ""
+    found = [(v.name, _lacking(v, claim) or obstacle(v, claim, snapshot, place) or behind) for v in ordered]
+    return [(name, "" if taken and name == taken.name else reason) for name, reason in found]
 
 
-def in_order(claim: PersistentVolumeClaim, volumes: Iterable[PersistentVolume]) -> Iterator[PersistentVolume]:
-    """The volumes whose access modes cover the claim's, in matching order."""
-    wanted = set(claim.spec.access_modes)
-    fitting = [v for v in volumes if wanted <= set(v.spec.access_modes)]
+def _one_alone(
+    ordered: Iterable[PersistentVolume], own: str, reason: str, rest: str
+) -> list[tuple[str, str]]:
+    """The rows where a claim has one volume to ask for, which need not exist, and no other is looked at."""
+    others = [(v.name, rest) for v in ordered if v.name != own]
+    return [(own, reason), *others] if own else others
 
-    def rank(volume: PersistentVolume) -> tuple[int, list[str], int, str]:
-        modes = sorted(volume.spec.access_modes)
-        return len(modes), modes, capacity(volume), volume.name
 
-    return iter(sorted(fitting, key=rank))
+def _lacking(volume: PersistentVolume, claim: PersistentVolumeClaim) -> str:
+    if set(claim.spec.access_modes) <= set(volume.spec.access_modes):
+        return ""
+    return f"does not offer the access modes {', '.join(claim.spec.access_modes)}"
+
+
+def in_order(claim: PersistentVolumeClaim, volumes: Iterable[PersistentVolume]) -> list[PersistentVolume]:
+    """In matching order; at the end, by name, those whose access modes do not cover the claim's."""
+
+    def rank(volume: PersistentVolume) -> tuple[bool, int, list[str], bool, int, str]:
+        if _lacking(volume, claim):
+            return True, 0, [], False, 0, volume.name
+        modes, own = sorted(set(volume.spec.access_modes)), refers(volume.spec.claim_ref, claim)
+        return False, len(modes), modes, not own, capacity(volume), volume.name
+
+    return sorted(volumes, key=rank)
+
+
+def lost(claim: PersistentVolumeClaim, snapshot: Snapshot) -> tuple[str, str]:
+    """(event's reason, message) why a claim that was bound is Lost; ("", "") when it keeps its volume."""
+    volume = snapshot.get(PersistentVolume, "", claim.spec.volume_name)
+    if not claim.spec.volume_name:
+        return "ClaimLost", "Bound claim has lost reference to PersistentVolume. Data may be lost!"
+    if volume is None:
+        return "ClaimLost", "Bound claim has lost its PersistentVolume. Data may be lost!"
+    ref = volume.spec.claim_ref
+    if ref is None or ref.uid == claim.metadata.uid:
+        return "", ""
+    return "ClaimMisbound", "Two claims are bound to the same volume, this one is bound incorrectly"
+
+
+def refusal(volume: PersistentVolume | None, claim: PersistentVolumeClaim) -> tuple[str, str]:
+    """(event's reason, why) the volume that a claim names is not bound to it; ("", "") when it is to be."""
+    if volume is None:
+        return "FailedBinding", "does not exist"
+    ref = volume.spec.claim_ref
+    if ref is not None and not refers(ref, claim):
+        return "FailedBinding", f"already bound to a different claim, {ref.namespace}/{ref.name}"
+    unfit = mismatch(volume, claim) if ref is None else unusable(volume, claim)
+    return ("VolumeMismatch", unfit) if unfit else ("", "")
 
 
 def obstacle(
