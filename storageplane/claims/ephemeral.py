@@ -20,7 +20,7 @@ from netplane.model.snapshot import Snapshot
 from netplane.model.storage import PersistentVolumeClaim
 from netplane.model.volumes import Volume
 
-from . import events, steps
+from . import events, match, steps
 
 
 class Ephemerals:
@@ -34,7 +34,7 @@ class Ephemerals:
                 *snapshot.list(Pod), *snapshot.list(PersistentVolumeClaim),
             )  # fmt: skip
         else:
-            objects = (event.old, event.new)
+            objects = (event.old, event.new, *_in_the_way_of(event, snapshot))
         return {Scope(self.name, f"pod/{key}") for o in objects if o is not None for key in _pods_of(o)}
 
     def decide(self, scope: Scope, snapshot: Snapshot) -> list[Write]:
@@ -77,6 +77,12 @@ def _pods_of(obj: Object) -> Iterator[str]:
         yield f"{obj.namespace}/{obj.name}"
     elif isinstance(obj, PersistentVolumeClaim):
         yield from (f"{obj.namespace}/{r.name}" for r in obj.metadata.owner_references if r.kind == Pod.KIND)
+
+
+def _in_the_way_of(event: Event, snapshot: Snapshot) -> Iterable[Pod]:
+    """The pods that want a claim of this name for their own, whoever owns it: one that goes makes room."""
+    obj = event.object
+    return snapshot.by(Pod, "claim", match.claim_key(obj)) if isinstance(obj, PersistentVolumeClaim) else ()
 
 
 def _claims(pod: Pod, snapshot: Snapshot) -> Iterator[Write]:

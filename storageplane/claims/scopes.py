@@ -1,6 +1,6 @@
 """Which claims and volumes an event touches, as scopes "claim/NAMESPACE/NAME" and "volume/NAME". Pure.
 
-Rule 1: a volume that becomes free wakes nobody but itself: it looks for a claim (see `match.taker`), so a
+Rule 1: a volume that becomes free wakes nobody but itself: it looks for a claim (see `match.waiting`), so a
         thousand new volumes beside a thousand waiting claims are a thousand scopes, not a million.
 """
 
@@ -71,6 +71,7 @@ def _claims_of(event: Event, snapshot: Snapshot) -> Iterator[str]:
     elif isinstance(obj, StorageClass):
         waiting = _unbound(snapshot)
         yield from (match.claim_key(c) for c in waiting if c.spec.storage_class_name in (None, obj.name))
+        yield from (match.claim_key(c) for c in _growing(obj, snapshot))
     elif isinstance(obj, Node) and _relabelled(event):
         yield from (match.claim_key(c) for c in _unbound(snapshot))
 
@@ -88,16 +89,26 @@ def _volumes_of(event: Event, snapshot: Snapshot) -> Iterator[str]:
         if copied.startswith(f"{names.FILESYSTEM_DIR}/"):  # it may go when its copy is whole
             yield copied.rpartition("/")[2]
     elif isinstance(obj, PersistentVolumeClaim):
-        yield from {o.spec.volume_name for o in states} - {""}  # type: ignore[attr-defined]
         yield from (v.name for v in snapshot.by(PersistentVolume, "claim", match.claim_key(obj)))
     elif isinstance(obj, Pod):  # one that goes may have been the last to use what is recycled
         keys = {key for pod in states for key in claims_of_pod(pod)}  # type: ignore[arg-type]
         named = (v for key in keys for v in snapshot.by(PersistentVolume, "claim", key))
         yield from (v.name for v in named if v.spec.persistent_volume_reclaim_policy == "Recycle")
+    elif isinstance(obj, StorageClass):
+        yield from (c.spec.volume_name for c in _growing(obj, snapshot))
 
 
 def _unbound(snapshot: Snapshot) -> tuple[PersistentVolumeClaim, ...]:
     return snapshot.by(PersistentVolumeClaim, "volume", "")
+
+
+def _growing(cls: StorageClass, snapshot: Snapshot) -> Iterator[PersistentVolumeClaim]:
+    """The claims of a class that ask for more than they have: it may allow now what it did not."""
+    of_it = (c for c in snapshot.list(PersistentVolumeClaim) if c.spec.storage_class_name == cls.name)
+    for claim in of_it:
+        has = match.size_of(claim.status.capacity)
+        if claim.status.phase == "Bound" and match.requested(claim) > has:
+            yield claim
 
 
 def _relabelled(event: Event) -> bool:

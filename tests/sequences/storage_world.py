@@ -1,4 +1,8 @@
-"""A store in memory with the contract's revisions, uids and finalizers, and builders of objects."""
+"""A store in memory with the contract's revisions, uids and finalizers, and builders of objects.
+
+Controllers settle in it in one of two ways: "resync", where every scope is decided again and again, and
+"events", where only those scopes are decided that the controllers say a change touches, as in an agent.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +10,11 @@ import itertools
 from typing import Any
 
 from netplane.model.base import Key, Object, ObjectMeta, amend
-from netplane.model.changes import Put
+from netplane.model.changes import Event, Put
 from netplane.model.codec import parse
 from netplane.model.errors import Conflict, NotFound
 from netplane.model.snapshot import Snapshot
+from netplane.reconcile.base import Listeners
 
 
 class Crash(Exception):
@@ -19,7 +24,12 @@ class Crash(Exception):
 class World:
     """``crash_after``: how many writes go through before every next one is a crash."""
 
+    driven = "resync"  # or "events"
+
     def __init__(self, *objects: Any) -> None:
+        self.news: list[tuple[Event, Snapshot] | None] = []  # None: a start, which looks at everything
+        self.heard: dict[str, int] = {}  # controller of a node → how much of the news it knows
+        self.now = Snapshot.of(())
         self.objects: dict[Key, Object] = {}
         self.revisions = itertools.count(1)
         self.born: set[Key] = set()  # keys that had an object once
@@ -47,8 +57,10 @@ class World:
         stored = amend(obj, metadata=amend(meta, uid=uid, resource_version=revision))
         if stored.deleting and not stored.metadata.finalizers:
             self.objects.pop(obj.key, None)
+            self._tell(have, None)
         else:
             self.objects[obj.key] = stored
+            self._tell(have, stored)
         return stored
 
     def delete(self, key: Key, expect: int | None = None) -> Any:
@@ -58,6 +70,7 @@ class World:
         self._expected(have, key, expect)
         if not have.metadata.finalizers:
             self._write(f"delete {key}")
+            self._tell(have, None)
             return self.objects.pop(key)
         if have.deleting:
             return have
@@ -67,7 +80,12 @@ class World:
         return Snapshot.of(self.objects.values())
 
     def settle(self, *controllers: Any, order: Any = sorted) -> World:
-        """Decide every scope, one write at a time, until nothing is left to write."""
+        """Decide, one write at a time, until nothing is left to write."""
+        way = self.resync if self.driven == "resync" else self.hear
+        return way(*controllers, order=order)
+
+    def resync(self, *controllers: Any, order: Any = sorted) -> World:
+        """Decide every scope until nothing is left to write."""
         for _ in range(300):
             before = len(self.writes)
             for controller in controllers:
@@ -77,6 +95,51 @@ class World:
             if len(self.writes) == before:
                 return self
         raise AssertionError(f"no fixpoint: {self.writes[-6:]}")
+
+    def hear(self, *controllers: Any, order: Any = sorted) -> World:
+        """Decide what the news touches, and what that brings, until there is no more news."""
+        for _ in range(300):
+            touched = self._touched(controllers)
+            if not touched:
+                return self
+            deciders = {c.name: c for c in controllers}
+            for scope in order(touched):
+                for write in deciders[scope.room].decide(scope, self.snapshot()):
+                    self._carry_out(write)
+        raise AssertionError(f"no fixpoint: {self.writes[-6:]}")
+
+    def due(self, room: Any, retried: Any = ()) -> list[Any]:
+        """The scopes of a room that are to be rendered now; ``retried``: those that failed the last time."""
+        if self.driven == "resync":
+            return list(room.scopes(None, self.snapshot()))
+        return list({*self._touched((room,)), *retried})
+
+    def _touched(self, controllers: Any) -> list[Any]:
+        """The scopes of what each controller has not heard of."""
+        found = set()
+        for controller in controllers:
+            listeners = Listeners((controller,))
+            who = f"{controller.name} of {getattr(controller, 'node', '')}"
+            for told in self.news[self.heard.get(who, 0) :]:
+                if told is None:
+                    found |= set(controller.scopes(None, self.snapshot()))
+                elif listeners.of(told[0].object.KIND):
+                    found |= set(controller.scopes(*told))
+            self.heard[who] = len(self.news)
+        return list(found)
+
+    def _tell(self, old: Any, new: Any) -> None:
+        if new is not None:
+            self.now = self.now.with_put(new)
+        elif old is not None:
+            self.now = self.now.with_delete(old.key)
+        else:
+            return
+        self.news.append((Event(old, new), self.now))
+
+    def restart(self) -> None:
+        """Whoever hears looks at everything once, as after a start."""
+        self.news.append(None)
 
     def _carry_out(self, write: Any) -> None:
         if isinstance(write, Put):
@@ -93,6 +156,7 @@ class World:
 
     def _write(self, what: str) -> None:
         if self.crash_after is not None and len(self.writes) >= self.crash_after:
+            self.restart()
             raise Crash(what)
         self.writes.append(what)
 

@@ -17,6 +17,8 @@ from storageplane.claims.bind import Binder
 from .binder_cases import MORE
 from .storage_world import Crash, World, on_node, pod, pv, pvc, storage_class
 
+pytestmark = pytest.mark.usefixtures("driven")
+
 SSD = {"metadata": {"name": "ssd"}}
 RWX = ["ReadWriteOnce", "ReadWriteMany"]
 BOUND = {names.BIND_COMPLETED: "yes", names.BOUND_BY_CONTROLLER: "yes"}
@@ -281,7 +283,7 @@ def test_comes_to_what_upstream_says(name: str) -> None:
 def test_running_again_writes_nothing(name: str) -> None:
     world = build(name).settle(Binder())
     world.writes.clear()
-    assert world.settle(Binder()).writes == []
+    assert world.resync(Binder()).writes == []
 
 
 @table
@@ -375,7 +377,7 @@ def test_multisync_each_claim_has_a_volume_of_its_own(seed: int) -> None:
             )
     world.writes.clear()
     world.crash_after = None
-    assert world.settle(Binder(), order=shuffled).writes == []
+    assert world.resync(Binder(), order=shuffled).writes == []
 
 
 def test_a_volume_that_appears_later_is_taken() -> None:

@@ -23,6 +23,8 @@ from .binder_cases import BOUND
 from .storage_world import Crash, World, on_node, pod, pv, pvc
 from .test_storage_snapshots import content, volume_snapshot
 
+pytestmark = pytest.mark.usefixtures("driven")
+
 MADE: dict[str, Any] = {
     "annotations": {names.PROVISIONED_BY: names.DIRECTORY, names.BOUND_BY_CONTROLLER: "yes"},
     "finalizers": [names.PV_PROTECTION, names.DATA],

@@ -19,6 +19,8 @@ from storageplane.claims.provision import Provisioner
 
 from .storage_world import Crash, World, pod, pv, pvc, storage_class
 
+pytestmark = pytest.mark.usefixtures("driven")
+
 GIB = 1 << 30
 MACHINE = backends.Machine(
     {("btrfs", ""): "it is not on btrfs"}, {"disk": 10 * GIB, "memory": 2 * GIB}
@@ -152,7 +154,7 @@ def test_comes_to_what_it_should(name: str) -> None:
 def test_running_again_writes_nothing(name: str) -> None:
     world = World(*CASES[name].objects).settle(*deciders())
     world.writes.clear()
-    assert world.settle(*deciders()).writes == []
+    assert world.resync(*deciders()).writes == []
 
 
 @table
@@ -190,7 +192,7 @@ def test_volumes_that_are_promised_and_not_yet_made_count() -> None:
     (late,) = (n for n, phase in phases.items() if phase == "Pending")
     (early,) = set("ab") - {late}
     assert "6442450944 bytes are asked for and 4294967296 of disk" in world.note(f"{late}.provision").message
-    world.settle(*deciders(Fixed(done=(f"pvc-uid-{early}",))))  # the machine has counted it by now
+    world.resync(*deciders(Fixed(done=(f"pvc-uid-{early}",))))  # the machine has counted it: no event says so
     assert world.pvc(late).status.phase == "Bound"
     assert world.note(f"{late}.provision").reason == DONE
 
@@ -216,7 +218,7 @@ def test_what_is_said_of_a_provisioning_counts_and_goes_with_the_claim() -> None
     assert (told.count, told.type, told.involved_object.name) == (1, "Warning", "c")
     assert told.first_timestamp and told.last_timestamp
     smaller = backends.Machine(MACHINE.lacking, {"disk": GIB, "memory": 0})
-    world.settle(*deciders(Fixed(smaller)))
+    world.resync(*deciders(Fixed(smaller)))  # what a machine has less of, no event says
     assert world.note("c.provision").count == 2
     world.delete(world.pvc().key)
     world.settle(*deciders())

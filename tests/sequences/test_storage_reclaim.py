@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from netplane.model.codec import parse
 from storageplane import names
 from storageplane.host import tree
 
@@ -21,7 +22,7 @@ from .binder_cases import BOUND, MADE
 from .storage_node import Node
 from .storage_world import Crash, World, on_node, pod, pv, pvc
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.usefixtures("driven")]
 OURS = {"annotations": {names.BOUND_BY_CONTROLLER: "yes"}}
 RELEASED = {"status": {"phase": "Released"}}
 LIVE = pvc(volumeName="v", meta={"annotations": BOUND, "uid": "u"}, status={"phase": "Bound"})
@@ -123,6 +124,7 @@ def test_recycle_comes_to_what_it_should_again_and_again(tmp_path: Path, name: s
     node, case, place = recycling(name, tmp_path)
     check_recycled(node.run(), case, place)
     node.world.writes.clear()
+    node.world.restart()
     node.run()
     assert node.world.writes == []
     chance = random.Random(1)
@@ -140,6 +142,23 @@ def test_recycle_cut_after_any_write_converges(tmp_path: Path, name: str, count:
     except Crash:
         node.world.crash_after = None
     check_recycled(node.run(), case, place)
+
+
+def test_a_volume_is_recycled_when_the_last_pod_that_names_its_claim_goes(tmp_path: Path) -> None:
+    node, _, place = recycling("ours to choose", tmp_path)
+    node.world.put(parse(pod()))
+    node.run()
+    assert (place / "sub/file").exists() and "used by pods: default/p" in node.world.note("v.reclaim").message
+    node.world.put(parse({**pod(), "status": {"phase": "Succeeded"}}))
+    node.run()
+    assert (node.world.pv("v").status.phase, (place / "sub/file").exists()) == ("Available", False)
+
+
+def test_a_volume_that_is_kept_goes_as_soon_as_it_is_deleted(tmp_path: Path) -> None:
+    """Its data stays, so the finalizer that would wait for that is taken off."""
+    node = Node(World(pv("v", meta={"finalizers": [names.DATA]})), tmp_path / "root").run()
+    node.world.delete(node.world.pv("v").key)
+    assert node.run().world.pv("v") is None
 
 
 @pytest.mark.parametrize("path", ["/", "/etc", "/tmp", "/usr/", "/var/../home"])
@@ -224,6 +243,7 @@ def test_delete_comes_to_what_it_should_again_and_again(tmp_path: Path, name: st
     node, case, place = deleting(name, tmp_path)
     check_deleted(node.run(), case, place)
     node.world.writes.clear()
+    node.world.restart()
     node.run()
     assert node.world.writes == []
     chance = random.Random(2)

@@ -20,6 +20,8 @@ from storageplane.claims.resize import Resizer
 from .storage_world import Crash, World, pod, pv, pvc, storage_class
 from .test_storage_provision import GIB, MACHINE, Fixed
 
+pytestmark = pytest.mark.usefixtures("driven")
+
 ROOT = Path("/r")
 GROWS = {"allowVolumeExpansion": True}
 

@@ -24,7 +24,7 @@ from storageplane.claims.snapshots import Snapshotter
 from .storage_node import Node
 from .storage_world import Crash, World, pv, pvc, storage_class
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.usefixtures("driven")]
 API = "snapshot.storage.k8s.io/v1"
 LOCAL = "storageplane.io/local"
 CLONE = {"kind": "PersistentVolumeClaim", "name": "c"}
@@ -73,15 +73,8 @@ class Site(Node):
         for _ in range(200):
             before = len(self.world.writes)
             super().run(order)
-            refused = list(self.refused)
-            snapshot = self.world.snapshot()
-            for scope in order(list(self.snapshots.scopes(None, snapshot))):
-                try:
-                    self.taker.apply(Plan(add=tuple(self.snapshots.render(scope, snapshot))))
-                except NetplaneError as exc:
-                    refused.append(str(exc))
-            self.refused = refused
-            waiting = any("copied" in why or "under way" in why for why in refused)
+            self.bring_about(self.snapshots, self.taker, order)
+            waiting = any("copied" in why or "under way" in why for why in self.refused.values())
             if len(self.world.writes) == before and not waiting:
                 return self
         raise AssertionError(f"no end: {self.refused}")

@@ -16,7 +16,7 @@ from storageplane.claims.reclaim import Reclaimer, VolumeData, Volumes
 
 from .storage_world import Crash, World, pod, pv, pvc, storage_class
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.usefixtures("driven")]
 LATE = {"volumeBindingMode": "WaitForFirstConsumer"}
 
 
@@ -28,6 +28,7 @@ class Node:
         self.deciders: tuple[Any, ...] = (Binder(), Provisioner(name, root), Reclaimer())
         self.room = Volumes(name, root)
         self.driver = VolumeData(root, world, lambda _: self.busy)
+        self.left: set[Any] = set()  # scopes that are still to be brought about
 
     def run(self) -> Node:
         """To the fixpoint of decisions and facts."""
@@ -35,8 +36,10 @@ class Node:
             before = len(self.world.writes)
             self.world.settle(*self.deciders)
             snapshot = self.world.snapshot()
-            for scope in sorted(self.room.scopes(None, snapshot)):
+            self.left = set(self.world.due(self.room, self.left))
+            for scope in sorted(self.left):
                 self.driver.apply(Plan(add=tuple(self.room.render(scope, snapshot))))
+                self.left.discard(scope)
             if len(self.world.writes) == before:
                 return self
 
