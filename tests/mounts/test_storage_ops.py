@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,8 @@ class Bench:
 def benches(tmp_path: Path) -> Iterator[Any]:
     made: list[Bench] = []
 
-    def make(size: str, **parameters: str) -> Bench:
+    def make(size: str, before: Callable[[Path], object] = lambda _: None, **parameters: str) -> Bench:
+        before(agent.prepare_root(Path(os.path.realpath(tmp_path)) / "root"))
         made.append(Bench(Path(os.path.realpath(tmp_path)), size, **parameters))
         return made[-1]
 
@@ -167,6 +168,43 @@ def test_operations_and_objects_are_counted(benches: Any) -> None:
     (bench.root / "volumes" / bench.claim().spec.volume_name).rename(bench.root / "volumes/away")
     assert bench.metrics()["kubelet_volume_stats_health_status_abnormal"] == 1
     (bench.root / "volumes/away").rename(bench.root / "volumes" / bench.claim().spec.volume_name)
+
+
+def read_only(root: Path) -> None:
+    (root / "volumes").mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "none", root / "volumes"], check=True)
+
+
+def test_an_operation_that_fails_is_counted_as_such_and_then_as_done(benches: Any) -> None:
+    """Where the volumes are to be nothing can be written, and then it can."""
+
+    def counted(status: str) -> float:
+        labels = {
+            "operation_name": "volume_provision", "volume_plugin": "directory", "status": status,
+            "migrated": "false",
+        }  # fmt: skip
+        name = "storage_operation_duration_seconds_count"
+        return bench.registry.get_sample_value(name, labels) or 0.0
+
+    bench = benches("4Mi", read_only, backend="directory")
+    assert until(lambda: counted("fail-unknown") >= 1)
+    assert counted("success") == 0
+    subprocess.run(["umount", bench.root / "volumes"], check=True)
+    assert until(lambda: counted("success") == 1, 30)
+    failures = counted("fail-unknown")
+    bench.publish()
+    assert (counted("success"), counted("fail-unknown")) == (1, failures)
+
+
+def test_get_sc_prints_kubectls_table_and_marks_the_default(machine: Machine) -> None:
+    more = {"allowVolumeExpansion": True, "reclaimPolicy": "Retain"}
+    machine.store.put(parse(storage_class("plain", names.LOCAL, **more)))
+    rows = [line.split() for line in netplane(machine, "get", "sc").splitlines()]
+    titles = "NAME PROVISIONER RECLAIMPOLICY VOLUMEBINDINGMODE ALLOWVOLUMEEXPANSION AGE"
+    assert rows[0] == titles.split()
+    first = ["directory", "(default)", names.DIRECTORY, "Delete", "WaitForFirstConsumer", "false"]
+    assert rows[1][:-1] == first
+    assert rows[2][:-1] == ["plain", names.LOCAL, "Retain", "Immediate", "true"]
 
 
 def test_what_there_is_no_room_for_is_not_provisioned(benches: Any) -> None:
