@@ -33,10 +33,13 @@ from .claims.resize import Resizer, file_system_lags
 from .claims.snapshots import Snapshotter
 from .host.mounts import Mounts
 from .metrics import Operations, VolumeStats
+from .pods import holds
 from .pods.journal import Journal
 from .pods.upkeep import Keeper, Pods
 
 log = logging.getLogger(__name__)
+
+AGAIN = 60.0  # seconds: what a publication that was killed meanwhile may have left is looked for
 
 
 class Config(NamedTuple):
@@ -99,6 +102,7 @@ class Agent:
         self.config = config
         operations = Operations(registry)
         self.core, self._data = _built(store, config, operations=operations)
+        self._followed: tuple[object, int, float] = (None, 0, 0.0)  # volumes, journal, when
         self._pulse = Pulse(self.core, config.node, self.look_again)
         registry.register(VolumeStats(self.core.snapshot, config.node, config.root))
 
@@ -113,7 +117,18 @@ class Agent:
     def look_again(self) -> None:
         for line in self._data.trash.empty():
             log.info("%s", line)
+        self.follow_the_journal()
         self.grow_what_waits()
+
+    def follow_the_journal(self) -> None:
+        """What volumes say of this node's use of them, as its records have it, where either has changed."""
+        snapshot, where = self.core.snapshot(), (self.config.node, self.config.root)
+        folder = Journal(self.config.root).folder
+        state = (snapshot.version(PersistentVolume), folder.stat().st_mtime_ns if folder.exists() else 0)
+        same = state[0] is self._followed[0] and state[1] == self._followed[1]
+        if not same or time.monotonic() - self._followed[2] >= AGAIN:
+            holds.followed(self.core, snapshot, snapshot.list(PersistentVolume), where)
+            self._followed = (*state, time.monotonic())
 
     def grow_what_waits(self) -> None:
         """File systems that could not grow while they were mounted: perhaps they can now."""

@@ -21,6 +21,7 @@ from netplane.commands.status import describe
 from netplane.health import HealthServer, read_status
 from netplane.model.base import Key
 from netplane.model.errors import NetplaneError, Unavailable
+from netplane.model.snapshot import Snapshot
 from netplane.store import DEFAULT, open_store
 
 from . import agent as wiring
@@ -28,7 +29,8 @@ from . import csi_commands, doctor, names, trash_commands
 from .claims import lost
 from .host import growth, progress
 from .host.mounts import Mounts
-from .pods import publish, session
+from .pods import holds, publish, session
+from .pods.journal import Journal
 from .pods.output import as_ctr, as_json, as_oci, as_podman, as_spec
 from .pods.wants import all_containers
 
@@ -196,12 +198,29 @@ def _container(pod: Any, name: str) -> Any:
 @_namespace
 @click.option("--target", default="", metavar="DIR", help="Only what is published at DIR.")
 @_root
-@click.option("--store", envvar="NETPLANE_STORE", default="", metavar="URL", help="Not needed; accepted.")
+@click.option(
+    "--store", envvar="NETPLANE_STORE", default="", metavar="URL",
+    help="Not needed; with it other nodes know at once.",
+)  # fmt: skip
 def unpublish(pod: str, namespace: str, target: str, root: Path, store: str) -> None:
-    """Take away what publish made for POD; its Pod object need not exist any more."""
-    del store
-    if root.exists():
-        publish.unpublish(namespace, pod, Mounts(root), target)
+    """Take away what publish made for POD; its Pod object need not exist any more.
+
+    Other nodes may use its volumes at once with --store, else when this node's agent has noticed.
+    """
+    if not root.exists():
+        return
+    records = [r for r in Journal(root).records() if (r.namespace, r.name) == (namespace, pod)]
+    publish.unpublish(namespace, pod, Mounts(root), target)
+    if store and any(record.modes for record in records):
+        try:
+            opened = open_store(store)
+            holds.let_go(opened, Snapshot.of(*opened.list(["PersistentVolume"])), records, root)
+            opened.close()
+        except NetplaneError as exc:
+            click.echo(
+                f"storageplane: unpublished; the store is not told: {exc}; the agent of this node will",
+                err=True,
+            )
 
 
 @cli.group("node")

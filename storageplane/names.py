@@ -21,6 +21,7 @@ LOST = "storageplane.io/lost-node"  # the node that an operator gave up, and the
 CSI = "csi.storageplane.io"  # what our CSI driver calls itself
 NO_PROVISIONER = "kubernetes.io/no-provisioner"
 SIZE_ENFORCED = "storageplane.io/size-enforced"  # annotation: "false" where the size is only recorded
+IN_USE = "storageplane.io/in-use"  # annotation of a volume: who has it published, as JSON (claims.access)
 HOSTNAME = "kubernetes.io/hostname"
 
 SNAPSHOT_CLAIM = "snapshot.storage.kubernetes.io/pvc-as-source-protection"  # a snapshot is taken of it

@@ -24,7 +24,7 @@ from netplane.model.volumesnapshots import VolumeSnapshotContent
 from netplane.store.base import Store
 
 from .. import names
-from . import match, pulse, steps
+from . import access, match, pulse, steps
 
 KINDS = ("PersistentVolume", "PersistentVolumeClaim", "Pod", "Node", "Lease", "VolumeSnapshotContent")
 LEASES = (pulse.NAMESPACE, pulse.NODES)
@@ -114,6 +114,10 @@ def give_up(store: Store, node: str, rebind: bool = False, force: bool = False) 
     lost, failed = loss(node, snapshot), list[str]()
     for pod in lost.pods:
         yield from _told(f"pod {pod.namespace}/{pod.name} deleted", failed, _delete, store, pod.key)
+    for volume in (v for v in _volumes(snapshot) if v not in lost.volumes and _held(v, node)):
+        yield from _told(
+            f"volume {volume.name} not in use there any more", failed, _free, store, volume, node
+        )
     for claim in lost.claims if rebind else ():
         yield from _told("", failed, _mark, store, claim, node)
     for volume in lost.volumes:
@@ -189,6 +193,27 @@ def _abandon(store: Store, lost: PersistentVolume | VolumeSnapshotContent, node:
         except Conflict:
             continue
     raise Conflict(f"{lost.key}: others keep writing to it; give the node up again")
+
+
+def _held(volume: PersistentVolume, node: str) -> bool:
+    try:
+        return any(hold.node == node for hold in access.holds(volume).values())
+    except Invalid:
+        return False
+
+
+def _free(store: Store, volume: PersistentVolume, node: str) -> None:
+    """A volume that others reach: what was published on the node keeps nobody waiting."""
+    for _ in range(TRIES):
+        live = store.get(volume.key)
+        if not isinstance(live, PersistentVolume) or not _held(live, node):
+            return
+        rest = {uid: hold for uid, hold in access.holds(live).items() if hold.node != node}
+        try:
+            store.put(access.held_by(live, rest), expect=live.revision)
+        except Conflict:
+            continue
+        return
 
 
 def _mark_of(obj: PersistentVolumeClaim) -> str:

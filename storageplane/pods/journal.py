@@ -32,6 +32,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     keys: tuple[tuple[str, str], ...] = ()
     sources: tuple[str, ...] = ()  # absolute paths of what is shown
     exclusive: tuple[str, ...] = ()  # ReadWriteOncePod volumes, by name
+    modes: dict[str, str] = {}  # the access mode in which each persistent volume is used, by name
     leaving: bool = False  # unpublishing has begun: nobody repairs it any more
 
 

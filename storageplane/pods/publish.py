@@ -136,6 +136,8 @@ def _recorded(pod: Pod, context: Context, driver: Applier, target: str) -> _Work
     with journal.locked():
         others = [r for r in journal.records() if r.uid != record.uid]
         recording.check_exclusive(record, others)
+        if old is None:
+            recording.check_modes(record, others)
         if record != old:
             journal.write(record)
     return _Work(journal, old, record, base, found, failed, {s for r in others for s in r.sources})

@@ -7,7 +7,7 @@ Rule 2: a record only grows while its pod is published: what was once made, unpu
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from netplane.model.errors import Unavailable
 from netplane.model.facts import Fact
@@ -26,6 +26,7 @@ from netplane.model.storage_facts import (
 )
 from netplane.model.volumes import Volume
 
+from ..claims import access
 from ..volumes import ephemeral
 from ..volumes.base import Context
 from .journal import Record
@@ -50,6 +51,7 @@ def record(
         keys=tuple(dict.fromkeys([*(old.keys if old else ()), *_ours(facts, old)])),
         sources=tuple(dict.fromkeys([*(old.sources if old else ()), *sources])),
         exclusive=tuple(sorted(alone)),
+        modes={**_modes(pod, context.snapshot), **(old.modes if old else {})},
     )
 
 
@@ -60,6 +62,15 @@ def check_exclusive(mine: Record, others: Iterable[Record]) -> None:
         if shared:
             who = f"pod {other.namespace}/{other.name}"
             raise Unavailable(f"{min(shared)} is ReadWriteOncePod and published for {who}")
+
+
+def check_modes(mine: Record, others: Iterable[Record]) -> None:
+    """Raises Unavailable while another pod has a volume of this one in a mode that they cannot share."""
+    for other in others:
+        for name in sorted(mine.modes.keys() & other.modes.keys()):
+            if not access.share((other.modes[name], other.node), (mine.modes[name], mine.node)):
+                who = f"{other.modes[name]} and published for pod {other.namespace}/{other.name}"
+                raise Unavailable(f"PersistentVolume {name} is {who}; this pod needs {mine.modes[name]}")
 
 
 def _ours(facts: Iterable[Fact], old: Record | None) -> list[Key]:
@@ -76,14 +87,21 @@ def _ours(facts: Iterable[Fact], old: Record | None) -> list[Key]:
 
 def _exclusive(pod: Pod, snapshot: Snapshot) -> set[str]:
     """The pod's ReadWriteOncePod volumes, by name."""
-    found = set()
+    return {v.name for _, v in claimed(pod, snapshot) if "ReadWriteOncePod" in v.spec.access_modes}
+
+
+def _modes(pod: Pod, snapshot: Snapshot) -> dict[str, str]:
+    return {volume.name: access.mode_of(pod, claim) for claim, volume in claimed(pod, snapshot)}
+
+
+def claimed(pod: Pod, snapshot: Snapshot) -> Iterator[tuple[PersistentVolumeClaim, PersistentVolume]]:
+    """The pod's claims that have a volume, with it."""
     for volume in pod.spec.volumes:
         name = _claim_name(pod, volume)
         claim = snapshot.get(PersistentVolumeClaim, pod.namespace, name) if name else None
         held = snapshot.get(PersistentVolume, "", claim.spec.volume_name) if claim else None
-        if held is not None and "ReadWriteOncePod" in held.spec.access_modes:
-            found.add(held.name)
-    return found
+        if claim is not None and held is not None:
+            yield claim, held
 
 
 def _claim_name(pod: Pod, volume: Volume) -> str:

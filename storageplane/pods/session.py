@@ -8,21 +8,25 @@ Rule 2: a pod that no scheduler has placed is placed on this node, which is what
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
 
 from netplane.model.base import Key, amend
 from netplane.model.changes import Put, Write
 from netplane.model.errors import Conflict, Invalid, NetplaneError, NotFound, Unavailable
 from netplane.model.pods import Pod
 from netplane.model.snapshot import Snapshot
+from netplane.model.storage import PersistentVolume
 from netplane.reconcile.base import Controller
 from netplane.store.base import Change, Store
 
 from ..claims.bind import Binder
 from ..claims.snapshots import KINDS as SNAPSHOT_KINDS
 from ..volumes.base import Context
-from . import wants
+from . import holds, wants
 from .publish import Publication
+from .recording import claimed
 
 KINDS = (*Binder.kinds, *SNAPSHOT_KINDS, "ConfigMap", "Secret", "EndpointSlice")
 ROUNDS = 10_000  # of writes without an end: a bug, not a store
@@ -41,6 +45,8 @@ def ready(
     if not pod.spec.node_name:
         placed = amend(pod, spec=amend(pod.spec, node_name=node))
         snapshot = snapshot.with_put(store.put(placed, expect=pod.revision))
+    mine = [volume for _, volume in claimed(_pod(snapshot, key), snapshot)]
+    snapshot = holds.followed(store, snapshot, mine, (node, Path(root)))
     with store.watch(revision, KINDS) as watch:
         while True:
             try:
@@ -63,11 +69,34 @@ def publish(
     where: tuple[str, str],
     carry_out: Callable[[Pod, Snapshot], Publication],
 ) -> Publication:
-    """Publish; once more while the store holds something newer than what was published.
+    """Take hold of its volumes and publish; once more while the store has something newer than that.
 
     An agent follows only what is published already. What changed before that is found here, what changes
     later is noticed there. ``where``: (node, root). Raises as ``carry_out``.
     """
+    pod, (node, root) = found[0], where
+    try:
+        with holds.under_way(Path(root), pod.metadata.uid):
+            holds.take(store, found, node)
+            return _published(store, found, where, carry_out)
+    except NetplaneError:
+        mine = [volume for _, volume in claimed(*found)]
+        with suppress(NetplaneError):
+            holds.followed(store, found[1].with_put(pod), _live(store, mine), (node, Path(root)))
+        raise
+
+
+def _live(store: Store, volumes: Iterable[PersistentVolume]) -> Iterator[PersistentVolume]:
+    found = (store.get(volume.key) for volume in volumes)
+    return (live for live in found if isinstance(live, PersistentVolume))
+
+
+def _published(
+    store: Store,
+    found: tuple[Pod, Snapshot],
+    where: tuple[str, str],
+    carry_out: Callable[[Pod, Snapshot], Publication],
+) -> Publication:
     pod, snapshot = found
     for _ in range(REPEATS):
         done = carry_out(pod, snapshot)

@@ -9,6 +9,7 @@ import pytest
 
 from netplane.model.base import Key, amend
 from netplane.model.codec import parse
+from netplane.model.errors import Invalid
 from netplane.model.pods import Pod
 from storageplane import backends, names
 from storageplane.claims import access, steps
@@ -241,6 +242,7 @@ def user(name: str, node: str, reads: bool = False, at: str = "1", **more: Any) 
 @pytest.mark.parametrize(
     ("modes", "first", "second", "refused"),
     [
+        # nobody has it published yet: of those that are placed the older one comes first
         ([RWOP], user("a", "n1"), user("b", "n1", at="2"), "in use by pod default/a"),
         ([RWOP], user("a", "n2"), user("b", "n1", at="2"), "in use by pod default/a on node n2"),
         ([RWOP], user("a", "n1", status={"phase": "Succeeded"}), user("b", "n1", at="2"), ""),
@@ -264,3 +266,50 @@ def test_one_access_mode_is_in_force_at_a_time(
     said = access.obstacle(second, world.pvc(), "n1", world.snapshot())
     assert refused in said and bool(refused) == bool(said)
     assert access.obstacle(first, world.pvc(), first.spec.node_name, World(pvc(), first).snapshot()) == ""
+
+
+@pytest.mark.parametrize(
+    ("modes", "first", "second", "refused"),
+    [
+        # the first has it published, and is the younger one
+        ([RWOP], user("a", "n1", at="3"), user("b", "n1", at="2"), "in use by pod default/a"),
+        (
+            [RWO],
+            user("a", "n2", at="3"),
+            user("b", "n1", at="2"),
+            "is ReadWriteOnce and in use by pod default/a on node n2",
+        ),
+        ([RWO], user("a", "n1", at="3"), user("b", "n1", at="2"), ""),
+        ([RWO, ROX], user("a", "n1", at="3"), user("b", "n1", True, at="2"), "is ReadWriteOnce and in use"),
+        ([RWO, ROX], user("a", "n1", True, at="3"), user("b", "n1", at="2"), "is ReadOnlyMany and in use"),
+        ([RWX], user("a", "n2", at="3"), user("b", "n1", at="2"), ""),
+        ([RWO], user("a", "n2", at="3", status={"phase": "Failed"}), user("b", "n1", at="2"), ""),
+    ],
+)
+def test_who_has_it_published_decides_and_not_who_is_older(
+    modes: list[str], first: Pod, second: Pod, refused: str
+) -> None:
+    claim, uid = pvc(accessModes=modes, volumeName="v", meta={"uid": "u"}), first.metadata.uid
+    world = World(pv("v", claim="c:u", accessModes=modes), claim, first, second)
+    mode = access.mode_of(first, world.pvc())
+    world.put(access.held_by(world.pv("v"), {uid: access.Hold("default/a", mode, first.spec.node_name)}))
+    said = access.obstacle(second, world.pvc(), "n1", world.snapshot())
+    assert refused in said and bool(refused) == bool(said)
+    assert access.obstacle(first, world.pvc(), first.spec.node_name, world.snapshot()) == ""
+    third = user(
+        "c", "n2" if first.spec.node_name == "n1" else "n1", at="1"
+    )  # older than both, and not there
+    world.put(third)
+    if first.finished:
+        return
+    assert access.obstacle(second, world.pvc(), "n1", world.snapshot()) == said
+    world.delete(first.key)  # its object is gone, what it has published is not
+    said = access.obstacle(second, world.pvc(), "n1", world.snapshot())
+    assert refused in said and ("unpublish it there" in said) == bool(refused)
+
+
+def test_what_a_volume_says_wrongly_of_who_uses_it_is_named() -> None:
+    world = World(pv("v", claim="c:u", meta={"annotations": {names.IN_USE: "me"}}),
+                  pvc(volumeName="v", meta={"uid": "u"}), user("a", "n1"))  # fmt: skip
+    with pytest.raises(Invalid, match=r"PersistentVolume v: metadata.annotations: storageplane.io/in-use"):
+        access.obstacle(user("b", "n1"), world.pvc(), "n1", world.snapshot())
