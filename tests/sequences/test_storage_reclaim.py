@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from netplane.model.base import Key
 from netplane.model.codec import parse
 from storageplane import names
 from storageplane.host import tree
@@ -146,9 +147,12 @@ def test_recycle_cut_after_any_write_converges(tmp_path: Path, name: str, count:
 
 def test_a_volume_is_recycled_when_the_last_pod_that_names_its_claim_goes(tmp_path: Path) -> None:
     node, _, place = recycling("ours to choose", tmp_path)
-    node.world.put(parse(pod()))
-    node.run()
-    assert (place / "sub/file").exists() and "used by pods: default/p" in node.world.note("v.reclaim").message
+    for name in ("p", "q"):
+        node.world.put(parse(pod(name)))
+    assert node.run().world.note("v.reclaim").message == "Volume is used by pods: default/p, default/q"
+    node.world.delete(Key("Pod", "default", "q"))
+    assert node.run().world.note("v.reclaim").message == "Volume is used by pods: default/p"
+    assert (place / "sub/file").exists()
     node.world.put(parse({**pod(), "status": {"phase": "Succeeded"}}))
     node.run()
     assert (node.world.pv("v").status.phase, (place / "sub/file").exists()) == ("Available", False)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from netplane.model.base import Key
+from netplane.model.base import Key, amend
 from netplane.model.codec import parse
 from netplane.model.errors import NetplaneError, Unavailable
 from netplane.model.facts import Plan, Scope
@@ -410,3 +410,38 @@ def test_a_damaged_record_is_named(tmp_path: Path) -> None:
     wanted = Capture(content="mine", uid=node.content("mine").metadata.uid, driver=LOCAL)
     with pytest.raises((NetplaneError, Unavailable), match="remove the file"):
         node.taker.apply(Plan(add=(wanted,)))
+
+
+@pytest.mark.parametrize(("policy", "left"), [("Delete", False), ("Retain", True)])
+def test_a_content_whose_snapshot_vanishes_goes_by_its_policy(
+    tmp_path: Path, policy: str, left: bool
+) -> None:
+    """Somebody took the snapshot's finalizers off, so nobody deleted the content first."""
+    node = site(tmp_path / "r").put(volume_snapshot())
+    made = node.content()
+    node.world.put(amend(made, spec=amend(made.spec, deletion_policy=policy)))
+    found = node.run().snap()
+    node.world.put(amend(found, metadata=amend(found.metadata, finalizers=())))
+    node.gone("VolumeSnapshot", "s")
+    assert (node.content() is not None, bool(node.kept())) == (left, left)
+
+
+def test_a_content_that_is_deleted_first_goes_with_its_snapshot(tmp_path: Path) -> None:
+    """Nothing but the snapshot changes then."""
+    node = site(tmp_path / "r").put(volume_snapshot()).gone("VolumeSnapshotContent", "snapcontent-uid-s")
+    assert node.content().deleting and node.kept()
+    node.gone("VolumeSnapshot", "s")
+    assert (node.content(), node.kept()) == (None, [])
+
+
+def test_a_content_that_was_kept_is_deleted_after_all(tmp_path: Path) -> None:
+    """There is no snapshot any more: nothing but the content changes."""
+    node = site(tmp_path / "r").put(volume_snapshot())
+    for policy in ("Retain", "Delete"):
+        made = node.content()
+        assert node.kept()
+        node.world.put(amend(made, spec=amend(made.spec, deletion_policy=policy)))
+        node.run()
+        if node.snap() is not None:
+            node.gone("VolumeSnapshot", "s")
+    assert (node.content(), node.kept()) == (None, [])
