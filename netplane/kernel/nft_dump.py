@@ -28,14 +28,14 @@ TRIES = 20  # dumps that another commit may spoil in turn
 _HEAD = struct.Struct(">BBH")
 
 
-def structure(sock: socket.socket) -> tuple[dict[FactKey, Mark], dict[str, str]]:
+def structure(sock: socket.socket, family: int = NFPROTO_INET) -> tuple[dict[FactKey, Mark], dict[str, str]]:
     """({key: mark} of chains and sets, {name: "set" or "map"} of those whose elements are facts).
 
-    Raises KernelError: ENOENT without the table.
+    Of our table of this family. Raises KernelError: ENOENT without the table.
     """
     found: dict[FactKey, Mark] = {}
     sets: dict[str, str] = {}
-    for attrs in _dump(sock, GETSET):
+    for attrs in _dump(sock, GETSET, family):
         flags = int.from_bytes(attrs.get(NFTA_SET_FLAGS, b""), "big")
         if not flags & ANONYMOUS:
             name = nlmsg.string(attrs.get(NFTA_NAME))
@@ -44,10 +44,10 @@ def structure(sock: socket.socket) -> tuple[dict[FactKey, Mark], dict[str, str]]
             if not flag:
                 sets[name] = "map" if flags & (MAP | OBJECT) else "set"
     rules: dict[str, str] = {}
-    for attrs in _dump(sock, GETRULE):
+    for attrs in _dump(sock, GETRULE, family):
         comment = _comment(attrs.get(NFTA_RULE_USERDATA, b""), RULE_COMMENT)
         rules.setdefault(nlmsg.string(attrs.get(NFTA_NAME)), comment)
-    for attrs in _dump(sock, GETCHAIN):
+    for attrs in _dump(sock, GETCHAIN, family):
         name = nlmsg.string(attrs.get(NFTA_CHAIN_NAME))
         found["chain", name] = rules.get(name, "")
     return found, sets
@@ -64,18 +64,18 @@ def _comment(userdata: bytes, kind: int) -> str:
     return ""
 
 
-def _dump(sock: socket.socket, kind: int) -> list[dict[int, bytes]]:
+def _dump(sock: socket.socket, kind: int, family: int) -> list[dict[int, bytes]]:
     """The attributes of everything of a kind in our table, in order."""
     for _ in range(TRIES):
-        found = _dump_once(sock, kind)
+        found = _dump_once(sock, kind, family)
         if found is not None:
             return [attrs for attrs in found if nlmsg.string(attrs.get(NFTA_TABLE)) == TABLE]
     raise KernelError(errno.EAGAIN, "list the nftables table", "others commit all the time")
 
 
-def _dump_once(sock: socket.socket, kind: int) -> list[dict[int, bytes]] | None:
+def _dump_once(sock: socket.socket, kind: int, family: int) -> list[dict[int, bytes]] | None:
     """None when a commit came between."""
-    body = _HEAD.pack(NFPROTO_INET, 0, 0) + nlmsg.text(NFTA_TABLE, TABLE)
+    body = _HEAD.pack(family, 0, 0) + nlmsg.text(NFTA_TABLE, TABLE)
     flags = nlmsg.NLM_F_REQUEST | nlmsg.NLM_F_DUMP
     sock.sendto(nlmsg.NLMSGHDR.pack(16 + len(body), kind, flags, 1, 0) + body, (0, 0))
     found: list[dict[int, bytes]] = []

@@ -4,7 +4,8 @@ The inet family's ingress sees IP alone; ARP and everything else pass there (6.1
 have a table of the netdev family, and are made and removed apart from those of `nftables`.
 
 Rule 1: a chain carries its mark in its first rule's comment, as in `nft_text`.
-Rule 2: the table is there while a chain is: the driver that removes the last one removes it.
+Rule 2: the table is there while a chain is: it goes with the last one, in its transaction. One without a
+        chain (a link that went took it along) is nobody's: `EMPTY`.
 Rule 3: a link that goes may take its chain along (before 6.16), so a refused removal looks what is left.
 """
 
@@ -21,6 +22,7 @@ from .nftables import Nft, fit
 
 TABLE = "netdev netplane"
 FIRST = -500  # before every other hook of ingress
+EMPTY: FactKey = ("guard", "")  # no link's: the table alone
 
 
 class GuardDriver:
@@ -48,16 +50,20 @@ class GuardDriver:
             except KernelError as exc:
                 if exc.errno != errno.ENOENT:
                     raise
-                marks = {}
+                self._held = set()
+                return {}
             found: dict[FactKey, Mark] = {
                 ("guard", key[1]): mark for key, mark in marks.items() if key[0] == "chain"
             }
             self._held = set(found)
-            return found
+            return found or {EMPTY: ""}
 
     def apply(self, plan: Plan) -> None:
         """One transaction. Raises KernelError."""
         with self._lock:
+            if self._is_last(plan):
+                self.clean()
+                return
             try:
                 self._nft.run("\n".join(transaction(plan)))
             except KernelError:
@@ -70,8 +76,13 @@ class GuardDriver:
             assert self._held is not None
             self._held.update(fact.key for fact in plan.add)
             self._held.difference_update(plan.remove)
-            if plan.remove and not self._held:
-                self.clean()
+
+    def _is_last(self, plan: Plan) -> bool:
+        """Whether no guard is left after this; others may have some that we do not know."""
+        gone = {*plan.remove, EMPTY}
+        if plan.add or plan.change or (self._held or set()) - gone:
+            return False
+        return not self.observe().keys() - gone
 
     def verify(self, facts: Iterable[Guard]) -> list[str]:
         """In words, which guards are missing or different."""
@@ -85,7 +96,9 @@ class GuardDriver:
 
     def clean(self) -> None:
         """Remove the table and all it holds; gone already is fine."""
-        self._nft.run(f"add table {TABLE}\ndelete table {TABLE}")
+        with self._lock:
+            self._nft.run(f"add table {TABLE}\ndelete table {TABLE}")
+            self._held = set()
 
 
 def transaction(plan: Plan) -> Iterator[str]:
@@ -99,6 +112,6 @@ def transaction(plan: Plan) -> Iterator[str]:
         yield f'add rule {TABLE} {fact.link} {first} comment "{fact.mark}"'
         for rule in rest:
             yield f"add rule {TABLE} {fact.link} {rule}"
-    for _, link in plan.remove:
+    for _, link in (key for key in plan.remove if key != EMPTY):
         yield f"flush chain {TABLE} {link}"
         yield f"delete chain {TABLE} {link}"

@@ -1,9 +1,12 @@
 """How much the ports of bridges may send: one set in `table bridge netplane`, an element for each port.
 
 Rule 1: table, chain and rule are the same for one port and for a thousand. They come with the first
-        limit and go with the last; a port is one element that carries its own limit.
+        limit and go with the last, in its transaction: who is killed leaves no table without a limit.
+        A port is one element that carries its own limit.
 Rule 2: an element is one netlink message of ours: no parser, and nothing is listed while all goes well.
 Rule 3: a refused transaction changes nothing; then we look what is there, and do what is left.
+Rule 4: the rule's comment is the mark of the whole; without it no limit holds, so `observe` has none as it
+        should be, and what changes one puts the rule back. A table without a limit is nobody's: `EMPTY`.
 
 A bridge's prerouting sees every frame of a port, also one for another port of the same bridge. What comes
 by a link that is no bridge's port it does not see: that is for `nft_guard`.
@@ -17,10 +20,11 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from ..model.errors import KernelError
-from ..model.facts import Fact, FactKey, Limit, Mark, Plan
+from ..model.facts import Fact, FactKey, Limit, Mark, Plan, digest
+from . import nft_dump
 from . import nlmsg as nl
 from .netns import open_socket
 from .nft_batch import REHASH, TRIES
@@ -30,11 +34,14 @@ TABLE = "bridge netplane"
 NAME = "cni-limits"
 FIRST = -500  # before every other hook of the bridge
 # The set's own limit says what its elements have; each element brings its figures.
-STRUCTURE = f"""add table {TABLE}
+_STRUCTURE = f"""add table {TABLE}
 add set {TABLE} {NAME} {{ type ifname; limit rate over 1 bytes/second; }}
 add chain {TABLE} {NAME} {{ type filter hook prerouting priority {FIRST}; policy accept; }}
 flush chain {TABLE} {NAME}
 add rule {TABLE} {NAME} iifname @{NAME} drop"""
+WHOLE = digest(_STRUCTURE)
+STRUCTURE = f'{_STRUCTURE} comment "{WHOLE}"'
+EMPTY: FactKey = ("limit", "")  # no link's: the table alone
 
 NETLINK_NETFILTER, NFPROTO_BRIDGE, SUBSYSTEM = 12, 7, 10
 BEGIN, END = 0x10, 0x11  # NFNL_MSG_BATCH_BEGIN, _END
@@ -67,6 +74,7 @@ class LimitDriver:
         self._sock.bind((0, 0))
         self._lock = threading.RLock()
         self._held: set[str] | None = None  # the links that have a limit; None: not known
+        self._whole = False  # table, chain and rule are there, as far as we know
 
     @property
     def portids(self) -> frozenset[int]:
@@ -74,36 +82,63 @@ class LimitDriver:
         return frozenset((int(self._sock.getsockname()[0]), self._nft.portid)) - {0}
 
     def observe(self) -> Mapping[FactKey, Mark]:
-        """{key: mark} of every limit that is there. Raises KernelError."""
+        """{key: mark} of every limit that is there, the mark "" while the rule is not. Raises KernelError."""
         with self._lock:
-            found = {fact.key: fact.mark for fact in self._dump()}
+            mark = self._mark()
+            self._whole = mark == WHOLE
+            found: dict[FactKey, Mark] = {
+                fact.key: fact.mark if mark in (WHOLE, None) else "" for fact in self._dump()
+            }
             self._held = {str(key[1]) for key in found}
-            return found
+            return found or ({} if mark is None else {EMPTY: ""})
+
+    def _mark(self) -> Mark:
+        """Of the chain; "" when it or its rule is missing, None when all of the table is."""
+        try:
+            return nft_dump.structure(self._sock, NFPROTO_BRIDGE)[0].get(("chain", NAME), "")
+        except KernelError as exc:
+            if exc.errno != errno.ENOENT:
+                raise
+            return None
 
     def apply(self, plan: Plan) -> None:
         """One transaction. Raises KernelError."""
         with self._lock:
+            if self._held is None:
+                self.observe()
+            assert self._held is not None
+            if self._is_last(plan):
+                self.clean()
+                return
             try:
+                if not self._whole:
+                    raise KernelError(errno.ENOENT, f"nftables table {TABLE}")
                 self._commit(plan)
             except KernelError:
-                left = fit(plan, self.observe())
-                if left == plan:
-                    self._nft.run(STRUCTURE)  # so the set is missing, or the kernel says why it must
-                self._commit(left)
-            self._moved(plan)
+                self._look_and_apply(plan)
+            self._held.update(fact.link for fact in (*plan.add, *plan.change))
+            self._held.difference_update(str(key[1]) for key in plan.remove)
 
-    def _moved(self, plan: Plan) -> None:
-        if self._held is None:
-            self.observe()
-        assert self._held is not None
-        self._held.update(fact.link for fact in plan.add)
-        self._held.difference_update(str(key[1]) for key in plan.remove)
-        if plan.remove and not self._held:
-            self.clean()
+    def _is_last(self, plan: Plan) -> bool:
+        """Whether no limit is left after this; others may have some that we do not know."""
+        gone = {str(key[1]) for key in plan.remove}
+        if plan.add or plan.change or (self._held or set()) - gone:
+            return False
+        return not {fact.link for fact in self._dump()} - gone
+
+    def _look_and_apply(self, plan: Plan) -> None:
+        left = fit(plan, self.observe())
+        if self._whole:
+            self._commit(left)  # refused again: the kernel says why
+        else:
+            self._nft.run("\n".join((STRUCTURE, *_words(left))))
+            self._whole = True
 
     def verify(self, facts: Iterable[Limit]) -> list[str]:
-        """In words, which limits are missing or different."""
-        held, found = {fact.key: fact for fact in self._dump()}, []
+        """In words, which limits are missing or different, and whether the rule is that drops by them."""
+        with self._lock:
+            held, mark = {fact.key: fact for fact in self._dump()}, self._mark()
+        found = [] if mark in (WHOLE, None) else [f"nftables chain {NAME} of table {TABLE} was changed"]
         for fact in facts:
             have = held.get(fact.key)
             if have is None:
@@ -120,9 +155,10 @@ class LimitDriver:
             except KernelError as exc:  # a kernel without the family has no such table either
                 if exc.errno not in (errno.ENOENT, errno.EOPNOTSUPP, errno.EAFNOSUPPORT):
                     raise
+            self._held, self._whole = set(), False
 
     def _commit(self, plan: Plan) -> None:
-        stale = [*(str(key[1]) for key in plan.remove), *(fact.link for fact in plan.change)]
+        stale = [*(str(key[1]) for key in plan.remove if key != EMPTY), *(f.link for f in plan.change)]
         fresh = (*plan.add, *plan.change)
         if not stale and not fresh:
             return
@@ -164,6 +200,24 @@ class LimitDriver:
                             raise KernelError(number, f"list nftables limits: {os.strerror(number)}")
                         return found, spoilt
                     found += read(body)
+
+
+def _words(plan: Plan) -> Iterator[str]:
+    """A plan in nft's words, for the transaction that makes the table, too."""
+    stale = [*(str(key[1]) for key in plan.remove if key[1]), *(fact.link for fact in plan.change)]
+    fresh = (*plan.add, *plan.change)
+    if stale:
+        yield f"delete element {TABLE} {NAME} {{ {', '.join(map(_quoted, stale))} }}"
+    if fresh:
+        elements = (
+            f"{_quoted(fact.link)} limit rate over {fact.rate} bytes/second burst {fact.burst} bytes"
+            for fact in fresh
+        )
+        yield f"add element {TABLE} {NAME} {{ {', '.join(elements)} }}"
+
+
+def _quoted(link: str) -> str:
+    return f'"{link}"'
 
 
 _WHERE = nl.text(_LIST_TABLE, "netplane") + nl.text(_LIST_SET, NAME)

@@ -1,4 +1,4 @@
-"""Tells when another program changes our nftables table, so that the loop can mend it at once.
+"""Tells when another program changes our nftables tables, so that the loop can mend it at once.
 
 Rule 1: an event is a hint, never the truth: the callback gathers the flock, and then somebody lists.
 Rule 2: our own commits are left out by their sockets, before they reach us (a filter in the kernel).
@@ -18,7 +18,7 @@ from .sockfilter import GIVE, JUMP_EQUAL, LOAD_WORD, big, pass_only
 
 NETLINK_NETFILTER, SOL_NETLINK, NETLINK_ADD_MEMBERSHIP = 12, 270, 1
 NFNLGRP_NFTABLES = 7
-NFPROTO_INET, TABLE = 1, "netplane"
+FAMILIES, TABLE = {1, 5, 7}, "netplane"  # NFPROTO_INET, _NETDEV, _BRIDGE: ours
 NEWGEN = 10 << 8 | 15
 NFTA_TABLE_NAME, NFTA_NAME, NFTA_CHAIN_NAME = 1, 2, 3  # the first attribute of every message names its table
 NFTA_GEN_PROC_PID, NFTA_GEN_PROC_NAME = 2, 3
@@ -57,7 +57,7 @@ class NftMonitor(Monitor):
             self._callback(words)
 
     def foreign(self, data: bytes) -> Iterator[str]:
-        """What another program's commits did to our table: one line a commit, at its end."""
+        """What another program's commits did to our tables: one line a commit, at its end."""
         for kind, _, _, portid, body in nl.messages(data):
             if kind != NEWGEN:
                 if not self._touched and _ours(body):
@@ -71,7 +71,7 @@ class NftMonitor(Monitor):
 
 
 def _ours(body: bytes) -> bool:
-    return body[0] == NFPROTO_INET and nl.string(nl.attrs(body, 4).get(NFTA_TABLE_NAME)) == TABLE
+    return body[0] in FAMILIES and nl.string(nl.attrs(body, 4).get(NFTA_TABLE_NAME)) == TABLE
 
 
 def _words(kind: int, body: bytes) -> str:

@@ -22,6 +22,7 @@ import pytest
 from netplane.commands.install import BINARY
 from netplane.kernel import netns
 from netplane.lab import Lab
+from netplane.lab.runner import until
 from tests.cnirun import OWN, REFERENCE, Cni, plain
 from tests.netns.test_cni_features import pings, records
 from tests.netns.test_cni_ports import mapped, port, seen, serving
@@ -386,6 +387,8 @@ def test_after_del_the_host_is_as_before_add(lab: Lab, make_netns: MakeNetns, na
         ("nft delete element inet netplane cni-masked4 {{ {ip} }}", "of cni-masked4"),
         ("nft delete element inet netplane cni-isolated4 {{ {ip} }}", "of cni-isolated4"),
         ("nft flush chain netdev netplane {host}", "guard of"),
+        ("nft flush chain bridge netplane cni-limits", "chain cni-limits of table bridge netplane was"),
+        ("nft delete element bridge netplane cni-limits {{ {host} }}", "limit of"),
         ("ip link set {host} nomaster", "master is none, not br-own"),
         ("ip neigh del {ip} dev br-own", "neighbour br-own"),
     ],
@@ -403,6 +406,21 @@ def test_check_names_what_differs(lab: Lab, make_netns: MakeNetns, breakage: str
         if answer:
             break
     assert answer and answer["code"] == 100 and words in answer["msg"], answer
+    cni.delete(a, everything)
+
+
+def test_the_agent_puts_limits_and_guards_back(lab: Lab, make_netns: MakeNetns) -> None:
+    cni, a, node = Cni(lab), make_netns("a"), lab.nodes[0]
+    everything = {**EVERYTHING, **NETWORKS["own"]}
+    host = cni.add(a, everything)["interfaces"][1]["name"]
+
+    def rules() -> list[str]:
+        return [node.run("nft", "list", "table", family, "netplane") for family in ("bridge", "netdev")]
+
+    whole = rules()
+    for breakage in ("chain bridge netplane cni-limits", f"chain netdev netplane {host}"):
+        node.run("nft", "flush", *breakage.split())
+        until(lambda: rules() == whole, f"{breakage} mended")
     cni.delete(a, everything)
 
 

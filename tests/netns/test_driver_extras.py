@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -199,6 +200,63 @@ def test_limits_of_links_come_change_and_go_and_leave_nothing(make_netns: MakeNe
     fresh.apply(Plan(remove=(one.key, two.key)))
     fresh.apply(Plan(remove=(one.key,)))
     fresh.clean()
+    assert netns.run(node, "nft", "list", "ruleset") == ""
+
+
+LIMITS = "bridge netplane cni-limits"
+
+
+@pytest.mark.parametrize(
+    "breakage",
+    [f"flush chain {LIMITS}", f"flush chain {LIMITS}; delete chain {LIMITS}"],
+    ids=["rule", "chain"],
+)
+def test_limits_without_their_rule_are_missed_and_put_back(make_netns: MakeNetns, breakage: str) -> None:
+    node = make_netns("node")
+    driver = netns.call(node, LimitDriver)
+    one, two = Limit("v0", 1_000_000, 50_000), Limit("v1", 2_000_000, 60_000)
+    driver.apply(Plan(add=(one, two)))
+    whole = netns.run(node, "nft", "list", "ruleset")
+    netns.run(node, "nft", breakage)
+    assert driver.verify([one]) == ["nftables chain cni-limits of table bridge netplane was changed"]
+    assert driver.observe() == {one.key: "", two.key: ""}  # neither is what anybody wants
+    driver.apply(Plan(change=(two,)))
+    driver.apply(Plan(change=(one,)))
+    assert driver.verify([one, two]) == []
+    assert sorted(netns.run(node, "nft", "list", "ruleset").splitlines()) == sorted(whole.splitlines())
+    driver.apply(Plan(remove=(one.key, two.key)))
+    assert netns.run(node, "nft", "list", "ruleset") == ""
+
+
+@pytest.mark.parametrize("driver_type", [LimitDriver, GuardDriver])
+def test_what_killed_processes_left_of_a_table_is_seen_and_goes(
+    make_netns: MakeNetns, driver_type: type[LimitDriver] | type[GuardDriver]
+) -> None:
+    node = make_netns("node")
+    driver = netns.call(node, driver_type)
+    left = {LimitDriver: "bridge", GuardDriver: "netdev"}[driver_type]
+    assert driver.observe() == {}
+    netns.run(node, "nft", f"add table {left} netplane")
+    (key,) = driver.observe()
+    assert key[1] == ""  # no link's
+    driver.apply(Plan(remove=(key,)))
+    assert netns.run(node, "nft", "list", "ruleset") == ""
+
+
+def test_the_last_of_one_process_does_not_take_those_of_another_along(make_netns: MakeNetns) -> None:
+    node = make_netns("node")
+    netns.run(node, "ip", "link", "add", "v0", "type", "veth", "peer", "name", "v1")
+    work: list[tuple[Any, Any, Any]] = [
+        (LimitDriver, Limit("v0", 1, 1), Limit("v1", 2, 2)),
+        (GuardDriver, Guard("v0", ("drop",)), Guard("v1", ("drop",))),
+    ]
+    for kind, one, two in work:
+        first, second = netns.call(node, kind), netns.call(node, kind)
+        first.apply(Plan(add=(one,)))
+        second.apply(Plan(add=(two,)))
+        first.apply(Plan(remove=(one.key,)))
+        assert second.observe() == {two.key: two.mark}
+        second.apply(Plan(remove=(two.key,)))
     assert netns.run(node, "nft", "list", "ruleset") == ""
 
 

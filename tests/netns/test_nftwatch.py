@@ -67,6 +67,14 @@ def test_another_programs_change_is_told_in_words(watched: Watched, change: str,
     assert words in told and "by nft" in told
 
 
+@pytest.mark.parametrize("family", ["bridge", "netdev"])
+def test_limits_and_guards_are_watched_too(watched: Watched, family: str) -> None:
+    watched.nft(f"add table {family} netplane; add chain {family} netplane c")
+    assert "by nft" in watched.told.get(timeout=5)
+    watched.nft(f"delete chain {family} netplane c")
+    assert "chain c removed by nft" in watched.told.get(timeout=5)
+
+
 def test_our_own_commits_are_not_told(watched: Watched) -> None:
     """Batches (elements alone), libnftables (chains), and thousands of elements at once."""
     watched.driver.apply(Plan(add=(Element("s", ("10.0.0.1",)),)))
