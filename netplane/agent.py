@@ -324,6 +324,7 @@ class Agent:
         assert isinstance(room, CniRoom)
         host = CniHost(room, core, self._links)
         host.birth, host.spare = birth, self._spare
+        host.finish()
         server = CniServer(str(self.config.run_dir / CNI_SOCKET), host, room.config)
         server.start()
         self._cni = server

@@ -8,6 +8,7 @@ from .cni.render import CniRoom
 from .cni.wiring import ROOM
 from .kernel import netns, sysctl
 from .kernel.conntrack import Conntrack
+from .kernel.hostflows import HostFlows
 from .kernel.rtnetlink import LinkDriver
 from .kernel.underlay import default_route_device
 from .model.base import Object
@@ -31,6 +32,7 @@ class CniHost:
         self.node, self.boot_id = room.node, room.config.boot_id
         self._room, self._core, self._links = room, core, links
         self._tracker = Conntrack()
+        self._flows = HostFlows()
 
     def snapshot(self) -> Snapshot:
         return self._core.snapshot()
@@ -117,3 +119,14 @@ class CniHost:
 
     def forget(self, flows: Iterable[Flows]) -> None:
         self._tracker.forget(flows)
+
+    def forget_all(self, record: Attachment) -> None:
+        self._flows.forget(entry.address.partition("/")[0] for entry in record.spec.ips)
+        if self.spare:
+            self.spare.gone(record.name)
+
+    def finish(self) -> None:
+        """At a start, before any address is given: see to what a process was killed over that deleted it."""
+        for record in self.spare.leaving() if self.spare else ():
+            if self.snapshot().get(Attachment, "", record.name) is None:
+                self.forget_all(record)

@@ -7,7 +7,9 @@ Rule 1: it is read only when the store is another than the one that was spared (
         and set aside); a record that somebody deleted from the same store stays deleted.
 Rule 2: of another boot nothing is put back. Whether a namespace is still there is CNI's question at its
         start (`Verbs.recover`), as it is of any record.
-Rule 3: nothing waits for it and nothing fails for it: a spare that cannot be written costs a warning.
+Rule 3: what is being deleted lies aside until the kernel holds no flow of it: a start that finds it there
+        knows which addresses are to be seen to, whatever record is gone.
+Rule 4: nothing waits for it and nothing fails for it: a spare that cannot be written costs a warning.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from .store.base import Store
 
 log = logging.getLogger(__name__)
 IDENTITY = "identity"  # the file that names the store; no record's name is without a dot
+LEAVING = "leaving"  # the directory of those that are being deleted
 
 
 class Spare:
@@ -50,10 +53,28 @@ class Spare:
         self._write(objects[0].name, b"".join(lines))
 
     def drop(self, writes: Sequence[Write]) -> None:
-        """Before these: a record that is about to go."""
+        """Before these: a record that is about to go is no spare any more."""
         for one in writes:
             if isinstance(one, Delete) and one.key.kind == Attachment.KIND:
-                self._remove(one.key.name)
+                self._put_aside(one.key.name)
+
+    def gone(self, name: str) -> None:
+        """The kernel holds nothing of this record any more."""
+        self._remove(f"{LEAVING}/{name}")
+
+    def leaving(self) -> list[Attachment]:
+        """Records whose deletion has begun and, as far as anybody knows, not ended."""
+        found = []
+        for path in (self._dir / LEAVING).glob("*"):
+            try:
+                record = _parsed(path.read_bytes().partition(b"\n")[0])
+            except (OSError, Invalid, ValueError) as exc:
+                log.warning("%s cannot be read: %s", path, exc)
+                self._remove(f"{LEAVING}/{path.name}")
+                continue
+            if isinstance(record, Attachment):
+                found.append(record)
+        return found
 
     def settle(self, node: str, boot_id: str) -> None:
         """At a start: put back what the store has lost, then be its spare. Raises Unavailable."""
@@ -115,6 +136,20 @@ class Spare:
         with suppress(OSError):
             return (self._dir / IDENTITY).read_text()
         return ""
+
+    def _put_aside(self, name: str) -> None:
+        aside = f"{self._dir}/{LEAVING}/{name}"
+        try:
+            try:
+                os.rename(f"{self._dir}/{name}", aside)
+            except FileNotFoundError:
+                if not os.path.exists(f"{self._dir}/{name}"):
+                    return
+                (self._dir / LEAVING).mkdir(mode=0o700)
+                os.rename(f"{self._dir}/{name}", aside)
+        except OSError as exc:
+            log.warning("%s cannot be put aside: %s", name, exc)
+            self._remove(name)
 
     def _remove(self, name: str) -> None:
         try:

@@ -159,6 +159,7 @@ def _of_ours(path: str, state: Path, raw: bytes) -> bytes:
         core.sweep(journal.read().__contains__)
         host = Host(room, core, links)
         host.journal, host.spare = journal, spare
+        host.finish()
         server = CniServer(path, host, config)
         server.verbs.recover()
         answer = server.answer(raw)

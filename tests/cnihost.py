@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 
 from netplane.cni.render import CniConfig, CniRoom
+from netplane.cni.wiring import ROOM
 from netplane.model.base import Key, Object, ObjectMeta, amend
 from netplane.model.changes import Put, Write
 from netplane.model.errors import Conflict, NotFound
@@ -45,6 +46,7 @@ class MemoryHost:
         self.peers: dict[tuple[str, str], str] = {}
         self.loopbacks: list[str] = []
         self.forgotten: list[Flows] = []
+        self.left: list[str] = []  # the attachments of whose addresses no flow is left
         self.fail: Callable[[str, object], None] = no_fault
         self._lock = threading.RLock()
         self._snapshot = Snapshot.of((), synced=synced)
@@ -156,6 +158,11 @@ class MemoryHost:
 
     def forget(self, flows: Iterable[Flows]) -> None:
         self.forgotten += flows
+
+    def forget_all(self, record: Attachment) -> None:
+        self.fail("forget", record)
+        assert not self.keys(Scope(ROOM, record.name)), "the kernel still leads packets there"
+        self.left.append(record.name)
 
     def keys(self, scope: Scope) -> set[FactKey]:
         return {fact.key for fact in self.kernel.get(scope, ())}

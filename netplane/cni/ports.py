@@ -121,14 +121,13 @@ def refuse_unreachable(attachment: Attachment) -> None:
             )
 
 
-def udp_flows(attachment: Attachment, gone: bool) -> list[Flows]:
-    """What a UDP client goes on using: at ADD flows past the pod, at DEL also those to it."""
+def udp_flows(attachment: Attachment) -> list[Flows]:
+    """What a UDP client goes on using past a pod that has come."""
     found = []
-    for port, version, target in targets(attachment):
+    for port, version, _ in targets(attachment):
         if port.protocol.lower() == "udp":
             host = "" if is_any(port.host_ip) else port.host_ip
-            backend = (target, port.container_port) if gone else ("", 0)
-            found.append(Flows("udp", version, host, port.host_port, *backend))
+            found.append(Flows("udp", version, host, port.host_port))
     return found
 
 

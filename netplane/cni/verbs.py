@@ -79,7 +79,7 @@ class Verbs:
         try:
             self._claim_ports(attachment)
             self.host.sync([Scope(ROOM, attachment.name)], lambda: self._claim(attachment))
-            self.host.forget(udp_flows(attachment, gone=False))
+            self.host.forget(udp_flows(attachment))
             ready = amend(attachment, phase="Ready")
             record = self.host.snapshot().get(Attachment, "", attachment.name)
             if record is None:
@@ -268,7 +268,7 @@ class Verbs:
         if ipam is not None:
             ipam.pin(record)
         self.host.sync([Scope(ROOM, record.name)], lambda: self._take_off(record))
-        self.host.forget(udp_flows(record, gone=True))
+        self.host.forget_all(record)
         self._give_back(record)
         self._tell_delegate("DEL", record)
         del self._owed[record.name]

@@ -20,8 +20,10 @@ from typing import Any
 from netplane import standalone
 from netplane.cli import main
 from netplane.kernel import sysctl
+from netplane.kernel.ctnetlink import Tracker
+from netplane.kernel.nft_batch import Batches
 from netplane.kernel.nft_limit import LimitDriver
-from netplane.kernel.nftables import NftDriver
+from netplane.kernel.nftables import Nft
 from netplane.kernel.nlsocket import Socket
 from netplane.spare import Spare
 from netplane.store.sqlite import SqliteStore
@@ -31,13 +33,17 @@ OPERATIONS: list[tuple[Any, str]] = [
     (Socket, "send"),
     (Socket, "make_pair"),
     (Socket, "begin_pair"),
-    (NftDriver, "_run"),
+    (Nft, "run"),
+    (Batches, "apply"),
     (LimitDriver, "_commit"),
+    (Tracker, "delete"),
+    (Tracker, "dump"),
     (sysctl, "write"),
     (standalone.Journal, "add"),
     (standalone.Journal, "clear"),
     (Spare, "keep"),
     (Spare, "drop"),
+    (Spare, "gone"),
 ]
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -32,6 +35,7 @@ class Machine:
         self.run_dir, self.state, self.death = work / "run", work / "state", work / "death"
         self.binary = str(BINARY)
         self.process: subprocess.Popen[bytes] | None = None
+        self.others: tuple[str, ...] = ()  # addresses whose flows `host` leaves out
         self.config: dict[str, Any] = {
             "cniVersion": "1.1.0",
             "name": "net",
@@ -119,6 +123,12 @@ class Machine:
             "neighbours": sorted(run(self.at, "ip", "neigh", "show", "nud", "permanent").splitlines()),
             "qdiscs": sorted(run(self.at, "tc", "qdisc", "show").splitlines()),
             "rules": run(self.at, "nft", "list", "ruleset"),
+            "addresses": sorted(
+                f"{one['ifname']} {ip['local']}/{ip['prefixlen']}"
+                for one in json.loads(run(self.at, "ip", "-j", "addr"))
+                for ip in one["addr_info"]
+            ),
+            "flows": self.flows(),
             "objects": self.objects(),
         }
         # the packet path's comes a moment after an ADD, and goes with its link, which is compared
@@ -126,6 +136,22 @@ class Machine:
         for table in ("routes", "routes6"):  # the kernel's own come and go with a bridge's carrier
             listed[table] = [r for r in listed[table] if "proto kernel" not in r]
         return listed
+
+    def flows(self) -> list[str]:
+        """What is tracked, but for flows of others and what bridges tell of groups: protocol and tuples."""
+        lines = [
+            re.sub(r"^(\S+).*? src=", r"\1 src=", line)
+            for version in ("ipv4", "ipv6")
+            for line in netns.run(self.at, "conntrack", "-L", "-f", version).splitlines()
+        ]
+        others = (*self.others, "224.0.0.22")
+        return sorted(line for line in lines if not any(f"={a} " in line for a in others))
+
+    def talk(self, pod: str, port: int) -> None:
+        """Leave tracked flows: from the node to the pod's ports, and from the pod to the node."""
+        targets = ("192.0.2.1", *plain_addresses(pod))
+        netns.call(self.at, _send, targets, port)
+        netns.call(pod, _send, ("192.0.2.1", "10.99.0.1", "fd00:99::1"), port)
 
     def objects(self) -> list[str]:
         found = []
@@ -135,6 +161,23 @@ class Machine:
             items = doc.get("items", [doc] if doc else [])
             found += [f"{kind} {item['metadata']['name']}" for item in items]
         return sorted(found)
+
+
+def _send(targets: tuple[str, ...], port: int) -> None:
+    """A datagram and the beginning of a connection to each."""
+    for to in targets:
+        family = socket.AF_INET6 if ":" in to else socket.AF_INET
+        for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
+            with socket.socket(family, kind) as client, contextlib.suppress(OSError):
+                client.setblocking(False)
+                client.connect((to, port))
+                client.send(b"x")
+
+
+def plain_addresses(pod: str) -> list[str]:
+    """What eth0 of the pod has; [] without one."""
+    text = netns.run(pod, "ip", "-j", "addr", "show", "dev", "eth0", "scope", "global", check=False)
+    return [ip["local"] for one in json.loads(text or "[]") for ip in one.get("addr_info", ()) if ip]
 
 
 def plain(result: Any) -> list[str]:

@@ -95,6 +95,24 @@ def test_del_is_idempotent_and_needs_no_add(runtime: Runtime) -> None:
     assert runtime.nothing_left()
 
 
+def test_del_is_over_when_no_flow_of_the_pod_is_left(runtime: Runtime) -> None:
+    """Its address goes to nobody before."""
+    runtime("ADD")
+    (record,) = runtime.host.snapshot().list(Attachment)
+
+    def fail(verb: str, thing: object) -> None:
+        assert thing
+        if verb == "forget":
+            raise KernelError(12, "forget flows")
+
+    runtime.host.fail = fail
+    assert runtime("DEL")["code"] == 5
+    assert not runtime.host.left and not runtime.nothing_left()
+    runtime.host.fail = no_fault
+    assert runtime("DEL") == "" and runtime.host.left == [record.name]
+    assert runtime.nothing_left()
+
+
 def test_a_missing_namespace_and_an_existing_interface_are_refused(runtime: Runtime) -> None:
     runtime.host.gone.add("/n/c1")
     answer = runtime("ADD")

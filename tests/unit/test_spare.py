@@ -119,3 +119,22 @@ def test_a_spare_that_cannot_be_written_or_read_costs_a_line(
     directory.write_text("in the way")
     world.spare.keep([attachment("b")])
     assert "no spare of b.n1" in caplog.text
+
+
+def test_what_is_being_deleted_is_known_until_it_is_gone(world: World) -> None:
+    """By any later process, and to nobody as a spare."""
+    for name in ("a", "b"):
+        record = world.store.put(attachment(name))
+        world.spare.keep([record])
+        world.spare.drop([Delete(record.key)])
+        world.store.delete(record.key)
+    world.spare.drop([Delete(Key("Attachment", "", "never.n1"))])
+    world.spare.gone("b.n1")
+    world.spare.gone("never.n1")
+    world.open()
+    (left,) = world.spare.leaving()
+    assert left.name == "a.n1" and left.spec.ips[0].address == "10.244.3.5/32"
+    world.lose()
+    assert world.names() == []
+    world.spare.gone("a.n1")
+    assert world.spare.leaving() == []
