@@ -147,10 +147,10 @@ class Machine:
         others = (*self.others, "224.0.0.22")
         return sorted(line for line in lines if not any(f"={a} " in line for a in others))
 
-    def talk(self, pod: str, port: int) -> None:
-        """Leave tracked flows: from the node to the pod's ports, and from the pod to the node."""
-        targets = ("192.0.2.1", *plain_addresses(pod))
-        netns.call(self.at, _send, targets, port)
+    def talk(self, pod: str, port: int, host_port: bool) -> None:
+        """Leave tracked flows: from the node to the pod, directly and by its host port, and from the pod."""
+        host = ("192.0.2.1",) if host_port else ()
+        netns.call(self.at, _send, (*host, *plain_addresses(pod)), port)
         netns.call(pod, _send, ("192.0.2.1", "10.99.0.1", "fd00:99::1"), port)
 
     def objects(self) -> list[str]:

@@ -58,7 +58,7 @@ def ready(machine: Machine, other: str, **config: Any) -> tuple[str, dict[str, A
 def added(machine: Machine, pod: str, config: Config) -> None:
     """With flows that are tracked."""
     assert plain(machine("ADD", pod, **config))
-    machine.talk(pod, PORT)
+    machine.talk(pod, PORT, "runtimeConfig" in config)
 
 
 def killed(machine: Machine, command: str, pod: str, step: int, config: Config) -> bool:
