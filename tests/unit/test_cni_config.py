@@ -115,3 +115,32 @@ def test_the_administrators_list_is_obeyed() -> None:
     fine = {"net.core.somaxconn": "1", "net/ipv4/conf/IFNAME/arp_filter": "1"}
     assert tuning.refused(fine, allowed) == ""
     assert "net.ipv4.ip_forward" in tuning.refused({"net.ipv4.ip_forward": "1"}, allowed)
+
+
+def repeated(*ports: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "runtimeConfig": {"portMappings": [{"hostPort": 8080, "containerPort": 80, **one} for one in ports]}
+    }
+
+
+@pytest.mark.parametrize(
+    ("ports", "words"),
+    [
+        ([{}, {}], "portMappings[1]: tcp 8080 repeats portMappings[0]"),
+        ([{}, {"protocol": "udp"}, {"protocol": "TCP"}], "[2]: tcp 8080 repeats portMappings[0]"),
+        ([{"hostIP": "10.0.0.1"}, {"hostIP": "10.0.0.1"}], "tcp 10.0.0.1:8080 repeats"),
+        ([{"hostIP": "fd00::1"}, {"hostIP": "fd00::1"}], "tcp [fd00::1]:8080 repeats"),
+        ([{}, {"hostIP": "0.0.0.0"}], "tcp 0.0.0.0:8080 repeats"),
+        ([{"hostIP": "::"}, {}], "[1]: tcp 8080 repeats portMappings[0]"),
+    ],
+)  # fmt: skip
+def test_a_host_port_twice_names_both_entries(ports: list[dict[str, Any]], words: str) -> None:
+    with pytest.raises(Refused) as caught:
+        parse(**repeated(*ports))
+    assert (caught.value.code, words in str(caught.value)) == (7, True), str(caught.value)
+
+
+def test_ports_that_only_look_alike_pass() -> None:
+    fine = [{}, {"protocol": "udp"}, {"hostPort": 8081}, {"hostIP": "10.0.0.1"}, {"hostIP": "10.0.0.2"}]
+    assert len(parse(**repeated(*fine)).runtime_config.port_mappings) == 5
+    assert parse(**repeated({"hostIP": "0.0.0.0"}, {"hostIP": "::"}))
