@@ -125,7 +125,7 @@ def lease_before(request: Request) -> Lease:
     mine = [
         i
         for i, one in enumerate(before.get("interfaces") or ())
-        if one.get("name") == request.ifname and one.get("sandbox")
+        if isinstance(one, dict) and one.get("name") == request.ifname and one.get("sandbox")
     ]
     try:
         ips = tuple(
@@ -141,7 +141,9 @@ def lease_before(request: Request) -> Lease:
 def _interface_before(request: Request) -> dict[str, Any]:
     before = request.config.prev_result or {}
     return next(
-        one for one in before["interfaces"] if one.get("name") == request.ifname and one.get("sandbox")
+        one
+        for one in before["interfaces"]
+        if isinstance(one, dict) and one.get("name") == request.ifname and one.get("sandbox")
     )
 
 

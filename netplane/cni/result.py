@@ -2,7 +2,7 @@
 
 Interfaces: the bridge, the host's veth end, the container's, as far as the kind has them; a host
 interface has no sandbox (a chained bandwidth plugin finds the host end by that). What a chain had
-before us comes first, and stays as it was.
+before us comes first, and stays as it was but for what we changed: MAC and MTU.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ def add_result(attachment: Attachment, config: NetConf, dns: dict[str, Any] | No
     named = msgspec.to_builtins(config.result_dns) or spec.config.get("dns") or before.get("dns")
     dns = named or dns or {}
     if spec.kind == "chained":
-        return {**before, "cniVersion": config.version, "dns": dns}
+        interfaces = [_changed(one, attachment, config) for one in before["interfaces"]]
+        return {**before, "cniVersion": config.version, "interfaces": interfaces, "dns": dns}
     mine = [] if spec.kind == "ipam" else list(_interfaces(attachment, config.version == "1.1.0"))
     interfaces = [*before.get("interfaces", ()), *mine]
     found = {
@@ -47,6 +48,16 @@ def loopback_result(netns: str, config: NetConf) -> dict[str, Any]:
     lo = {"name": "lo", "mac": "00:00:00:00:00:00", "sandbox": netns}
     ips = [_address(a, "", config.version, 0) for a in ("127.0.0.1/8", "::1/128")]
     return {"cniVersion": config.version, "interfaces": [lo], "ips": ips, "dns": {}}
+
+
+def _changed(before: Any, attachment: Attachment, config: NetConf) -> Any:
+    """An interface of the chain; the one that we are called for with the MAC and the MTU that we gave it."""
+    spec, interface = attachment.spec, isinstance(before, dict) and before.get("sandbox")
+    if not interface or before.get("name") != spec.ifname:
+        return before
+    mac = {"mac": spec.mac} if spec.config.get("mac") else {}
+    mtu = {"mtu": spec.mtu} if spec.mtu and config.version == "1.1.0" else {}
+    return {**before, **mac, **mtu}
 
 
 def _interfaces(attachment: Attachment, newest: bool) -> Iterator[dict[str, Any]]:
