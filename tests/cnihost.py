@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Sequence
 
+from netplane.cni.host import Seen
 from netplane.cni.render import CniConfig, CniRoom
 from netplane.model.base import Key, Object, ObjectMeta, amend
 from netplane.model.changes import Put, Write
@@ -132,6 +133,9 @@ class MemoryHost:
 
     def netns_exists(self, path: str) -> bool:
         return path not in self.gone
+
+    def look(self, netns: str, ifname: str) -> Seen | None:  # noqa: ARG002
+        return None
 
     def peer(self, netns: str, ifname: str) -> str:
         return self.peers.get((netns, ifname), "")

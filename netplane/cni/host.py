@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from ..model.base import Object
 from ..model.changes import Write
@@ -11,6 +11,18 @@ from ..model.facts import Scope
 from ..model.flows import Flows
 from ..model.own import Attachment
 from ..model.snapshot import Snapshot
+
+
+class Seen(NamedTuple):
+    """A link as the kernel has it now. ``addresses``: each with its length, and whether it bears our mark
+    (Linux 5.18 and later)."""
+
+    kind: str
+    ours: bool
+    up: bool
+    promisc: bool
+    mac: str
+    addresses: dict[str, bool]
 
 
 class Host(Protocol):
@@ -44,6 +56,9 @@ class Host(Protocol):
 
     def link_exists(self, netns: str, ifname: str) -> bool: ...
     def netns_exists(self, path: str) -> bool: ...
+
+    def look(self, netns: str, ifname: str) -> Seen | None:
+        """The link and its addresses; None when there is none. Raises KernelError without the namespace."""
 
     def peer(self, netns: str, ifname: str) -> str:
         """The node's end of a veth that another plugin made; "" when it is none, or elsewhere."""

@@ -7,7 +7,7 @@ before us comes first, and stays as it was but for what we changed: MAC and MTU.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import msgspec
@@ -16,6 +16,8 @@ from ..model.own import Attachment
 from .config import NetConf
 from .names import BRIDGE, bridge_mac, host_mac
 from .wiring import own_bridge
+
+LOOPBACK = ("127.0.0.1/8", "::1/128")
 
 
 def add_result(attachment: Attachment, config: NetConf, dns: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -41,12 +43,12 @@ def add_result(attachment: Attachment, config: NetConf, dns: dict[str, Any] | No
     return found
 
 
-def loopback_result(netns: str, config: NetConf) -> dict[str, Any]:
-    """lo and its addresses; with a previous result, that one as it is."""
+def loopback_result(netns: str, config: NetConf, there: Collection[str] = LOOPBACK) -> dict[str, Any]:
+    """lo and those of its addresses that are ``there``; with a previous result, that one as it is."""
     if config.prev_result is not None:
         return {**config.prev_result, "cniVersion": config.version}
     lo = {"name": "lo", "mac": "00:00:00:00:00:00", "sandbox": netns}
-    ips = [_address(a, "", config.version, 0) for a in ("127.0.0.1/8", "::1/128")]
+    ips = [_address(a, "", config.version, 0) for a in LOOPBACK if a in there]
     return {"cniVersion": config.version, "interfaces": [lo], "ips": ips, "dns": {}}
 
 

@@ -25,7 +25,7 @@ from ..model.facts import Scope
 from ..model.nodes import Node
 from ..model.own import Allocation, Attachment
 from ..model.snapshot import Snapshot
-from . import delegate, plan, tuning
+from . import delegate, loopback, plan, tuning
 from .delegate import Lease
 from .errors import CONFIG, DIFFERS, ENVIRONMENT, IO, LIMITED, UNKNOWN, Refused
 from .host import Host
@@ -38,7 +38,7 @@ from .ports import HostPorts, refuse_unreachable, udp_flows
 from .ranges import OURS, whole
 from .render import BASE, CniConfig
 from .request import Request
-from .result import add_result, loopback_result
+from .result import add_result
 from .wiring import ROOM
 
 log = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ class Verbs:
 
     def add(self, request: Request) -> dict[str, Any]:
         if request.config.kind == "loopback":
-            return self._loopback(request)
+            return loopback.add(self.host, request)
         snapshot = self._ready(request)
         attachment = self._draft(request)
         self._check_free(request, self._record(snapshot, attachment.name))
@@ -95,12 +95,6 @@ class Verbs:
             if isinstance(exc, KernelError) and exc.errno == EEXIST:
                 self._check_name(request)
             raise
-
-    def _loopback(self, request: Request) -> dict[str, Any]:
-        if not self.host.netns_exists(request.netns):
-            raise Refused(ENVIRONMENT, f"CNI_NETNS: {request.netns} holds no network namespace")
-        self.host.raise_loopback(request.netns)
-        return loopback_result(request.netns, request.config)
 
     def _draft(self, request: Request) -> Attachment:
         """The record without addresses, with what has to be looked up."""
@@ -300,7 +294,7 @@ class Verbs:
 
     def check(self, request: Request) -> None:
         if request.config.kind == "loopback":
-            found = [] if self.host.netns_exists(request.netns) else [f"{request.netns} is gone"]
+            found = loopback.differences(self.host, request)
         else:
             found = list(self._differences(request))
         if found:

@@ -24,12 +24,25 @@ from typing import Any
 import msgspec
 
 from ..model.errors import Invalid, KernelError
-from ..model.facts import Address, Fact, FactKey, Fdb, Link, Mark, Neighbour, Plan, Route, Shaper, Sysctl
+from ..model.facts import (
+    ROUTE_PROTOCOL,
+    Address,
+    Fact,
+    FactKey,
+    Fdb,
+    Link,
+    Mark,
+    Neighbour,
+    Plan,
+    Route,
+    Shaper,
+    Sysctl,
+)
 from . import linkmsg, linkpair, qdiscmsg, routemsg, sysctl
 from .factput import put_facts
 from .linkdrop import delete, drop, drop_rest
 from .linkput import put, wait_carried
-from .linkread import View, link_faults, peer_faults
+from .linkread import View, addresses, link_faults, peer_faults
 from .linkreap import Departures, Reaper
 from .nlsocket import Pool, Socket
 from .nsnumbers import Numbers
@@ -196,6 +209,18 @@ class LinkDriver:
         with self._session() as session:
             state = session.states(netns, [name]).get(name)
             return state.mac if state else ""
+
+    def look(self, netns: str, name: str) -> tuple[linkmsg.State, dict[str, bool]] | None:
+        """The link, and its addresses with whether each bears our protocol; None when there is none.
+
+        Raises KernelError when there is no namespace at the path.
+        """
+        with self._session() as session:
+            state = session.states(netns, [name]).get(name)
+            if state is None:
+                return None
+            every = addresses(session.socket(netns), {state.ifindex: name})
+            return state, {fact.address: proto == ROUTE_PROTOCOL for fact, proto in every if fact.link}
 
     def peer(self, netns: str, name: str) -> str:
         """The link of our namespace whose other end is the veth ``name`` in ``netns``; "" without one."""
