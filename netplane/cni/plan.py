@@ -18,6 +18,7 @@ from .errors import CONFIG, Refused
 from .ranges import NONE
 from .request import Request
 from .tuning import settings
+from .wiring import FOREIGN
 
 _ROLES = {"ipam": "/ipam", "chained": "/chained"}  # no network's name has a '/'
 _FLAGS = ("macspoofchk", "portIsolation", "promiscMode")
@@ -50,9 +51,9 @@ def on_pod_network(attachment: Attachment) -> bool:
 
 def needs_journal(attachment: Attachment) -> bool:
     """Whether an ADD that is cut off leaves something that only its record could tell of: an address that
-    a third party gave, a link in the pod's namespace, or settings of a link that is not ours."""
+    a third party gave, a link in the pod's namespace, or what lies on a link that is not ours."""
     spec = attachment.spec
-    return spec.kind not in ("bridge", "ptp") or "delegate" in spec.config
+    return spec.kind not in ("bridge", "ptp") or "delegate" in spec.config or FOREIGN in spec.config
 
 
 def routed(request: Request) -> bool:
@@ -192,6 +193,8 @@ def _kept(request: Request, kind: str) -> dict[str, Any]:
     kept |= {key: True for key in _FLAGS if config.document.get(key)} if kind != "ipam" else {}
     if kind == "bridge" and not config.own_range and config.capabilities.get("bandwidth"):
         kept["bandwidth"] = True  # limits are ours: nobody behind us wants the host end's ingress queue
+    if config.force_address and kept.get("isGateway") and kind == "bridge":
+        kept["forceAddress"] = True
     if config.mode:
         kept["mode"] = config.mode
     if kind == "chained" and request.mac:

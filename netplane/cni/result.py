@@ -15,7 +15,7 @@ import msgspec
 from ..model.own import Attachment
 from .config import NetConf
 from .names import BRIDGE, bridge_mac, host_mac
-from .wiring import own_bridge
+from .wiring import FOREIGN, own_bridge
 
 LOOPBACK = ("127.0.0.1/8", "::1/128")
 
@@ -66,7 +66,8 @@ def _interfaces(attachment: Attachment, newest: bool) -> Iterator[dict[str, Any]
     spec = attachment.spec
     if spec.kind == "bridge":
         own = own_bridge(attachment)
-        yield _interface(own or BRIDGE, bridge_mac(f"{spec.node}/{own}" if own else spec.node))
+        mac = spec.config.get(FOREIGN) or bridge_mac(f"{spec.node}/{own}" if own else spec.node)
+        yield _interface(own or BRIDGE, mac)
     if spec.kind != "macvlan":
         mac = host_mac(spec.kind, spec.host_ifname)
         yield _interface(spec.host_ifname, mac, mtu=spec.mtu if newest else 0)

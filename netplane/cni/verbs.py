@@ -25,7 +25,7 @@ from ..model.facts import Scope
 from ..model.nodes import Node
 from ..model.own import Allocation, Attachment
 from ..model.snapshot import Snapshot
-from . import delegate, loopback, plan, tuning
+from . import bridges, delegate, loopback, plan, tuning
 from .delegate import Lease
 from .errors import CONFIG, DIFFERS, ENVIRONMENT, IO, LIMITED, UNKNOWN, Refused
 from .host import Host
@@ -77,14 +77,18 @@ class Verbs:
         self._check_free(request, self._record(snapshot, attachment.name))
         attachment = self._leased(attachment, request)
         try:
+            attachment, moved = bridges.settle(self.host, attachment, request, self._records)
             self._claim_ports(attachment)
             self.host.sync([Scope(ROOM, attachment.name)], lambda: self._claim(attachment))
             self.host.forget(udp_flows(attachment, gone=False))
-            ready = amend(attachment, phase="Ready")
+            ready = bridges.mac(self.host, amend(attachment, phase="Ready"))
             record = self.host.snapshot().get(Attachment, "", attachment.name)
             if record is None:
                 raise Conflict(f"the record of {attachment.name} was deleted while its ADD was at work")
-            self._pods.up(ready, request.config.labels, [Put(ready, record.revision)])
+            puts = [Put(one, one.revision) for one in moved]
+            self._pods.up(ready, request.config.labels, [Put(ready, record.revision), *puts])
+            with suppress(KernelError):  # it is written: the loop tries again
+                self.host.sync([Scope(ROOM, one.name) for one in moved])
             dns = pod_dns(ready, self.host.snapshot(), self.config) if plan.on_pod_network(ready) else None
             return add_result(ready, request.config, dns)
         except _Claimed:
