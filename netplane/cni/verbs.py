@@ -61,11 +61,12 @@ class Verbs:
 
     def run(self, request: Request) -> dict[str, Any] | None:
         """Carry one request out; the result for stdout, None for nothing. Raises NetplaneError."""
-        verb = {"ADD": self.add, "DEL": self.remove, "CHECK": self.check}.get(request.command)
-        if verb is not None:
-            with self._locks.hold((request.container_id, request.ifname)):
-                return verb(request)
-        return {"STATUS": self.status, "GC": self.collect, "VERSION": _versions}[request.command](request)
+        with delegate.clocked():
+            verb = {"ADD": self.add, "DEL": self.remove, "CHECK": self.check}.get(request.command)
+            if verb is not None:
+                with self._locks.hold((request.container_id, request.ifname)):
+                    return verb(request)
+            return {"STATUS": self.status, "GC": self.collect, "VERSION": _versions}[request.command](request)
 
     # --- ADD ---------------------------------------------------------------------------------
 

@@ -22,6 +22,7 @@ from typing import Any
 
 import pytest
 
+from netplane.cni import delegate
 from netplane.cni.server import CniServer
 from netplane.commands.install import BINARY, install
 from netplane.kernel import netns
@@ -323,6 +324,41 @@ def test_a_dead_agents_socket_is_taken_over_and_a_file_is_not(host: IpHost, tmp_
     with pytest.raises(Invalid, match="not a socket"):
         CniServer(path, host).start()
     assert Path(path).read_text() == "precious"
+
+
+HANGS = """#!/bin/sh
+echo $CNI_COMMAND >> "$0.log"
+case $CNI_COMMAND in
+VERSION) echo '{"cniVersion": "1.1.0", "supportedVersions": ["1.1.0"]}' ;;
+*) [ ! -e "$0.$CNI_COMMAND" ] || sh -c 'sleep 60; echo' "$0" ;;
+esac
+"""
+
+
+def test_an_ipam_plugin_that_hangs_is_the_one_that_is_named(
+    runtime: Runtime, host: IpHost, make_netns: MakeNetns, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its ADD and what undoes it share the time that the binary waits; a DEL after it begins anew."""
+    monkeypatch.setattr(delegate, "PATIENCE", 0.7)
+    monkeypatch.setattr(delegate, "BUDGET", 1.2)
+    binary, a = tmp_path / "slow-ipam", make_netns("a")
+    binary.write_text(HANGS)
+    binary.chmod(0o755)
+    for verb in ("ADD", "DEL"):
+        Path(f"{binary}.{verb}").touch()
+    words = {"ipam": {"type": "slow-ipam"}, "bridge": "br-slow", "CNI_PATH": str(tmp_path)}
+    begin = time.monotonic()
+    answer = runtime("ADD", a, **words, NETPLANE_CNI_TIMEOUT="3")
+    assert answer["code"] == 11 and "ipam.type slow-ipam: did not answer ADD in 0.7 s" in answer["msg"]
+    answer = runtime("DEL", a, **words, NETPLANE_CNI_TIMEOUT="3")
+    assert answer["code"] == 11 and "ipam.type slow-ipam: did not answer DEL in 0.7 s" in answer["msg"]
+    assert time.monotonic() - begin < 4
+    Path(f"{binary}.DEL").unlink()
+    assert runtime("DEL", a, **words, NETPLANE_CNI_TIMEOUT="3") == ""
+    assert Path(f"{binary}.log").read_text().split() == ["VERSION", "ADD", "DEL", "DEL", "DEL"]
+    assert not host.snapshot().count(Attachment)
+    running = subprocess.run(["pgrep", "-f", str(binary)], capture_output=True, check=False)
+    assert not running.stdout  # what it started does not run on
 
 
 def test_install_puts_a_working_plugin_there(tmp_path: Path) -> None:
