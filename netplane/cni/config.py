@@ -11,6 +11,7 @@ Called by another plugin as its ``ipam.type``, we read nothing but what concerns
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -27,7 +28,10 @@ CAPABILITIES = ("aliases", "bandwidth", "cgroupPath", "dns", "ipRanges", "ips", 
 KINDS = ("bridge", "ptp", "macvlan", "loopback")
 TYPE = OURS
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*")
-_RUNTIME_PASS = {"infinibandGUID", "deviceID"}
+_DEVICES = {
+    "deviceID": "interfaces are made, no device of the node is handed over",
+    "infinibandGUID": "interfaces here are Ethernet's",
+}
 _GC_KEYS = ("cni.dev/valid-attachments", "cni.dev/attachments")
 
 
@@ -178,6 +182,7 @@ def parse_config(raw: bytes, only_identity: bool = False) -> NetConf:
     _check_version(doc.get("cniVersion"))
     if only_identity:
         return _identity(doc)
+    _refuse_nul(raw, doc)
     runtime = doc.get("runtimeConfig", {})
     if _is_ipam(doc):
         kept = {key: value for key, value in doc.items() if key in _AS_IPAM}
@@ -201,6 +206,25 @@ def _document(raw: bytes) -> dict[str, Any]:
     if _GC_KEYS[0] in doc and doc[_GC_KEYS[0]] is None:
         doc[_GC_KEYS[0]] = []  # what libcni sends for a runtime that has no attachment: Go's nil slice
     return {key: value for key, value in doc.items() if value is not None and not key.startswith("cni.dev/-")}
+
+
+def _refuse_nul(raw: bytes, doc: dict[str, Any]) -> None:
+    """No name, path or value may hold a NUL: it would end there for the kernel. Raises Refused."""
+    if rb"\u0000" in raw:
+        for path in _nul(doc, ""):
+            raise Refused(CONFIG, f"{path}: holds a NUL character, which no name, path or value can")
+
+
+def _nul(value: Any, path: str) -> Iterator[str]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            here = f"{path}.{key}" if path else key
+            yield from [repr(here)] if "\0" in key else _nul(inner, here)
+    elif isinstance(value, list):
+        for i, inner in enumerate(value):
+            yield from _nul(inner, f"{path}[{i}]")
+    elif isinstance(value, str) and "\0" in value:
+        yield path
 
 
 def _is_ipam(doc: dict[str, Any]) -> bool:
@@ -254,11 +278,11 @@ def _check_runtime(runtime: Any) -> None:
     if not isinstance(runtime, dict):
         return
     for key, value in runtime.items():
-        passes = key in CAPABILITIES or key in _RUNTIME_PASS or key.startswith("io.kubernetes.cri")
-        if value and not passes:
+        if value and key not in CAPABILITIES and not key.startswith("io.kubernetes.cri"):
+            why = f": {_DEVICES[key]}" if key in _DEVICES else ""
             raise Refused(
                 UNSUPPORTED,
-                f"runtimeConfig.{key}: {_short(value)}: not supported;"
+                f"runtimeConfig.{key}: {_short(value)}: not supported{why};"
                 f" declare only the capabilities {', '.join(CAPABILITIES)}",
             )
 
@@ -273,8 +297,10 @@ def _check_name(config: NetConf) -> None:
 
 def _check_values(config: NetConf) -> None:
     _check_name(config)
-    if config.mtu and not 1280 <= config.mtu <= 65535:
-        raise Refused(CONFIG, f"mtu: {config.mtu} must be 1280 (what IPv6 needs) to 65535, or 0")
+    if config.mtu and not 68 <= config.mtu <= 65535:
+        raise Refused(
+            CONFIG, f"mtu: {config.mtu} must be 68 (what IPv4 needs; IPv6 needs 1280) to 65535, or 0"
+        )
     labels = config.args.cni.labels
     if not isinstance(labels, dict) and any(set(pair) != {"key", "value"} for pair in labels):
         raise Refused(CONFIG, 'args.cni.labels: a list of {"key": …, "value": …}, or a map')

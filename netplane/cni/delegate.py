@@ -95,6 +95,8 @@ def lease(name: str, request: Request) -> Lease:
 
 def find(name: str, path: str) -> str:
     """Raises Refused when no directory of CNI_PATH has the plugin."""
+    if "/" in name or "\0" in name:
+        raise Refused(CONFIG, f"ipam.type: {name!r:.40} must be a plugin's name")
     for directory in filter(None, path.split(":")):
         binary = Path(directory) / name
         if binary.is_file() and os.access(binary, os.X_OK):

@@ -22,6 +22,7 @@ from .wiring import FOREIGN
 
 _ROLES = {"ipam": "/ipam", "chained": "/chained"}  # no network's name has a '/'
 _FLAGS = ("macspoofchk", "portIsolation", "promiscMode")
+IPV6_MTU = 1280
 DEFAULTS = {4: "0.0.0.0/0", 6: "::/0"}
 
 
@@ -102,6 +103,11 @@ def draft(node: str, boot_id: str, request: Request, pod_mtu: int) -> Attachment
 def with_lease(attachment: Attachment, request: Request, lease: Lease) -> Attachment:
     """The record with its addresses and the routes that follow."""
     config = request.config
+    six = next((entry.address for entry in lease.ips if ":" in entry.address), "")
+    if six and 0 < config.mtu < IPV6_MTU:
+        raise Refused(
+            CONFIG, f"mtu: {config.mtu}: {six} is assigned, and IPv6 needs {IPV6_MTU} (RFC 8200, section 5)"
+        )
     if attachment.spec.kind == "chained":
         held: Attachment = amend(attachment, spec=amend(attachment.spec, ips=lease.ips))
         return held

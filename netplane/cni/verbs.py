@@ -105,7 +105,7 @@ class Verbs:
         """The record without addresses, with what has to be looked up."""
         config = request.config
         if config.sysctl and Path(tuning.ALLOWED).exists():
-            why = tuning.refused(config.sysctl, Path(tuning.ALLOWED).read_text())
+            why = tuning.refused(config.sysctl, Path(tuning.ALLOWED).read_text(errors="replace"))
             if why:
                 raise Refused(CONFIG, why)
         made = plan.draft(self.host.node, self.host.boot_id, request, self.config.pod_mtu)
@@ -176,7 +176,7 @@ class Verbs:
             attachment = self._behind(attachment, lease)
         elif leases.delegated:
             try:
-                lease = delegate.lease(leases.type, request)
+                return plan.with_lease(attachment, request, delegate.lease(leases.type, request))
             except BaseException:
                 with suppress(NetplaneError):
                     delegate.ask("DEL", leases.type, request, request.config.document)

@@ -363,6 +363,21 @@ def test_macvlan_is_on_the_masters_segment(lab: Lab, make_netns: MakeNetns) -> N
     assert answer["code"] == 7 and "no link nolink" in answer["msg"]
 
 
+@pytest.mark.parametrize("kind", ["bridge", "ptp", "macvlan"])
+def test_a_small_mtu_is_for_ipv4_alone(lab: Lab, make_netns: MakeNetns, kind: str) -> None:
+    cni, a = Cni(lab), make_netns("a")
+    four, six = [{"subnet": "10.89.0.0/24"}], [{"subnet": "fd00:89::/64"}]
+    own = {"bridge": {"bridge": "br-mtu", "isGateway": True}, "macvlan": {"master": "eth0"}}.get(kind, {})
+    network = {"kind": kind, "mtu": 576, "ipam": {"ranges": [four]}, **own}
+    assert cni.add(a, network)["interfaces"][-1]["mtu"] == 576
+    assert "mtu 576" in netns.run(a, "ip", "link", "show", "eth0")
+    assert kind == "macvlan" or pings(a, "10.89.0.1")
+    cni.delete(a, network)
+    answer = cni.call("ADD", a, {**network, "ipam": {"ranges": [four, six]}})
+    assert answer["code"] == 7 and "mtu: 576: fd00:89::" in answer["msg"]
+    assert not records(lab) and "eth0" not in netns.run(a, "ip", "link")
+
+
 @pytest.mark.parametrize("version", ["0.3.1", "1.1.0"])
 def test_loopback(lab: Lab, make_netns: MakeNetns, version: str) -> None:
     cni, a = Cni(lab), make_netns("a")

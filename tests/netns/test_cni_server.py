@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 
-from netplane.cni import delegate
+from netplane.cni import delegate, tuning
 from netplane.cni.server import CniServer
 from netplane.commands.install import BINARY, install
 from netplane.kernel import netns
@@ -324,6 +324,34 @@ def test_a_dead_agents_socket_is_taken_over_and_a_file_is_not(host: IpHost, tmp_
     with pytest.raises(Invalid, match="not a socket"):
         CniServer(path, host).start()
     assert Path(path).read_text() == "precious"
+
+
+def test_the_administrators_list_of_sysctls_is_read_at_each_add(
+    runtime: Runtime, host: IpHost, make_netns: MakeNetns, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, listed = make_netns("a"), tmp_path / "allowlist.conf"
+    monkeypatch.setattr(tuning, "ALLOWED", str(listed))
+    sysctl = {"sysctl": {"net.core.somaxconn": "500"}}
+    listed.write_bytes(b"# allowed \xff\n^net\\.ipv4\\.\n")
+    answer = runtime("ADD", a, **sysctl)
+    assert answer["code"] == 7 and f"somaxconn is not in the list of allowed names {listed}" in answer["msg"]
+    listed.write_text("^net\\.ipv4\\.\nsomax[conn\n")
+    answer = runtime("ADD", a, **sysctl)
+    assert answer["code"] == 7 and f"{listed}, line 2: 'somax[conn' is not a reg" in answer["msg"], answer
+    assert not host.snapshot().count(Attachment)
+    listed.write_text("somaxconn$\n")
+    assert runtime("ADD", a, **sysctl)["ips"]
+    assert runtime("DEL", a) == ""
+
+
+def test_a_nul_in_a_path_is_one_clear_error(
+    runtime: Runtime, host: IpHost, make_netns: MakeNetns, tmp_path: Path
+) -> None:
+    a = make_netns("a")
+    asked = {"ipam": {"type": "netplane", "ranges": [[{"subnet": "10.71.0.0/24"}]]}, "bridge": "br-nul"}
+    answer = runtime("ADD", a, **{**asked, "ipam": {**asked["ipam"], "resolvConf": f"{tmp_path}\0x"}})
+    assert answer["code"] == 7 and "ipam.resolvConf: holds a NUL" in answer["msg"]
+    assert not host.snapshot().count(Attachment)
 
 
 HANGS = """#!/bin/sh

@@ -43,6 +43,15 @@ def test_a_conflist_of_the_bridge_plugin_moves_over_by_its_type() -> None:
         ({"enabledad": True}, 2, "enabledad"),
         ({"disableContainerInterface": True}, 2, "disableContainerInterface"),
         ({"kind": "ipvlan"}, 7, "kind"),
+        ({"bcqueuelen": 9}, 2, "bcqueuelen"),
+        ({"preserveDefaultVlan": "no"}, 7, "preserveDefaultVlan"),
+        ({"runtimeConfig": {"deviceID": "0000:01:00.1"}}, 2, "runtimeConfig.deviceID"),
+        ({"runtimeConfig": {"infinibandGUID": "c2:11"}}, 2, "runtimeConfig.infinibandGUID"),
+        ({"ipam": {**RANGES, "resolvConf": "/etc/\0resolv"}}, 7, "ipam.resolvConf: holds a NUL"),
+        ({"sysctl": {"net.core.somaxconn": "1\0net/ipv4/ip_forward"}}, 7, "somaxconn: holds a NUL"),
+        ({"ipam": {"type": "host-local\0"}}, 7, "ipam.type: holds a NUL"),
+        ({"bridge": "br\0", "ipam": RANGES}, 7, "bridge: holds a NUL"),
+        ({"prevResult": {"ips": [{"address": "\0"}]}}, 7, "prevResult.ips[0].address: holds a NUL"),
         ({"master": "eth0"}, 2, "master: belongs to kind macvlan"),
         ({"kind": "ptp", "bridge": "b"}, 2, "bridge: belongs to kind bridge"),
         ({"bridge": "b"}, 7, "bridge"),
@@ -115,6 +124,21 @@ def test_the_administrators_list_is_obeyed() -> None:
     fine = {"net.core.somaxconn": "1", "net/ipv4/conf/IFNAME/arp_filter": "1"}
     assert tuning.refused(fine, allowed) == ""
     assert "net.ipv4.ip_forward" in tuning.refused({"net.ipv4.ip_forward": "1"}, allowed)
+    assert tuning.refused(fine, "somaxconn\narp_") == ""  # anywhere in the name, as Go's MatchString
+    assert "line 3" in tuning.refused(fine, "\n# a comment\n[a-\n.*")
+
+
+@pytest.mark.parametrize("value", [True, False])
+def test_a_default_of_the_bridge_plugin_that_asks_for_nothing_passes(value: bool) -> None:
+    """Without vlan and vlanTrunk, which are refused, it has no effect in the bridge plugin either."""
+    assert parse(preserveDefaultVlan=value).kind == "bridge"
+
+
+def test_what_a_runtime_has_for_other_plugins_of_the_chain_is_not_ours_to_judge() -> None:
+    given = {"deviceID": "0000:01:00.1", "ips": ["10.88.0.9"]}
+    asked = parse(type="sriov", ipam={"type": "netplane", **RANGES}, runtimeConfig=given)
+    assert asked.runtime_ips == ("10.88.0.9",)
+    assert parse(capabilities={"deviceID": True}, runtimeConfig={"deviceID": ""}).type == "netplane"
 
 
 def repeated(*ports: dict[str, Any]) -> dict[str, Any]:
