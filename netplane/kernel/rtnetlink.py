@@ -194,6 +194,10 @@ class LinkDriver:
             marks.update((fact.key, fact.mark) for fact in view.ours())
         return marks
 
+    def unseen(self, key: FactKey) -> bool:
+        """What lies in a pod's namespace (rule 5), and settings."""
+        return key[0] == "sysctl" or bool(key[1])
+
     def verify(self, facts: Iterable[Fact]) -> list[str]:
         """In words, what differs from these facts, in pods' namespaces too; [] when nothing does."""
         with self._session() as session:

@@ -2,14 +2,15 @@
 
 Rule 1: a fact that several scopes want is held until none does; they must want the same of it.
 Rule 2: the ledger remembers what was committed and never asks the driver on the hot path; `reset`
-        takes over what the driver observes (at start, after an error, at leisure).
+        takes over what the driver observes (at start, after an error, at leisure). What it cannot see
+        (Driver.unseen) is removed when its last holder goes, whether it was seen or not.
 Rule 3: facts that nobody wants are removed by `sweep` only, which the caller allows once all scopes
         of a synced store are rendered.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from ..model.errors import Conflict
@@ -30,7 +31,8 @@ class Difference(NamedTuple):
 class Ledger:
     """Not thread-safe: the caller (Settler) holds its lock around every call."""
 
-    def __init__(self) -> None:
+    def __init__(self, unseen: Callable[[FactKey], bool] | None = None) -> None:
+        self._unseen = unseen or (lambda _: False)
         self.have: dict[FactKey, Mark] = {}
         self._claims: dict[Scope, tuple[FactKey, ...]] = {}  # a set would cost five times a tuple
         self._holders: dict[FactKey, Scope | set[Scope]] = {}
@@ -80,7 +82,8 @@ class Ledger:
                 elif have != mark:
                     self._refuse_held(key, scope, updates)
                     change.append(fact)
-        remove = [key for key in self._dropped(claims) if key not in wanted and key in self.have]
+        dropped = (key for key in self._dropped(claims) if key not in wanted)
+        remove = [key for key in dropped if key in self.have or self._unseen(key)]
         return Difference(Plan(tuple(add), tuple(change), tuple(remove)), claims, wanted)
 
     def _refuse_held(self, key: FactKey, scope: Scope, updates: Updates) -> None:

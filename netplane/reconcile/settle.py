@@ -36,7 +36,7 @@ class _Asked:
 class Settler:
     def __init__(self, driver: Driver) -> None:
         self.driver = driver
-        self.ledger = Ledger()
+        self.ledger = Ledger(getattr(driver, "unseen", None))
         self.stale = False
         self._refused: dict[Scope, str] = {}  # whose refusal has been doubted already
         self._meanwhile: dict[FactKey, Mark] | None = None  # what was committed while the driver looks
