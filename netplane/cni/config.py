@@ -87,7 +87,7 @@ class NetConf(msgspec.Struct, frozen=True, rename="camel"):
     bridge: str = ""
     is_gateway: bool | None = None
     is_default_gateway: bool | None = None
-    force_address: bool = False  # a gateway's address is always made to be what is asked for
+    force_address: bool = False  # another network's address on the bridge gives way
     ip_masq: bool | None = None  # None: the agent's, or for a network of its own no
     ip_masq_backend: str | None = None
     hairpin_mode: bool | None = None
@@ -248,6 +248,8 @@ def _identity(doc: dict[str, Any]) -> NetConf:
 
 
 def _converted(kept: dict[str, Any], doc: dict[str, Any]) -> NetConf:
+    if isinstance(kept.get("prevResult"), dict):
+        kept = {**kept, "prevResult": _before(kept["prevResult"])}
     try:
         config = msgspec.convert(kept, NetConf)
     except msgspec.ValidationError as exc:
@@ -258,6 +260,15 @@ def _converted(kept: dict[str, Any], doc: dict[str, Any]) -> NetConf:
     whole: NetConf = msgspec.structs.replace(config, leases=leases, document=doc)
     together.check(whole)
     return whole
+
+
+def _before(result: dict[str, Any]) -> dict[str, Any]:
+    """A previous result whose lists are lists of objects; Go sends null for an empty one."""
+    for key in ("interfaces", "ips", "routes"):
+        value = result.get(key) or []
+        if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):
+            raise Refused(CONFIG, f"prevResult.{key}: {_short(value)} must be a list of objects")
+    return {key: value for key, value in result.items() if value is not None}
 
 
 def _go_names(value: Any) -> Any:

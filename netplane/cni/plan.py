@@ -132,7 +132,7 @@ def lease_before(request: Request) -> Lease:
     mine = [
         i
         for i, one in enumerate(before.get("interfaces") or ())
-        if isinstance(one, dict) and one.get("name") == request.ifname and one.get("sandbox")
+        if one.get("name") == request.ifname and one.get("sandbox")
     ]
     try:
         ips = tuple(
@@ -148,9 +148,7 @@ def lease_before(request: Request) -> Lease:
 def _interface_before(request: Request) -> dict[str, Any]:
     before = request.config.prev_result or {}
     return next(
-        one
-        for one in before["interfaces"]
-        if isinstance(one, dict) and one.get("name") == request.ifname and one.get("sandbox")
+        one for one in before["interfaces"] if one.get("name") == request.ifname and one.get("sandbox")
     )
 
 

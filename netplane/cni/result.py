@@ -52,10 +52,10 @@ def loopback_result(netns: str, config: NetConf, there: Collection[str] = LOOPBA
     return {"cniVersion": config.version, "interfaces": [lo], "ips": ips, "dns": {}}
 
 
-def _changed(before: Any, attachment: Attachment, config: NetConf) -> Any:
+def _changed(before: dict[str, Any], attachment: Attachment, config: NetConf) -> dict[str, Any]:
     """An interface of the chain; the one that we are called for with the MAC and the MTU that we gave it."""
-    spec, interface = attachment.spec, isinstance(before, dict) and before.get("sandbox")
-    if not interface or before.get("name") != spec.ifname:
+    spec = attachment.spec
+    if not before.get("sandbox") or before.get("name") != spec.ifname:
         return before
     mac = {"mac": spec.mac} if spec.config.get("mac") else {}
     mtu = {"mtu": spec.mtu} if spec.mtu and config.version == "1.1.0" else {}

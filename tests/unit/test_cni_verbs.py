@@ -74,6 +74,11 @@ def test_a_networks_mtu_overrides_the_overlays(runtime: Runtime) -> None:
     assert runtime("ADD", mtu=1300)["interfaces"][2]["mtu"] == 1300
 
 
+def test_a_previous_result_with_gos_empty_lists(runtime: Runtime) -> None:
+    before = {"cniVersion": "1.1.0", "interfaces": None, "ips": None, "routes": None}
+    assert len(runtime("ADD", prevResult=before)["ips"]) == 2
+
+
 def test_an_mtu_below_what_ipv6_needs_is_refused_where_ipv6_is_assigned(runtime: Runtime) -> None:
     """Not before: a node may have pod CIDRs of IPv4 alone."""
     answer = runtime("ADD", mtu=500)
