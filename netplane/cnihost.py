@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
+from .cni.host import Seen
 from .cni.render import CniRoom
 from .cni.wiring import ROOM
 from .kernel import netns, sysctl
@@ -98,6 +99,14 @@ class CniHost:
 
     def mtu_and_mac(self, link: str) -> tuple[int, str]:
         return self._links.mtu_and_mac(link)
+
+    def look(self, netns_path: str, ifname: str) -> Seen | None:
+        found = self._links.look(netns_path, ifname)
+        if found is None:
+            return None
+        state, addresses = found
+        promisc = state.options.get("promisc") == "1"
+        return Seen(state.kind, state.ours, state.up, promisc, state.mac, addresses)
 
     def peer(self, netns_path: str, ifname: str) -> str:
         return self._links.peer(netns_path, ifname)

@@ -76,6 +76,8 @@ def carry_out(frame: wire.Frame) -> tuple[int, bytes]:
         state = Path(_state_dir(config))
         with exclusive(state):
             path = str(config.get("socket") or SOCKET)
+            if "\0" in path:
+                raise Invalid(f"socket: {path!r:.80} must be an absolute path")
             raw = wire.request(frame)
             answer = _of_agent(path, raw) or _of_ours(path, state, raw)
         status, text = wire.unpack(answer)
@@ -105,7 +107,7 @@ def _state_dir(config: dict[str, Any]) -> str:
     """``stateDir``, or ``ipam.dataDir`` as host-local has it, or the agent's default."""
     ipam = config.get("ipam")
     found = config.get("stateDir") or (ipam.get("dataDir") if isinstance(ipam, dict) else "") or STATE_DIR
-    if not isinstance(found, str) or not found.startswith("/"):
+    if not isinstance(found, str) or not found.startswith("/") or "\0" in found:
         raise Invalid(f"stateDir: {found!r:.80} must be an absolute path")
     return found
 
@@ -210,6 +212,11 @@ class Host(CniHost):
         """None: what opens a link of somebody else's must live to shut it, and this process ends."""
         del address
         return ""
+
+    def localnet(self, link: str) -> bool:
+        """As if somebody else had opened it: left alone, for the same reason."""
+        del link
+        return True
 
     def draft(self, record: Attachment) -> None:
         """Written: no start of ours sweeps what a killed one left without a record."""

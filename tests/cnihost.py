@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Sequence
 
+from netplane.cni.host import Seen
 from netplane.cni.render import CniConfig, CniRoom
 from netplane.cni.wiring import ROOM
 from netplane.model.base import Key, Object, ObjectMeta, amend
@@ -137,6 +138,9 @@ class MemoryHost:
 
     def mtu_and_mac(self, link: str) -> tuple[int, str]:
         return (1500, "02:00:00:00:00:01") if ("", link) in self.links else (0, "")
+
+    def look(self, netns: str, ifname: str) -> Seen | None:  # noqa: ARG002
+        return None
 
     def peer(self, netns: str, ifname: str) -> str:
         return self.peers.get((netns, ifname), "")

@@ -19,6 +19,7 @@
 #define GROUP_NEW 0x6e700001  /* ours.py */
 #define SHAPER_LATENCY 25     /* ms; qdiscmsg.py */
 #define SKIP_STATS (1 << 3)   /* RTEXT_FILTER_SKIP_STATS */
+#define IPV6_MIN_MTU 1280     /* RFC 8200, section 5 */
 #define IFA_PROTOCOL 11       /* IFA_PROTO, since 5.18 */
 #define NDA_PROTOCOL_OURS 12  /* NDA_PROTOCOL, since 4.20 */
 
@@ -158,6 +159,7 @@ void np_message_link_create(struct np_batch_text *b, const struct np_pair *p, in
 	nest_end(b, info);
 }
 
+/* A link below IPV6_MIN_MTU has no IPv6 at all, and the kernel refuses the setting. */
 static void put_no_link_local(struct np_batch_text *b)
 {
 	uint8_t mode = 1; /* IN6_ADDR_GEN_MODE_NONE */
@@ -187,7 +189,7 @@ void np_message_link_finish(struct np_batch_text *b, const struct np_pair *p, in
 	link_begin(b, RTM_NEWLINK, 0, index, NULL, IFF_UP);
 	put_u32(b, IFLA_GROUP, 0);
 	put_text(b, IFLA_IFALIAS, p->alias);
-	if (p->master)
+	if (p->master && !(p->mtu && p->mtu < IPV6_MIN_MTU))
 		put_no_link_local(b);
 	if (p->ports)
 		put_port(b, p);

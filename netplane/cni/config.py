@@ -11,6 +11,7 @@ Called by another plugin as its ``ipam.type``, we read nothing but what concerns
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -27,7 +28,10 @@ CAPABILITIES = ("aliases", "bandwidth", "cgroupPath", "dns", "ipRanges", "ips", 
 KINDS = ("bridge", "ptp", "macvlan", "loopback")
 TYPE = OURS
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*")
-_RUNTIME_PASS = {"infinibandGUID", "deviceID"}
+_DEVICES = {
+    "deviceID": "interfaces are made, no device of the node is handed over",
+    "infinibandGUID": "interfaces here are Ethernet's",
+}
 _GC_KEYS = ("cni.dev/valid-attachments", "cni.dev/attachments")
 
 
@@ -83,7 +87,7 @@ class NetConf(msgspec.Struct, frozen=True, rename="camel"):
     bridge: str = ""
     is_gateway: bool | None = None
     is_default_gateway: bool | None = None
-    force_address: bool = False  # a gateway's address is always made to be what is asked for
+    force_address: bool = False  # another network's address on the bridge gives way
     ip_masq: bool | None = None  # None: the agent's, or for a network of its own no
     ip_masq_backend: str | None = None
     hairpin_mode: bool | None = None
@@ -178,6 +182,7 @@ def parse_config(raw: bytes, only_identity: bool = False) -> NetConf:
     _check_version(doc.get("cniVersion"))
     if only_identity:
         return _identity(doc)
+    _refuse_nul(raw, doc)
     runtime = doc.get("runtimeConfig", {})
     if _is_ipam(doc):
         kept = {key: value for key, value in doc.items() if key in _AS_IPAM}
@@ -203,6 +208,25 @@ def _document(raw: bytes) -> dict[str, Any]:
     return {key: value for key, value in doc.items() if value is not None and not key.startswith("cni.dev/-")}
 
 
+def _refuse_nul(raw: bytes, doc: dict[str, Any]) -> None:
+    """No name, path or value may hold a NUL: it would end there for the kernel. Raises Refused."""
+    if rb"\u0000" in raw:
+        for path in _nul(doc, ""):
+            raise Refused(CONFIG, f"{path}: holds a NUL character, which no name, path or value can")
+
+
+def _nul(value: Any, path: str) -> Iterator[str]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            here = f"{path}.{key}" if path else key
+            yield from [repr(here)] if "\0" in key else _nul(inner, here)
+    elif isinstance(value, list):
+        for i, inner in enumerate(value):
+            yield from _nul(inner, f"{path}[{i}]")
+    elif isinstance(value, str) and "\0" in value:
+        yield path
+
+
 def _is_ipam(doc: dict[str, Any]) -> bool:
     ipam = doc.get("ipam")
     return doc.get("type", TYPE) != TYPE and isinstance(ipam, dict) and ipam.get("type") == TYPE
@@ -224,6 +248,8 @@ def _identity(doc: dict[str, Any]) -> NetConf:
 
 
 def _converted(kept: dict[str, Any], doc: dict[str, Any]) -> NetConf:
+    if isinstance(kept.get("prevResult"), dict):
+        kept = {**kept, "prevResult": _before(kept["prevResult"])}
     try:
         config = msgspec.convert(kept, NetConf)
     except msgspec.ValidationError as exc:
@@ -234,6 +260,15 @@ def _converted(kept: dict[str, Any], doc: dict[str, Any]) -> NetConf:
     whole: NetConf = msgspec.structs.replace(config, leases=leases, document=doc)
     together.check(whole)
     return whole
+
+
+def _before(result: dict[str, Any]) -> dict[str, Any]:
+    """A previous result whose lists are lists of objects; Go sends null for an empty one."""
+    for key in ("interfaces", "ips", "routes"):
+        value = result.get(key) or []
+        if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):
+            raise Refused(CONFIG, f"prevResult.{key}: {_short(value)} must be a list of objects")
+    return {key: value for key, value in result.items() if value is not None}
 
 
 def _go_names(value: Any) -> Any:
@@ -254,11 +289,11 @@ def _check_runtime(runtime: Any) -> None:
     if not isinstance(runtime, dict):
         return
     for key, value in runtime.items():
-        passes = key in CAPABILITIES or key in _RUNTIME_PASS or key.startswith("io.kubernetes.cri")
-        if value and not passes:
+        if value and key not in CAPABILITIES and not key.startswith("io.kubernetes.cri"):
+            why = f": {_DEVICES[key]}" if key in _DEVICES else ""
             raise Refused(
                 UNSUPPORTED,
-                f"runtimeConfig.{key}: {_short(value)}: not supported;"
+                f"runtimeConfig.{key}: {_short(value)}: not supported{why};"
                 f" declare only the capabilities {', '.join(CAPABILITIES)}",
             )
 
@@ -273,8 +308,10 @@ def _check_name(config: NetConf) -> None:
 
 def _check_values(config: NetConf) -> None:
     _check_name(config)
-    if config.mtu and not 1280 <= config.mtu <= 65535:
-        raise Refused(CONFIG, f"mtu: {config.mtu} must be 1280 (what IPv6 needs) to 65535, or 0")
+    if config.mtu and not 68 <= config.mtu <= 65535:
+        raise Refused(
+            CONFIG, f"mtu: {config.mtu} must be 68 (what IPv4 needs; IPv6 needs 1280) to 65535, or 0"
+        )
     labels = config.args.cni.labels
     if not isinstance(labels, dict) and any(set(pair) != {"key", "value"} for pair in labels):
         raise Refused(CONFIG, 'args.cni.labels: a list of {"key": …, "value": …}, or a map')

@@ -2,13 +2,20 @@
 
 Rule 1: the configuration goes to it as it came, in the newest version that both of us know.
 Rule 2: its errors are handed on with its code and its words, and with its name before them.
-Rule 3: it has PATIENCE seconds; a plugin that hangs does not hang us.
+Rule 3: it has PATIENCE seconds, and all its runs for one request have BUDGET together (`clocked`), less than
+        the CNI binary waits for us: so it is the plugin that is named when it hangs, and undoing its ADD
+        has time left.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -21,7 +28,9 @@ from .errors import CONFIG, DECODE, IO, LATER, Refused
 from .ranges import parse_routes
 from .request import Request
 
-PATIENCE = 20.0  # seconds; DHCP may take many
+PATIENCE = 18.0  # seconds; DHCP may take many
+BUDGET = 25.0  # seconds for one request, waiting for another of the same interface included
+_until: ContextVar[float] = ContextVar("until", default=float("inf"))
 
 
 class Lease(msgspec.Struct, frozen=True):
@@ -30,6 +39,22 @@ class Lease(msgspec.Struct, frozen=True):
     ips: tuple[AttachmentIP, ...]
     routes: tuple[AttachmentRoute, ...] = ()
     dns: dict[str, Any] = {}
+
+
+@contextmanager
+def clocked() -> Iterator[None]:
+    """All runs inside belong to one request of this thread."""
+    with _by(time.monotonic() + BUDGET):
+        yield
+
+
+@contextmanager
+def _by(deadline: float) -> Iterator[None]:
+    token = _until.set(deadline)
+    try:
+        yield
+    finally:
+        _until.reset(token)
 
 
 def ask(command: str, name: str, request: Request, config: dict[str, Any]) -> dict[str, Any]:
@@ -56,8 +81,9 @@ def ask(command: str, name: str, request: Request, config: dict[str, Any]) -> di
 
 
 def lease(name: str, request: Request) -> Lease:
-    """ADD. Raises Refused; also for an answer without addresses."""
-    answer = ask("ADD", name, request, request.config.document)
+    """ADD, and some of the request's time is left to undo it. Raises Refused; also without addresses."""
+    with _by(_until.get() - (BUDGET - PATIENCE)):
+        answer = ask("ADD", name, request, request.config.document)
     try:
         ips = tuple(
             AttachmentIP(address=one["address"], gateway=one.get("gateway") or "") for one in answer["ips"]
@@ -69,6 +95,8 @@ def lease(name: str, request: Request) -> Lease:
 
 def find(name: str, path: str) -> str:
     """Raises Refused when no directory of CNI_PATH has the plugin."""
+    if "/" in name or "\0" in name:
+        raise Refused(CONFIG, f"ipam.type: {name!r:.40} must be a plugin's name")
     for directory in filter(None, path.split(":")):
         binary = Path(directory) / name
         if binary.is_file() and os.access(binary, os.X_OK):
@@ -89,28 +117,46 @@ def common_version(binary: str, _changed: int, asked: str) -> str:
     raise Refused(CONFIG, f"{binary} knows the versions {', '.join(theirs)}, and none up to {asked}")
 
 
+def _spoken(
+    binary: str, text: bytes, environment: dict[str, str], patience: float
+) -> subprocess.CompletedProcess[bytes]:
+    """Run it to its end. Raises TimeoutExpired; then nothing of it runs on: what it started goes, too."""
+    with subprocess.Popen(
+        [binary],
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    ) as process:
+        try:
+            out, err = process.communicate(text, patience)
+        except BaseException:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            raise
+        return subprocess.CompletedProcess([binary], process.returncode, out, err)
+
+
 def _run(binary: str, environment: dict[str, str], config: dict[str, Any]) -> dict[str, Any]:
     name = os.path.basename(binary)
+    command, patience = environment["CNI_COMMAND"], min(PATIENCE, _until.get() - time.monotonic())
+    if patience <= 0:
+        words = f"not asked for {command}, since what was before it took {BUDGET:g} s"
+        raise Refused(LATER, f"ipam.type {name}: {words}")
     try:
-        done = subprocess.run(
-            [binary],
-            input=msgspec.json.encode(config),
-            env=environment,
-            capture_output=True,
-            timeout=PATIENCE,
-            check=False,
-        )
+        done = _spoken(binary, msgspec.json.encode(config), environment, patience)
     except subprocess.TimeoutExpired:
-        raise Refused(LATER, f"ipam.type {name}: did not answer within {PATIENCE:.0f} s") from None
+        raise Refused(LATER, f"ipam.type {name}: did not answer {command} in {patience:.1f} s") from None
     except OSError as exc:
         raise Refused(IO, f"ipam.type {name}: cannot be run: {exc}") from None
     try:
         answer = msgspec.json.decode(done.stdout) if done.stdout.strip() else {}
     except msgspec.DecodeError:
         answer = None
-    if not isinstance(answer, dict) or (done.returncode and "code" not in answer):
+    if not isinstance(answer, dict) or (done.returncode and not isinstance(answer.get("code"), int)):
         said = (done.stderr or done.stdout).decode(errors="replace").strip()
         raise Refused(IO, f"ipam.type {name}: exit status {done.returncode}: {said:.500}")
     if done.returncode:
-        raise Refused(int(answer["code"]), f"{name}: {answer.get('msg', '')}", str(answer.get("details", "")))
+        raise Refused(answer["code"], f"{name}: {answer.get('msg', '')}", str(answer.get("details", "")))
     return answer

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from ..model.base import Object
 from ..model.changes import Write
@@ -11,6 +11,18 @@ from ..model.facts import Scope
 from ..model.flows import Flows
 from ..model.own import Attachment
 from ..model.snapshot import Snapshot
+
+
+class Seen(NamedTuple):
+    """A link as the kernel has it now. ``addresses``: each with its length, and whether it bears our mark
+    (Linux 5.18 and later)."""
+
+    kind: str
+    ours: bool
+    up: bool
+    promisc: bool
+    mac: str
+    addresses: dict[str, bool]
 
 
 class Host(Protocol):
@@ -47,6 +59,9 @@ class Host(Protocol):
 
     def mtu_and_mac(self, link: str) -> tuple[int, str]:
         """Of the node's link; (0, "") when there is none of this name."""
+
+    def look(self, netns: str, ifname: str) -> Seen | None:
+        """The link and its addresses; None when there is none. Raises KernelError without the namespace."""
 
     def peer(self, netns: str, ifname: str) -> str:
         """The node's end of a veth that another plugin made; "" when it is none, or elsewhere."""

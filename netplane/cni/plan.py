@@ -18,9 +18,11 @@ from .errors import CONFIG, Refused
 from .ranges import NONE
 from .request import Request
 from .tuning import settings
+from .wiring import FOREIGN
 
 _ROLES = {"ipam": "/ipam", "chained": "/chained"}  # no network's name has a '/'
 _FLAGS = ("macspoofchk", "portIsolation", "promiscMode")
+IPV6_MTU = 1280
 DEFAULTS = {4: "0.0.0.0/0", 6: "::/0"}
 
 
@@ -50,9 +52,9 @@ def on_pod_network(attachment: Attachment) -> bool:
 
 def needs_journal(attachment: Attachment) -> bool:
     """Whether an ADD that is cut off leaves something that only its record could tell of: an address that
-    a third party gave, a link in the pod's namespace, or settings of a link that is not ours."""
+    a third party gave, a link in the pod's namespace, or what lies on a link that is not ours."""
     spec = attachment.spec
-    return spec.kind not in ("bridge", "ptp") or "delegate" in spec.config
+    return spec.kind not in ("bridge", "ptp") or "delegate" in spec.config or FOREIGN in spec.config
 
 
 def routed(request: Request) -> bool:
@@ -101,6 +103,11 @@ def draft(node: str, boot_id: str, request: Request, pod_mtu: int) -> Attachment
 def with_lease(attachment: Attachment, request: Request, lease: Lease) -> Attachment:
     """The record with its addresses and the routes that follow."""
     config = request.config
+    six = next((entry.address for entry in lease.ips if ":" in entry.address), "")
+    if six and 0 < config.mtu < IPV6_MTU:
+        raise Refused(
+            CONFIG, f"mtu: {config.mtu}: {six} is assigned, and IPv6 needs {IPV6_MTU} (RFC 8200, section 5)"
+        )
     if attachment.spec.kind == "chained":
         held: Attachment = amend(attachment, spec=amend(attachment.spec, ips=lease.ips))
         return held
@@ -190,6 +197,8 @@ def _kept(request: Request, kind: str) -> dict[str, Any]:
     kept |= {key: True for key in _FLAGS if config.document.get(key)} if kind != "ipam" else {}
     if kind == "bridge" and not config.own_range and config.capabilities.get("bandwidth"):
         kept["bandwidth"] = True  # limits are ours: nobody behind us wants the host end's ingress queue
+    if config.force_address and kept.get("isGateway") and kind == "bridge":
+        kept["forceAddress"] = True
     if config.mode:
         kept["mode"] = config.mode
     if kind == "chained" and request.mac:

@@ -173,9 +173,10 @@ class HostPorts:
     def release(self, name: str) -> None:
         with self._lock:
             for slot, address in self._by_name.pop(name, ()):
-                self._held[slot].pop(address, None)
-                if not self._held[slot]:
-                    del self._held[slot]
+                held = self._held.get(slot, {})  # a record may name one slot twice
+                held.pop(address, None)
+                if not held:
+                    self._held.pop(slot, None)
 
 
 def _holder(held: dict[str, str], port: PortMapping) -> str:

@@ -62,6 +62,7 @@ def parse(frame: Frame) -> Request:
     """Raises Refused with the specification's code."""
     if frame.command not in COMMANDS:
         raise Refused(ENVIRONMENT, f"CNI_COMMAND: {frame.command!r:.40} is not one of {', '.join(COMMANDS)}")
+    _check_text(frame)
     config = parse_config(frame.config, only_identity=frame.command == "DEL")
     _check_since(frame.command, config)
     if frame.command in ("STATUS", "GC", "VERSION"):
@@ -100,6 +101,28 @@ def _check_since(command: str, config: NetConf) -> None:
     if since and tuple(map(int, config.version.split("."))) < since:
         wanted = ".".join(map(str, since))
         raise Refused(VERSION, f"cniVersion: {config.version} has no {command}; it needs {wanted} or later")
+
+
+def _check_text(frame: Frame) -> None:
+    """What reaches the kernel, the file system or the store is UTF-8 without NUL."""
+    for name, value in (
+        ("CNI_CONTAINERID", frame.container_id),
+        ("CNI_NETNS", frame.netns),
+        ("CNI_IFNAME", frame.ifname),
+        ("CNI_ARGS", frame.args),
+        ("CNI_PATH", frame.path),
+    ):
+        if "\0" in value or not _is_utf8(value):
+            raise Refused(ENVIRONMENT, f"{name}: {value!r:.80} must be UTF-8, without a NUL character")
+
+
+def _is_utf8(text: str) -> bool:
+    """Bytes that are not arrive as lone surrogates (frame.py)."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _check_environment(frame: Frame, kind: str) -> None:

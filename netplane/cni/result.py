@@ -2,12 +2,12 @@
 
 Interfaces: the bridge, the host's veth end, the container's, as far as the kind has them; a host
 interface has no sandbox (a chained bandwidth plugin finds the host end by that). What a chain had
-before us comes first, and stays as it was.
+before us comes first, and stays as it was but for what we changed: MAC and MTU.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import msgspec
@@ -15,7 +15,9 @@ import msgspec
 from ..model.own import Attachment
 from .config import NetConf
 from .names import BRIDGE, bridge_mac, host_mac
-from .wiring import own_bridge
+from .wiring import FOREIGN, own_bridge
+
+LOOPBACK = ("127.0.0.1/8", "::1/128")
 
 
 def add_result(attachment: Attachment, config: NetConf, dns: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -25,7 +27,8 @@ def add_result(attachment: Attachment, config: NetConf, dns: dict[str, Any] | No
     named = msgspec.to_builtins(config.result_dns) or spec.config.get("dns") or before.get("dns")
     dns = named or dns or {}
     if spec.kind == "chained":
-        return {**before, "cniVersion": config.version, "dns": dns}
+        interfaces = [_changed(one, attachment, config) for one in before["interfaces"]]
+        return {**before, "cniVersion": config.version, "interfaces": interfaces, "dns": dns}
     mine = [] if spec.kind == "ipam" else list(_interfaces(attachment, config.version == "1.1.0"))
     interfaces = [*before.get("interfaces", ()), *mine]
     found = {
@@ -40,20 +43,31 @@ def add_result(attachment: Attachment, config: NetConf, dns: dict[str, Any] | No
     return found
 
 
-def loopback_result(netns: str, config: NetConf) -> dict[str, Any]:
-    """lo and its addresses; with a previous result, that one as it is."""
+def loopback_result(netns: str, config: NetConf, there: Collection[str] = LOOPBACK) -> dict[str, Any]:
+    """lo and those of its addresses that are ``there``; with a previous result, that one as it is."""
     if config.prev_result is not None:
         return {**config.prev_result, "cniVersion": config.version}
     lo = {"name": "lo", "mac": "00:00:00:00:00:00", "sandbox": netns}
-    ips = [_address(a, "", config.version, 0) for a in ("127.0.0.1/8", "::1/128")]
+    ips = [_address(a, "", config.version, 0) for a in LOOPBACK if a in there]
     return {"cniVersion": config.version, "interfaces": [lo], "ips": ips, "dns": {}}
+
+
+def _changed(before: dict[str, Any], attachment: Attachment, config: NetConf) -> dict[str, Any]:
+    """An interface of the chain; the one that we are called for with the MAC and the MTU that we gave it."""
+    spec = attachment.spec
+    if not before.get("sandbox") or before.get("name") != spec.ifname:
+        return before
+    mac = {"mac": spec.mac} if spec.config.get("mac") else {}
+    mtu = {"mtu": spec.mtu} if spec.mtu and config.version == "1.1.0" else {}
+    return {**before, **mac, **mtu}
 
 
 def _interfaces(attachment: Attachment, newest: bool) -> Iterator[dict[str, Any]]:
     spec = attachment.spec
     if spec.kind == "bridge":
         own = own_bridge(attachment)
-        yield _interface(own or BRIDGE, bridge_mac(f"{spec.node}/{own}" if own else spec.node))
+        mac = spec.config.get(FOREIGN) or bridge_mac(f"{spec.node}/{own}" if own else spec.node)
+        yield _interface(own or BRIDGE, mac)
     if spec.kind != "macvlan":
         mac = host_mac(spec.kind, spec.host_ifname)
         yield _interface(spec.host_ifname, mac, mtu=spec.mtu if newest else 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from ipaddress import ip_address
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from ..model import checks
@@ -13,6 +14,7 @@ from .names import BRIDGE
 from .tuning import faults as sysctl_faults
 
 if TYPE_CHECKING:
+    from ..model.own import PortMapping
     from .config import NetConf
 
 MODES = {"private": 1, "vepa": 2, "bridge": 4, "passthru": 8}  # MACVLAN_MODE_…
@@ -21,7 +23,7 @@ PROTOCOLS = ("tcp", "udp", "sctp")
 
 def check(config: NetConf) -> None:
     """Raises Refused for the first fault."""
-    for fault in (*_links(config), *_ports(config), *_bandwidth(config), *sysctl_faults(config.sysctl)):
+    for fault in chain(_links(config), _ports(config), _bandwidth(config), sysctl_faults(config.sysctl)):
         raise Refused(CONFIG, fault)
 
 
@@ -69,6 +71,27 @@ def _ports(config: NetConf) -> Iterator[str]:
             yield from (f"{path}: {reason}" for path, reason in checks.ip(f"{where}.hostIP", one.host_ip))
             if one.host_ip == "::1":
                 yield f"{where}.hostIP: Linux forwards nothing that came to ::1; use 127.0.0.1, or another"
+    yield from _repeated(mappings)
+
+
+def _repeated(mappings: tuple[PortMapping, ...]) -> Iterator[str]:
+    """The second of a port could never be reached. For mappings without another fault."""
+    first: dict[tuple[str, int, str], int] = {}
+    for i, one in enumerate(mappings):
+        protocol = one.protocol.lower()
+        for address in _places(one.host_ip):
+            before = first.setdefault((protocol, one.host_port, address), i)
+            if before != i:
+                ip = f"[{one.host_ip}]:" if ":" in one.host_ip else one.host_ip and f"{one.host_ip}:"
+                yield (
+                    f"runtimeConfig.portMappings[{i}]: {protocol} {ip}{one.host_port} repeats"
+                    f" portMappings[{before}]; a host port leads to one container port: leave one out"
+                )
+
+
+def _places(host_ip: str) -> tuple[str, ...]:
+    """An address, as the kernel writes it; any of a family, or of both."""
+    return (str(ip_address(host_ip)),) if host_ip else ("0.0.0.0", "::")
 
 
 def _bandwidth(config: NetConf) -> Iterator[str]:

@@ -3,7 +3,7 @@
 Rule 1: only what belongs to a network namespace (net/…), never what the whole machine shares.
 Rule 2: names may be written with dots or slashes; IFNAME stands for the interface.
 Rule 3: where an administrator keeps the tuning plugin's list of allowed names (regular expressions, a
-        line each), it is obeyed.
+        line each), it is obeyed, and its expressions are found anywhere in a name, as there.
 """
 
 from __future__ import annotations
@@ -35,11 +35,17 @@ def faults(sysctl: dict[str, str]) -> Iterator[str]:
 
 def refused(sysctl: dict[str, str], allowed: str) -> str:
     """Why the administrator's list refuses these; "" when it does not. ``allowed``: the file's text."""
-    patterns = [line.strip() for line in allowed.splitlines()]
-    patterns = [line for line in patterns if line and not line.startswith("#")]
+    patterns = []
+    for number, line in enumerate(allowed.split("\n"), start=1):
+        if line.strip() and not line.lstrip().startswith("#"):
+            try:
+                patterns.append(re.compile(line.strip()))
+            except re.error as exc:
+                words = f"{line.strip()!r:.80} is not a regular expression: {exc}"
+                return f"sysctl: {ALLOWED}, line {number}: {words}"
     for name in sysctl:
         dotted = canonical(name).replace("/", ".")
-        if not any(re.match(pattern, dotted) for pattern in patterns):
+        if not any(pattern.search(dotted) for pattern in patterns):
             return f"sysctl: {name} is not in the list of allowed names {ALLOWED}"
     return ""
 

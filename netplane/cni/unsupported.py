@@ -10,6 +10,7 @@ import msgspec
 from .errors import CONFIG, UNSUPPORTED, Refused
 
 _LINKS = {"ipMasq", "ipMasqBackend", "macspoofchk", "mtu"}
+_NO_EFFECT = {"preserveDefaultVlan"}  # the bridge plugin looks at it with vlan or vlanTrunk alone
 _BRIDGE = {
     "bridge", "isGateway", "isDefaultGateway", "forceAddress", "hairpinMode", "promiscMode",
     "portIsolation",
@@ -23,7 +24,6 @@ OF_KIND = {
 _NOT_GIVEN = {
     "vlan": "bridges here do not filter VLANs; use a bridge for each network",
     "vlanTrunk": "bridges here do not filter VLANs; use a bridge for each network",
-    "preserveDefaultVlan": "bridges here do not filter VLANs",
     "enabledad": "addresses are assigned by this node alone, so there is no duplicate to detect",
     "disableContainerInterface": "an interface always gets its addresses and goes up",
     "linkInContainer": "the master is looked for on the node",
@@ -40,6 +40,9 @@ def check(doc: dict[str, Any], known: Set[str]) -> None:
         if key in _NOT_GIVEN:
             if value:
                 raise Refused(UNSUPPORTED, f"{key}: {_short(value)}: not supported: {_NOT_GIVEN[key]}")
+        elif key in _NO_EFFECT:
+            if not isinstance(value, bool):
+                raise Refused(CONFIG, f"{key}: {_short(value)} must be true or false")
         elif key not in known and not key.startswith("cni.dev/"):
             hint = _closest(key, known)
             raise Refused(UNSUPPORTED, f"{key}: {_short(value)}: this key is not known; {hint}")
@@ -47,7 +50,7 @@ def check(doc: dict[str, Any], known: Set[str]) -> None:
             owners = [name for name, keys in OF_KIND.items() if key in keys]
             if owners:
                 raise Refused(UNSUPPORTED, f"{key}: belongs to kind {' and '.join(owners)}, not to {kind}")
-    for key in _NOT_GIVEN:
+    for key in _NOT_GIVEN.keys() | _NO_EFFECT:
         doc.pop(key, None)
 
 

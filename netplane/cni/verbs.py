@@ -25,7 +25,7 @@ from ..model.facts import Scope
 from ..model.nodes import Node
 from ..model.own import Allocation, Attachment
 from ..model.snapshot import Snapshot
-from . import delegate, master, plan, tuning
+from . import bridges, delegate, loopback, master, plan, tuning
 from .delegate import Lease
 from .errors import CONFIG, DIFFERS, ENVIRONMENT, IO, LIMITED, UNKNOWN, Refused
 from .host import Host
@@ -38,7 +38,7 @@ from .ports import HostPorts, refuse_unreachable, udp_flows
 from .ranges import OURS, whole
 from .render import BASE, CniConfig
 from .request import Request
-from .result import add_result, loopback_result
+from .result import add_result
 from .wiring import ROOM
 
 log = logging.getLogger(__name__)
@@ -61,30 +61,35 @@ class Verbs:
 
     def run(self, request: Request) -> dict[str, Any] | None:
         """Carry one request out; the result for stdout, None for nothing. Raises NetplaneError."""
-        verb = {"ADD": self.add, "DEL": self.remove, "CHECK": self.check}.get(request.command)
-        if verb is not None:
-            with self._locks.hold((request.container_id, request.ifname)):
-                return verb(request)
-        return {"STATUS": self.status, "GC": self.collect, "VERSION": _versions}[request.command](request)
+        with delegate.clocked():
+            verb = {"ADD": self.add, "DEL": self.remove, "CHECK": self.check}.get(request.command)
+            if verb is not None:
+                with self._locks.hold((request.container_id, request.ifname)):
+                    return verb(request)
+            return {"STATUS": self.status, "GC": self.collect, "VERSION": _versions}[request.command](request)
 
     # --- ADD ---------------------------------------------------------------------------------
 
     def add(self, request: Request) -> dict[str, Any]:
         if request.config.kind == "loopback":
-            return self._loopback(request)
+            return loopback.add(self.host, request)
         snapshot = self._ready(request)
         attachment = self._draft(request)
         self._check_free(request, self._record(snapshot, attachment.name))
         attachment = self._leased(attachment, request)
         try:
+            attachment, moved = bridges.settle(self.host, attachment, request, self._records)
             self._claim_ports(attachment)
             self.host.sync([Scope(ROOM, attachment.name)], lambda: self._claim(attachment))
             self.host.forget(udp_flows(attachment))
-            ready = amend(attachment, phase="Ready")
+            ready = bridges.mac(self.host, amend(attachment, phase="Ready"))
             record = self.host.snapshot().get(Attachment, "", attachment.name)
             if record is None:
                 raise Conflict(f"the record of {attachment.name} was deleted while its ADD was at work")
-            self._pods.up(ready, request.config.labels, [Put(ready, record.revision)])
+            puts = [Put(one, one.revision) for one in moved]
+            self._pods.up(ready, request.config.labels, [Put(ready, record.revision), *puts])
+            with suppress(KernelError):  # it is written: the loop tries again
+                self.host.sync([Scope(ROOM, one.name) for one in moved])
             dns = pod_dns(ready, self.host.snapshot(), self.config) if plan.on_pod_network(ready) else None
             return add_result(ready, request.config, dns)
         except _Claimed:
@@ -98,17 +103,11 @@ class Verbs:
                 master.refuse_taken(attachment, self._records())
             raise
 
-    def _loopback(self, request: Request) -> dict[str, Any]:
-        if not self.host.netns_exists(request.netns):
-            raise Refused(ENVIRONMENT, f"CNI_NETNS: {request.netns} holds no network namespace")
-        self.host.raise_loopback(request.netns)
-        return loopback_result(request.netns, request.config)
-
     def _draft(self, request: Request) -> Attachment:
         """The record without addresses, with what has to be looked up."""
         config = request.config
         if config.sysctl and Path(tuning.ALLOWED).exists():
-            why = tuning.refused(config.sysctl, Path(tuning.ALLOWED).read_text())
+            why = tuning.refused(config.sysctl, Path(tuning.ALLOWED).read_text(errors="replace"))
             if why:
                 raise Refused(CONFIG, why)
         made = plan.draft(self.host.node, self.host.boot_id, request, self.config.pod_mtu)
@@ -176,7 +175,7 @@ class Verbs:
             attachment = self._behind(attachment, lease)
         elif leases.delegated:
             try:
-                lease = delegate.lease(leases.type, request)
+                return plan.with_lease(attachment, request, delegate.lease(leases.type, request))
             except BaseException:
                 with suppress(NetplaneError):
                     delegate.ask("DEL", leases.type, request, request.config.document)
@@ -299,7 +298,7 @@ class Verbs:
 
     def check(self, request: Request) -> None:
         if request.config.kind == "loopback":
-            found = [] if self.host.netns_exists(request.netns) else [f"{request.netns} is gone"]
+            found = loopback.differences(self.host, request)
         else:
             found = list(self._differences(request))
         if found:

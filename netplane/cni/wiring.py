@@ -10,7 +10,8 @@ Rule 1: the node knows a pod's MAC by a permanent neighbour entry, and a ptp pod
 Rule 2: on the node's bridge nothing is flooded to pods but unicast: their neighbours' multicast (each new
         pod's solicitations and listener reports) would cost every ADD as much as there are pods, and pass
         policy by. What a pod sends to all reaches the gateway alone.
-Rule 3: a bridge that is not the node's is wanted by its attachments alone: it goes with the last.
+Rule 3: a bridge that is not the node's is wanted by its attachments alone: it goes with the last. One that
+        somebody else made (`FOREIGN` in the record) is no fact of ours, what we put on it is (bridges.py).
 """
 
 from __future__ import annotations
@@ -26,6 +27,10 @@ from .ranges import scope_word
 from .together import MODES
 
 ROOM = "cni"
+# words of a record's config
+FOREIGN = "foreignBridge"  # its bridge is somebody else's; its MAC
+LEFT = "leftAddresses"  # gateway addresses that are not, or no longer, this attachment's to want
+OPENED = "openedLocalnet"  # we let 127.0.0.1 lead to pods by somebody else's bridge
 FORWARDING = (
     Sysctl(name="net/ipv4/ip_forward", value="1"),
     Sysctl(name="net/ipv6/conf/all/forwarding", value="1"),
@@ -100,17 +105,35 @@ def _own_bridge(attachment: Attachment) -> Iterator[Fact]:
         if spec.kind == "ptp":
             yield from FORWARDING
         return
-    options = (("promisc", 1),) if spec.config.get("promiscMode") else ()
-    yield Link(
+    foreign = FOREIGN in spec.config
+    if not foreign:
+        yield _bridge(spec.node, name, bool(spec.config.get("promiscMode")))
+    if spec.config.get("isGateway"):
+        yield from FORWARDING
+        if not foreign or spec.config.get(OPENED):
+            yield from localnet(name)
+        if spec.config.get("forceAddress"):  # the old address may be the subnet's first
+            yield Sysctl(name=f"net/ipv4/conf/{name}/promote_secondaries", value="1")
+
+
+def _bridge(node: str, name: str, promisc: bool) -> Link:
+    return Link(
         name=name,
         kind="bridge",
         alias=f"{ALIAS}{ROOM}:",
-        mac=bridge_mac(f"{spec.node}/{name}"),
-        options=options,
+        mac=bridge_mac(f"{node}/{name}"),
+        options=(("promisc", 1),) if promisc else (),
     )
-    if spec.config.get("isGateway"):
-        yield from FORWARDING
-        yield from localnet(name)
+
+
+def gateways(attachment: Attachment) -> list[str]:
+    """The addresses that the attachment wants on its network's own bridge."""
+    spec = attachment.spec
+    if not own_bridge(attachment) or not spec.config.get("isGateway"):
+        return []
+    every = [gateway_address(entry) for entry in spec.ips if entry.gateway]
+    left = spec.config.get(LEFT, ())
+    return [address for address in every if address not in left]
 
 
 def gateway_address(entry: AttachmentIP) -> str:
@@ -129,7 +152,7 @@ def _address(attachment: Attachment, entry: AttachmentIP) -> Iterator[Fact]:
         yield Route(dst=entry.gateway + wide, link=spec.ifname, netns=spec.netns, scope="link")
     if spec.kind == "bridge":
         name = own_bridge(attachment)
-        if name and spec.config.get("isGateway"):
+        if name and gateway_address(entry) in gateways(attachment):
             yield Address(link=name, address=gateway_address(entry))
         if not name or spec.config.get("isGateway"):
             yield Neighbour(link=name or BRIDGE, address=plain, mac=spec.mac)

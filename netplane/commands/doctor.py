@@ -21,8 +21,9 @@ from typing import NamedTuple
 
 import click
 
+from ..cni.names import BRIDGE
 from ..dns import loop
-from ..kernel import probe
+from ..kernel import forwarding, probe
 from ..kernel.datapath import PathDriver
 from ..model.errors import NetplaneError
 
@@ -124,6 +125,13 @@ def _network() -> Iterator[Check]:
     yield tried("IPv6", probe.ipv6, "IPv4 only", "ipv6 (and no ipv6.disable=1 at boot)", False)
     forward = Lack("pods reach nothing beyond their node", "mount /proc/sys writable", True)
     yield Check("ip_forward", _forward, forward)
+    dropped = Lack(
+        "pods reach only their node: policy drop, and an accept of ours cannot undo it",
+        'chain {"type": "firewall"} after netplane in the conflist, or'
+        f" iptables -I {forwarding.USERS} (without Docker: FORWARD) -i {BRIDGE} -j ACCEPT, and -o {BRIDGE};"
+        " ip6tables the same",
+    )
+    yield Check("forward policy", _forward_policy, dropped)
     filtered = Lack("bridged frames pass no NAT or policy of the host", _module("br_netfilter"))
     yield Check("br_netfilter", _br_netfilter, filtered)
 
@@ -190,6 +198,17 @@ def _forward() -> str:
     if value != "1" and not os.access(path, os.W_OK):
         raise PermissionError(errno.EACCES, f"it is {value} and cannot be set")
     return "on in this namespace" if value == "1" else "off in this namespace; the agent turns it on"
+
+
+def _forward_policy() -> str:
+    """What forwards is dropped by nobody else's chain, or that chain lets pods through."""
+    found = forwarding.dropping(BRIDGE)
+    shut = [one.chain for one in found if not one.opened]
+    if shut:
+        raise ValueError(f"{', '.join(shut)} drops what it does not accept")
+    if found:
+        return "; ".join(f"{one.chain} has policy drop, pods pass by {one.opened}" for one in found)
+    return "nobody's chain has policy drop"
 
 
 def _br_netfilter() -> str:

@@ -41,6 +41,7 @@ _VETH_WORDS = {"clsact", "peer", "peer_netns", "peer_mac", "peer_mtu"}
 _VXLAN_WORDS = {"local", "link"}
 _PROMISC = "promisc"
 _OWNER = frozenset((nl.IFLA_IFALIAS, nl.IFLA_GROUP))
+_IPV6_MTU = 1280  # a link below it has no IPv6, and the kernel refuses settings of it
 _OPERSTATE = 16  # IFLA_OPERSTATE
 _FORMATS = {f: struct.Struct(f) for f in ("=B", "=I", ">H")}
 # A veth uses one queue; the kernel would make one more for each processor that could ever be (5.17), with
@@ -296,7 +297,7 @@ def finish(fact: Link) -> list[Request]:
     if fact.kind == "bridge" and fact.mtu:
         # Only a change counts as the user's word; else the bridge follows its ports' smallest MTU.
         parts.append(nl.attr32(nl.IFLA_MTU, fact.mtu))
-    if fact.kind == "vxlan" or fact.master:
+    if (fact.kind == "vxlan" or fact.master) and not 0 < fact.mtu < _IPV6_MTU:
         parts.append(_NO_LINK_LOCAL)
     port = port_options(fact)
     if port:

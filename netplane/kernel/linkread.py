@@ -5,7 +5,7 @@ Rule 1: this dumps, so it is for starts, errors and CHECK; never for the path of
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ..model.facts import ROUTE_PROTOCOL, Address, Fdb, Link, Neighbour, Route, Shaper
@@ -29,8 +29,7 @@ class View:
         return self.by_index[index].name if index in self.by_index else ""
 
     def addresses(self) -> Iterator[tuple[Address, int]]:
-        for _, body in self._sock.dump(nl.RTM_GETADDR, nl.IFADDRMSG.pack(0, 0, 0, 0, 0)):
-            yield routemsg.read_address(body, self.name_of)
+        yield from addresses(self._sock, {index: state.name for index, state in self.by_index.items()})
 
     def routes(self) -> Iterator[tuple[Route, int]]:
         for family in (2, 10):
@@ -72,6 +71,12 @@ class View:
         mark, wish = kept
         differing = linkmsg.differences(wish, state.words(self.name_of))
         return f"differs: {' '.join(differing)}" if differing else str(mark)
+
+
+def addresses(sock: Socket, names: Mapping[int, str]) -> Iterator[tuple[Address, int]]:
+    """All addresses with their protocols; ``link`` is "" for a link that is not among ``names``."""
+    for _, body in sock.dump(nl.RTM_GETADDR, nl.IFADDRMSG.pack(0, 0, 0, 0, 0)):
+        yield routemsg.read_address(body, lambda index: names.get(index, ""))
 
 
 def link_faults(fact: Link, view: View, where: str = "") -> Iterator[str]:

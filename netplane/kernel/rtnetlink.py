@@ -24,12 +24,25 @@ from typing import Any
 import msgspec
 
 from ..model.errors import Invalid, KernelError
-from ..model.facts import Address, Fact, FactKey, Fdb, Link, Mark, Neighbour, Plan, Route, Shaper, Sysctl
+from ..model.facts import (
+    ROUTE_PROTOCOL,
+    Address,
+    Fact,
+    FactKey,
+    Fdb,
+    Link,
+    Mark,
+    Neighbour,
+    Plan,
+    Route,
+    Shaper,
+    Sysctl,
+)
 from . import linkmsg, linkpair, qdiscmsg, routemsg, sysctl
 from .factput import put_facts
 from .linkdrop import delete, drop, drop_rest
 from .linkput import put, wait_carried
-from .linkread import View, link_faults, peer_faults
+from .linkread import View, addresses, link_faults, peer_faults
 from .linkreap import Departures, Reaper
 from .nlsocket import Pool, Socket
 from .nsnumbers import Numbers
@@ -182,8 +195,8 @@ class LinkDriver:
         return marks
 
     def unseen(self, key: FactKey) -> bool:
-        """Whether `observe` passes it over because it lies in another namespace."""
-        return key[0] != "sysctl" and bool(key[1])
+        """What lies in a pod's namespace (rule 5), and settings."""
+        return key[0] == "sysctl" or bool(key[1])
 
     def verify(self, facts: Iterable[Fact]) -> list[str]:
         """In words, what differs from these facts, in pods' namespaces too; [] when nothing does."""
@@ -206,6 +219,18 @@ class LinkDriver:
         with self._session() as session:
             state = session.states("", [name]).get(name) if name else None
             return (state.mtu, state.mac) if state else (0, "")
+
+    def look(self, netns: str, name: str) -> tuple[linkmsg.State, dict[str, bool]] | None:
+        """The link, and its addresses with whether each bears our protocol; None when there is none.
+
+        Raises KernelError when there is no namespace at the path.
+        """
+        with self._session() as session:
+            state = session.states(netns, [name]).get(name)
+            if state is None:
+                return None
+            every = addresses(session.socket(netns), {state.ifindex: name})
+            return state, {fact.address: proto == ROUTE_PROTOCOL for fact, proto in every if fact.link}
 
     def peer(self, netns: str, name: str) -> str:
         """The link of our namespace whose other end is the veth ``name`` in ``netns``; "" without one."""

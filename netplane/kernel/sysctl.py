@@ -37,6 +37,9 @@ def write(pairs: Iterable[tuple[str, str]], netns: str = "", missing_ok: bool = 
     items = list(pairs)
     if not items:
         return
+    for name, value in items:
+        if "\0" in value:  # it would begin the next pair
+            raise Invalid(f"sysctl {name}: the value {value!r:.40} holds a NUL character")
     errnos = ffi.new("int[]", len(items))
     data = b"".join(_path(name) + b"\0" + value.encode() + b"\0" for name, value in items)
     result = lib.np_sysctl_write(netns.encode(), data, errnos, len(items))

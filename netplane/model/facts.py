@@ -61,8 +61,8 @@ class Plan(msgspec.Struct, frozen=True):
 class Driver(Protocol):
     """The only thing that touches the kernel (or a table, for in-process planes).
 
-    More things that a driver may have. ``unseen(key)``: whether `observe` does not tell of such a fact, which
-    may be there all the same. ``apart``: True when its facts need nothing of another driver's, so
+    Three more things a driver may have. ``unseen(key)``: whether `observe` does not look where that fact is,
+    so it may be there all the same. ``apart``: True when its facts need nothing of another driver's, so
     that they may come before, beside or after. ``begin(plan)``: carry a plan out while the caller goes on
     with drivers that are apart; it returns what waits for the end and raises as `apply` does, or None for a
     plan that is not to be done so.

@@ -2,8 +2,8 @@
 
 Rule 1: a fact that several scopes want is held until none does; they must want the same of it.
 Rule 2: the ledger remembers what was committed and never asks the driver on the hot path; `reset`
-        takes over what the driver observes (at start, after an error, at leisure). What it cannot observe
-        (a pod's namespace) may be there: who wants it makes sure of it again, who lets it go removes it.
+        takes over what the driver observes (at start, after an error, at leisure). What it cannot see
+        (Driver.unseen) is removed when its last holder goes, whether it was seen or not.
 Rule 3: facts that nobody wants are removed by `sweep` only, which the caller allows once all scopes
         of a synced store are rendered.
 """
@@ -31,17 +31,14 @@ class Difference(NamedTuple):
 class Ledger:
     """Not thread-safe: the caller (Settler) holds its lock around every call."""
 
-    def __init__(self) -> None:
+    def __init__(self, unseen: Callable[[FactKey], bool] | None = None) -> None:
+        self._unseen = unseen or (lambda _: False)
         self.have: dict[FactKey, Mark] = {}
         self._claims: dict[Scope, tuple[FactKey, ...]] = {}  # a set would cost five times a tuple
         self._holders: dict[FactKey, Scope | set[Scope]] = {}
-        self._unseen: set[FactKey] = set()  # wanted, and nobody has looked whether it is there
 
-    def reset(
-        self, observed: Mapping[FactKey, Mark], unseen: Callable[[FactKey], bool] = lambda _: False
-    ) -> None:
-        """Believe the driver: ``observed`` is what there is, of all that is not ``unseen``. Claims stay."""
-        self._unseen = {key for key in self._holders if key not in observed and unseen(key)}
+    def reset(self, observed: Mapping[FactKey, Mark]) -> None:
+        """Believe the driver: ``observed`` is what there is. Claims stay."""
         known = {key: key for key in self._holders}  # one copy of each key is enough
         self.have = {known.get(key, key): mark for key, mark in observed.items()}
 
@@ -86,7 +83,7 @@ class Ledger:
                     self._refuse_held(key, scope, updates)
                     change.append(fact)
         dropped = (key for key in self._dropped(claims) if key not in wanted)
-        remove = [key for key in dropped if key in self.have or key in self._unseen]
+        remove = [key for key in dropped if key in self.have or self._unseen(key)]
         return Difference(Plan(tuple(add), tuple(change), tuple(remove)), claims, wanted)
 
     def _refuse_held(self, key: FactKey, scope: Scope, updates: Updates) -> None:
@@ -124,8 +121,6 @@ class Ledger:
         self.have.update(done.wanted)
         for key in done.plan.remove:
             self.have.pop(key, None)
-        if self._unseen:
-            self._unseen.difference_update(done.wanted, done.plan.remove)
         for scope, mine in done.claims.items():
             before = self._claims.get(scope, ())
             if before == tuple(mine):

@@ -36,7 +36,7 @@ class _Asked:
 class Settler:
     def __init__(self, driver: Driver) -> None:
         self.driver = driver
-        self.ledger = Ledger()
+        self.ledger = Ledger(getattr(driver, "unseen", None))
         self.stale = False
         self._refused: dict[Scope, str] = {}  # whose refusal has been doubted already
         self._meanwhile: dict[FactKey, Mark] | None = None  # what was committed while the driver looks
@@ -200,7 +200,7 @@ class Settler:
             self.stale = refused
 
     def _believe(self, observed: Mapping[FactKey, Mark]) -> None:
-        self.ledger.reset(observed, getattr(self.driver, "unseen", lambda _: False))
+        self.ledger.reset(observed)
         self.stale = False
 
     def adopt(self, updates: Updates) -> None:

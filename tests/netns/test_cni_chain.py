@@ -264,6 +264,29 @@ def test_on_an_interface_that_another_plugin_made(
     lab.nodes[0].run("ip", "link", "del", "br-ref")
 
 
+@pytest.mark.parametrize("version", ["1.0.0", "1.1.0"])
+def test_a_chains_result_says_what_we_changed_and_nothing_else(
+    lab: Lab, make_netns: MakeNetns, version: str
+) -> None:
+    """The kernel has a new MAC and MTU, so the previous result would be wrong. mtu is of 1.1.0."""
+    a, cni, mac = make_netns("a"), Cni(lab), "02:00:00:00:00:99"
+    netns.run(a, "ip", "link", "add", "eth0", "type", "veth", "peer", "name", "other")
+    netns.run(a, "ip", "link", "set", "eth0", "up")
+    first = {"name": "other", "mac": "02:00:00:00:00:01"}
+    inside = {"name": "eth0", "mac": "02:00:00:00:00:02", "sandbox": a}
+    before = {"cniVersion": version, "interfaces": [first, inside], "ips": [], "dns": {}}
+    mine = {"cniVersion": version, "prevResult": before, "runtimeConfig": {"mac": mac}, "mtu": 1400}
+    result = cni.add(a, mine)
+    shown = netns.run(a, "ip", "link", "show", "eth0")
+    assert mac in shown and "mtu 1400" in shown
+    mtu = {"mtu": 1400} if version == "1.1.0" else {}
+    assert result["interfaces"] == [first, {**inside, "mac": mac, **mtu}]
+    cni.delete(a, mine)
+    plain_chain = {"cniVersion": version, "prevResult": before}
+    assert cni.add(a, plain_chain)["interfaces"] == [first, inside]
+    cni.delete(a, plain_chain)
+
+
 def test_reference_plugins_after_us(lab: Lab, make_netns: MakeNetns, plugins: str) -> None:
     a, cni, node = make_netns("a"), Cni(lab), str(lab.nodes[0].netns)
     result = cni.add(a, {"cniVersion": "1.0.0"})

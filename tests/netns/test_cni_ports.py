@@ -17,8 +17,11 @@ from typing import Any
 import pytest
 from scapy.layers.sctp import SCTP, SCTPChunkInit, SCTPChunkInitAck
 
+from netplane.cni.ports import HostPorts
 from netplane.kernel import netns
 from netplane.lab import Lab
+from netplane.model.base import ObjectMeta, amend
+from netplane.model.own import Attachment, AttachmentIP, AttachmentSpec, PortMapping
 from tests.cnirun import OWN, Cni, plain
 
 pytestmark = pytest.mark.root
@@ -274,3 +277,29 @@ def test_what_cannot_be_reached_is_refused(lab: Lab, make_netns: MakeNetns) -> N
     answer = Cni(lab).call("ADD", make_netns("a"), mapped(port(80, 80, hostIP="fd00:77::11"), **own))
     assert answer["code"] == 7 and "no IPv6 address" in answer["msg"]
     assert not subprocess.run(["ip", "link", "show", "br-four"], capture_output=True, check=False).stdout
+
+
+def test_a_port_twice_in_one_request_is_refused_and_nothing_stays_held(
+    lab: Lab, make_netns: MakeNetns
+) -> None:
+    cni, a = Cni(lab), make_netns("a")
+    small = {"ipam": {"ranges": [[{"subnet": "10.94.1.0/30"}]]}, "bridge": "br-two", "name": "two"}
+    answer = cni.call("ADD", a, mapped(port(8124, 80), port(8125, 80), port(8124, 81), **small))
+    assert answer["code"] == 7 and "portMappings[2]: tcp 8124 repeats portMappings[0]" in answer["msg"]
+    assert cni.call("STATUS", "", small) == ""  # the only address is free
+    result = cni.add(a, mapped(port(8124, 80), port(8125, 80), **small))
+    assert plain(result) == ["10.94.1.2"]
+    cni.delete(a, small)
+
+
+def test_the_ports_of_a_record_that_names_one_twice_go_with_it() -> None:
+    """Such records are no longer made; one that is there must not keep its address for ever."""
+    twice = (PortMapping(host_port=80, container_port=8080), PortMapping(host_port=80, container_port=8081))
+    spec = AttachmentSpec(
+        node="n", container_id="c", ifname="eth0", netns="/n", network="net", ports=twice,
+        host_ifname="v", mac="02:00:00:00:00:01", ips=(AttachmentIP(address="10.0.0.2/32"),),
+    )  # fmt: skip
+    record, ports = Attachment(metadata=ObjectMeta(name="r"), spec=spec), HostPorts()
+    ports.rebuild([record])
+    ports.release("r")
+    ports.claim(amend(record, spec=amend(spec, ports=twice[:1])), lambda *_: "")

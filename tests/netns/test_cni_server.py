@@ -19,10 +19,12 @@ from typing import Any
 
 import pytest
 
+from netplane.cni import delegate, tuning
 from netplane.cni.server import CniServer
 from netplane.commands.install import BINARY, install
 from netplane.kernel import netns
 from netplane.model.errors import Invalid
+from netplane.model.own import Attachment
 from tests.cnihost import CONFIG, MemoryHost
 
 pytestmark = pytest.mark.root
@@ -165,6 +167,69 @@ def test_a_dead_agents_socket_is_taken_over_and_a_file_is_not(host: NetnsHost, t
     with pytest.raises(Invalid, match="not a socket"):
         CniServer(path, host).start()
     assert Path(path).read_text() == "precious"
+
+
+def test_the_administrators_list_of_sysctls_is_read_at_each_add(
+    runtime: Runtime, host: NetnsHost, make_netns: MakeNetns, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, listed = make_netns("a"), tmp_path / "allowlist.conf"
+    monkeypatch.setattr(tuning, "ALLOWED", str(listed))
+    sysctl = {"sysctl": {"net.core.somaxconn": "500"}}
+    listed.write_bytes(b"# allowed \xff\n^net\\.ipv4\\.\n")
+    answer = runtime("ADD", a, **sysctl)
+    assert answer["code"] == 7 and f"somaxconn is not in the list of allowed names {listed}" in answer["msg"]
+    listed.write_text("^net\\.ipv4\\.\nsomax[conn\n")
+    answer = runtime("ADD", a, **sysctl)
+    assert answer["code"] == 7 and f"{listed}, line 2: 'somax[conn' is not a reg" in answer["msg"], answer
+    assert not host.snapshot().count(Attachment)
+    listed.write_text("somaxconn$\n")
+    assert runtime("ADD", a, **sysctl)["ips"]
+    assert runtime("DEL", a) == ""
+
+
+def test_a_nul_in_a_path_is_one_clear_error(
+    runtime: Runtime, host: NetnsHost, make_netns: MakeNetns, tmp_path: Path
+) -> None:
+    a = make_netns("a")
+    asked = {"ipam": {"type": "netplane", "ranges": [[{"subnet": "10.71.0.0/24"}]]}, "bridge": "br-nul"}
+    answer = runtime("ADD", a, **{**asked, "ipam": {**asked["ipam"], "resolvConf": f"{tmp_path}\0x"}})
+    assert answer["code"] == 7 and "ipam.resolvConf: holds a NUL" in answer["msg"]
+    assert not host.snapshot().count(Attachment)
+
+
+HANGS = """#!/bin/sh
+echo $CNI_COMMAND >> "$0.log"
+case $CNI_COMMAND in
+VERSION) echo '{"cniVersion": "1.1.0", "supportedVersions": ["1.1.0"]}' ;;
+*) [ ! -e "$0.$CNI_COMMAND" ] || sh -c 'sleep 60; echo' "$0" ;;
+esac
+"""
+
+
+def test_an_ipam_plugin_that_hangs_is_the_one_that_is_named(
+    runtime: Runtime, host: NetnsHost, make_netns: MakeNetns, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its ADD and what undoes it share the time that the binary waits; a DEL after it begins anew."""
+    monkeypatch.setattr(delegate, "PATIENCE", 0.7)
+    monkeypatch.setattr(delegate, "BUDGET", 1.2)
+    binary, a = tmp_path / "slow-ipam", make_netns("a")
+    binary.write_text(HANGS)
+    binary.chmod(0o755)
+    for verb in ("ADD", "DEL"):
+        Path(f"{binary}.{verb}").touch()
+    words = {"ipam": {"type": "slow-ipam"}, "bridge": "br-slow", "CNI_PATH": str(tmp_path)}
+    begin = time.monotonic()
+    answer = runtime("ADD", a, **words, NETPLANE_CNI_TIMEOUT="3")
+    assert answer["code"] == 11 and "ipam.type slow-ipam: did not answer ADD in 0.7 s" in answer["msg"]
+    answer = runtime("DEL", a, **words, NETPLANE_CNI_TIMEOUT="3")
+    assert answer["code"] == 11 and "ipam.type slow-ipam: did not answer DEL in 0.7 s" in answer["msg"]
+    assert time.monotonic() - begin < 4
+    Path(f"{binary}.DEL").unlink()
+    assert runtime("DEL", a, **words, NETPLANE_CNI_TIMEOUT="3") == ""
+    assert Path(f"{binary}.log").read_text().split() == ["VERSION", "ADD", "DEL", "DEL", "DEL"]
+    assert not host.snapshot().count(Attachment)
+    running = subprocess.run(["pgrep", "-f", str(binary)], capture_output=True, check=False)
+    assert not running.stdout  # what it started does not run on
 
 
 def test_install_puts_a_working_plugin_there(tmp_path: Path) -> None:

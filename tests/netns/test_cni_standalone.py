@@ -235,6 +235,12 @@ def test_what_cannot_be_done_without_an_agent_is_said(machine: Machine, make_net
     pod = make_netns("p")
     assert machine("ADD", pod, standalone=False)["code"] == 11
     assert "absolute" in machine("ADD", pod, stateDir="here")["msg"]
+    nul = machine("ADD", pod, stateDir=f"{machine.work}\0x")
+    assert (nul["code"], "stateDir" in nul["msg"]) == (7, True), nul
+    nul = machine("ADD", pod, ipam={"type": "netplane", "dataDir": f"{machine.work}\0x"}, stateDir="")
+    assert (nul["code"], "dataDir" in nul["msg"] or "absolute" in nul["msg"]) == (7, True), nul
+    nul = machine("ADD", pod, socket=f"{machine.work}/none\0x")
+    assert (nul["code"], "socket" in nul["msg"]) == (7, True), nul
     (machine.work / "bin" / "netplane-standalone").unlink()
     answer = machine("ADD", pod)
     assert answer["code"] == 11 and "no netplane agent" in answer["msg"]
@@ -263,3 +269,23 @@ def test_the_link_of_another_plugin_is_not_opened(make_netns: MakeNetns, tmp_pat
     assert "8080" in netns.run(machine.at, "nft", "list", "ruleset")
     assert netns.run(machine.at, "sysctl", "-n", "net.ipv4.conf.h0.route_localnet") == "0\n"
     assert machine("DEL", pod, **config) == ""
+
+
+def test_a_bridge_of_somebody_else_is_used_and_left(make_netns: MakeNetns, tmp_path: Path) -> None:
+    machine, pod = Machine(make_netns("node"), tmp_path), make_netns("pod")
+    netns.run(machine.at, "ip", "link", "add", "br-their", "address", "02:00:00:00:77:77", "type", "bridge")
+    netns.run(machine.at, "ip", "link", "set", "br-their", "up")
+    config = {
+        "ipam": {"type": "netplane", "ranges": [[{"subnet": "10.79.0.0/24"}]]},
+        "bridge": "br-their",
+        "isGateway": True,
+        "runtimeConfig": {"portMappings": [{"hostPort": 8080, "containerPort": 80}]},
+    }
+    result = machine("ADD", pod, **config)
+    assert result["interfaces"][0] == {"name": "br-their", "mac": "02:00:00:00:77:77"}
+    netns.run(pod, "ping", "-c", "1", "-W", "2", "10.79.0.1")
+    assert netns.run(machine.at, "sysctl", "-n", "net.ipv4.conf.br-their.route_localnet") == "0\n"
+    assert machine("CHECK", pod, **config, prevResult=result) == ""
+    assert machine("DEL", pod, **config) == ""
+    assert "10.79.0.1" not in netns.run(machine.at, "ip", "addr", "show", "dev", "br-their")
+    assert not machine.links() and not machine.attachments()

@@ -43,6 +43,19 @@ def test_a_conflist_of_the_bridge_plugin_moves_over_by_its_type() -> None:
         ({"enabledad": True}, 2, "enabledad"),
         ({"disableContainerInterface": True}, 2, "disableContainerInterface"),
         ({"kind": "ipvlan"}, 7, "kind"),
+        ({"bcqueuelen": 9}, 2, "bcqueuelen"),
+        ({"preserveDefaultVlan": "no"}, 7, "preserveDefaultVlan"),
+        ({"runtimeConfig": {"deviceID": "0000:01:00.1"}}, 2, "runtimeConfig.deviceID"),
+        ({"runtimeConfig": {"infinibandGUID": "c2:11"}}, 2, "runtimeConfig.infinibandGUID"),
+        ({"ipam": {**RANGES, "resolvConf": "/etc/\0resolv"}}, 7, "ipam.resolvConf: holds a NUL"),
+        ({"sysctl": {"net.core.somaxconn": "1\0net/ipv4/ip_forward"}}, 7, "somaxconn: holds a NUL"),
+        ({"ipam": {"type": "host-local\0"}}, 7, "ipam.type: holds a NUL"),
+        ({"bridge": "br\0", "ipam": RANGES}, 7, "bridge: holds a NUL"),
+        ({"prevResult": {"ips": [{"address": "\0"}]}}, 7, "prevResult.ips[0].address: holds a NUL"),
+        ({"prevResult": {"ips": 7}}, 7, "prevResult.ips: 7 must be a list"),
+        ({"prevResult": {"interfaces": {"name": "eth0"}}}, 7, "prevResult.interfaces"),
+        ({"prevResult": {"interfaces": [5]}}, 7, "prevResult.interfaces"),
+        ({"prevResult": {"routes": ["10.0.0.0/8"]}}, 7, "prevResult.routes"),
         ({"master": "eth0"}, 2, "master: belongs to kind macvlan"),
         ({"kind": "ptp", "bridge": "b"}, 2, "bridge: belongs to kind bridge"),
         ({"bridge": "b"}, 7, "bridge"),
@@ -115,3 +128,47 @@ def test_the_administrators_list_is_obeyed() -> None:
     fine = {"net.core.somaxconn": "1", "net/ipv4/conf/IFNAME/arp_filter": "1"}
     assert tuning.refused(fine, allowed) == ""
     assert "net.ipv4.ip_forward" in tuning.refused({"net.ipv4.ip_forward": "1"}, allowed)
+    assert tuning.refused(fine, "somaxconn\narp_") == ""  # anywhere in the name, as Go's MatchString
+    assert "line 3" in tuning.refused(fine, "\n# a comment\n[a-\n.*")
+
+
+@pytest.mark.parametrize("value", [True, False])
+def test_a_default_of_the_bridge_plugin_that_asks_for_nothing_passes(value: bool) -> None:
+    """Without vlan and vlanTrunk, which are refused, it has no effect in the bridge plugin either."""
+    assert parse(preserveDefaultVlan=value).kind == "bridge"
+
+
+def test_what_a_runtime_has_for_other_plugins_of_the_chain_is_not_ours_to_judge() -> None:
+    given = {"deviceID": "0000:01:00.1", "ips": ["10.88.0.9"]}
+    asked = parse(type="sriov", ipam={"type": "netplane", **RANGES}, runtimeConfig=given)
+    assert asked.runtime_ips == ("10.88.0.9",)
+    assert parse(capabilities={"deviceID": True}, runtimeConfig={"deviceID": ""}).type == "netplane"
+
+
+def repeated(*ports: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "runtimeConfig": {"portMappings": [{"hostPort": 8080, "containerPort": 80, **one} for one in ports]}
+    }
+
+
+@pytest.mark.parametrize(
+    ("ports", "words"),
+    [
+        ([{}, {}], "portMappings[1]: tcp 8080 repeats portMappings[0]"),
+        ([{}, {"protocol": "udp"}, {"protocol": "TCP"}], "[2]: tcp 8080 repeats portMappings[0]"),
+        ([{"hostIP": "10.0.0.1"}, {"hostIP": "10.0.0.1"}], "tcp 10.0.0.1:8080 repeats"),
+        ([{"hostIP": "fd00::1"}, {"hostIP": "fd00::1"}], "tcp [fd00::1]:8080 repeats"),
+        ([{}, {"hostIP": "0.0.0.0"}], "tcp 0.0.0.0:8080 repeats"),
+        ([{"hostIP": "::"}, {}], "[1]: tcp 8080 repeats portMappings[0]"),
+    ],
+)  # fmt: skip
+def test_a_host_port_twice_names_both_entries(ports: list[dict[str, Any]], words: str) -> None:
+    with pytest.raises(Refused) as caught:
+        parse(**repeated(*ports))
+    assert (caught.value.code, words in str(caught.value)) == (7, True), str(caught.value)
+
+
+def test_ports_that_only_look_alike_pass() -> None:
+    fine = [{}, {"protocol": "udp"}, {"hostPort": 8081}, {"hostIP": "10.0.0.1"}, {"hostIP": "10.0.0.2"}]
+    assert len(parse(**repeated(*fine)).runtime_config.port_mappings) == 5
+    assert parse(**repeated({"hostIP": "0.0.0.0"}, {"hostIP": "::"}))

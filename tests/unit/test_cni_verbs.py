@@ -74,6 +74,20 @@ def test_a_networks_mtu_overrides_the_overlays(runtime: Runtime) -> None:
     assert runtime("ADD", mtu=1300)["interfaces"][2]["mtu"] == 1300
 
 
+def test_a_previous_result_with_gos_empty_lists(runtime: Runtime) -> None:
+    before = {"cniVersion": "1.1.0", "interfaces": None, "ips": None, "routes": None}
+    assert len(runtime("ADD", prevResult=before)["ips"]) == 2
+
+
+def test_an_mtu_below_what_ipv6_needs_is_refused_where_ipv6_is_assigned(runtime: Runtime) -> None:
+    """Not before: a node may have pod CIDRs of IPv4 alone."""
+    answer = runtime("ADD", mtu=500)
+    assert answer["code"] == 7 and "1280" in answer["msg"] and "fd00:10:244:1::2" in answer["msg"]
+    assert runtime.nothing_left()
+    only4 = Runtime(MemoryHost(node("10.244.1.0/24")))
+    assert only4("ADD", mtu=500)["interfaces"][2]["mtu"] == 500
+
+
 def test_del_needs_nothing_of_the_nodes_base(runtime: Runtime) -> None:
     runtime("ADD")
 
