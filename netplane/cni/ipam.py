@@ -5,7 +5,8 @@ Rule 1: the record is the Attachment object; this is an index over those records
 Rule 2: taking and giving back cost the same with 2 addresses in use as with 60,000: every address
         is passed by the cursor once, then addresses come back in the order they were released, so
         that one just released rests as long as possible.
-Rule 3: the network's own, the gateway's (the first host) and IPv4's broadcast address are never given.
+Rule 3: the turn outlives its record and its process: see `turns`.
+Rule 4: the network's own, the gateway's (the first host) and IPv4's broadcast address are never given.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from ..model.errors import Invalid, Unavailable
 from ..model.own import Attachment, AttachmentIP
 from .errors import CONFIG, Refused
 from .ranges import Range, RangeSet
+from .turns import Turn, of_records
 
 Network = IPv4Network | IPv6Network
 
@@ -42,6 +44,7 @@ class Pool:
         self.first += self.first == self.gateway
         self.last -= self.last == self.gateway
         self.used: dict[int, str] = {}  # offset -> holder
+        self.turn: int | None = None  # the offset given last
         self._fresh: deque[list[int]] = deque([[self.first, self.last]])  # spans not yet passed
         self._freed: OrderedDict[int, None] = OrderedDict()  # passed, and free: oldest first
 
@@ -65,7 +68,8 @@ class Pool:
 
     def begin_after(self, offset: int) -> None:
         """Let the cursor go on behind ``offset`` and come round (after a restart)."""
-        if self.first <= offset < self.last:
+        if self.first <= offset <= self.last:
+            self.turn = offset
             self._fresh = deque([[offset + 1, self.last], [self.first, offset]])
 
     def take(self, holder: str) -> int:
@@ -77,10 +81,12 @@ class Pool:
                 continue
             offset, span[0] = span[0], span[0] + 1
             if offset not in self.used and offset != self.gateway:
+                self.turn = offset
                 return self._hold(offset, holder)
         if not self._freed:
             raise Unavailable(f"{self}: none is free")
         offset, _ = self._freed.popitem(last=False)
+        self.turn = offset
         return self._hold(offset, holder)
 
     def claim(self, offset: int, holder: str) -> int:
@@ -125,10 +131,16 @@ class Ipam:
     def sets(self) -> tuple[RangeSet, ...]:
         return tuple(tuple(pool.given for pool in pools) for pools in self._sets)
 
-    def rebuild(self, sets: Iterable[RangeSet], read: Callable[[], Iterable[Attachment]]) -> None:
-        """Begin anew from the records, which ``read`` gives; what is pinned stays."""
+    def rebuild(
+        self,
+        sets: Iterable[RangeSet],
+        read: Callable[[], Iterable[Attachment]],
+        kept: Callable[[], Iterable[Turn]] = tuple,
+    ) -> None:
+        """Begin anew from the records, which ``read`` gives, and the turns of those that are gone, which
+        ``kept`` gives; what is pinned stays."""
         with self._lock:
-            records = sorted(read(), key=lambda a: a.revision)
+            records = tuple(read())
             pinned = {name: held for name, held in self._taken.items() if name in self._pinned}
             self._taken = pinned | {a.name: (describe(a), a.spec.ips) for a in records}
             self._sets = tuple(tuple(map(Pool, ranges)) for ranges in sets)
@@ -136,8 +148,14 @@ class Ipam:
             for holder, ips in self._taken.values():
                 for pool, offset in self._located(ips):
                     pool.used[offset] = holder
-            for pool, offset in self._located(records[-1].spec.ips) if records else ():
-                pool.begin_after(offset)
+            for address, _ in sorted((*of_records(records), *kept()), key=lambda turn: turn[1]):
+                for pool, offset in self._located((AttachmentIP(address=address),)):
+                    pool.begin_after(offset)
+
+    def at_turn(self, ips: Iterable[AttachmentIP]) -> bool:
+        """Whether one of these is the last that was given of its range; True when there is no index yet."""
+        with self._lock:
+            return not self._pools or any(pool.turn == offset for pool, offset in self._located(ips))
 
     def pin(self, record: Attachment) -> None:
         """From now on no record speaks for what ``record`` holds. Call before it is deleted."""

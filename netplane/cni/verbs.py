@@ -25,12 +25,13 @@ from ..model.facts import Scope
 from ..model.nodes import Node
 from ..model.own import Allocation, Attachment
 from ..model.snapshot import Snapshot
-from . import delegate, plan, tuning
+from . import delegate, plan, tuning, turns
 from .delegate import Lease
 from .errors import CONFIG, DIFFERS, ENVIRONMENT, IO, LIMITED, UNKNOWN, Refused
 from .host import Host
 from .ipam import describe
 from .locks import Locks
+from .names import turn_name
 from .networks import Networks
 from .poddns import of_file, pod_dns
 from .podwriter import PodWriter
@@ -50,7 +51,7 @@ class Verbs:
     def __init__(self, host: Host, config: CniConfig) -> None:
         self.host = host
         self.config = config
-        self.networks = Networks(self._records)
+        self.networks = Networks(self._records, lambda network: turns.kept(self._turn(network)))
         self.ports = HostPorts()
         self._pods = PodWriter(host)
         self._locks = Locks()
@@ -276,7 +277,17 @@ class Verbs:
 
     def _take_off(self, record: Attachment) -> None:
         self.host.retract(record)
-        self._pods.down(record)
+        self._pods.down(record, lambda: self._keep_turn(record))
+
+    def _turn(self, network: str) -> Allocation | None:
+        return self.host.snapshot().get(Allocation, "", turn_name(self.host.node, network))
+
+    def _keep_turn(self, record: Attachment) -> list[Put]:
+        network, ipam = turns.network_of(record), self.networks.of(record)
+        if network is None or ipam is None or not ipam.at_turn(record.spec.ips):
+            return []
+        kept = turns.keep(self._turn(network), record)
+        return [kept] if kept is not None else []
 
     def _give_back(self, record: Attachment) -> None:
         self.ports.release(record.name)
