@@ -55,6 +55,10 @@ class Spare:
             if isinstance(one, Delete) and one.key.kind == Attachment.KIND:
                 self._remove(one.key.name)
 
+    def is_settled(self) -> bool:
+        """Whether it is this very store's; then only what others did to the store is not spared yet."""
+        return bool(self._identity) and self._noted() == self._identity
+
     def settle(self, node: str, boot_id: str) -> None:
         """At a start: put back what the store has lost, then be its spare. Raises Unavailable."""
         if not self._identity:

@@ -18,10 +18,10 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -37,8 +37,9 @@ from .kernel.rtnetlink import LinkDriver
 from .model.base import Object
 from .model.changes import Delete, Write
 from .model.errors import Invalid, NetplaneError, Unavailable
-from .model.facts import FactKey, Scope
+from .model.facts import Driver, FactKey, Scope
 from .model.own import Attachment
+from .narrow import Careful, Narrow, NarrowVerbs, view
 from .reconcile.core import Core
 from .spare import Spare
 from .store.sqlite import SqliteStore
@@ -148,23 +149,76 @@ def _of_ours(path: str, state: Path, raw: bytes) -> bytes:
     with ExitStack() as stack:
         store = SqliteStore(str(state / "state.db"))
         stack.callback(store.close)
-        spare = Spare(Path(path).parent, store)
-        spare.settle(node, boot)
+        spare, journal = Spare(Path(path).parent, store), Journal(state / "standalone.journal")
         links = LinkDriver()
         stack.callback(links.close)
-        room = CniRoom(node, config)
-        core = Core(store, [(room, (links, NftDriver(), LimitDriver(), GuardDriver()))])
+        work = Work(path, node, config, store, spare, journal, links)
+        if spare.is_settled() and not journal.read():
+            narrow = view(store, node, boot, raw)
+            answer = work.narrowly(raw, narrow) if narrow is not None else b""
+            if answer:
+                return answer
+        spare.settle(node, boot)
+        return work.wholly(raw)
+
+
+class Work(NamedTuple):
+    """One request by the agent's own parts, put together for it."""
+
+    path: str
+    node: str
+    config: CniConfig
+    store: SqliteStore
+    spare: Spare
+    journal: Journal
+    links: LinkDriver
+
+    def wholly(self, raw: bytes) -> bytes:
+        """On all records, after what others left undone."""
+        room, core = self._core(self.store, self._drivers())
         core.load()
-        journal = Journal(state / "standalone.journal")
-        core.sweep(journal.read().__contains__)
-        host = Host(room, core, links)
-        host.journal, host.spare = journal, spare
-        server = CniServer(path, host, config)
+        core.sweep(self.journal.read().__contains__)
+        server = CniServer(self.path, self._host(room, core), self.config)
         server.verbs.recover()
         answer = server.answer(raw)
-        if wire.unpack(answer)[0] == b"0":
-            journal.clear()
+        if _is_well(answer):
+            self.journal.clear()
         return answer
+
+    def narrowly(self, raw: bytes, narrow: Narrow) -> bytes:
+        """An ADD on what it needs; b"" when it is to be done wholly: it left nothing."""
+        room, core = self._core(narrow, [Careful(driver, narrow) for driver in self._drivers()])
+        core.load()
+        host = self._host(room, core)
+        server = CniServer(self.path, host, self.config)
+
+        def read_all() -> None:
+            if not narrow.complete:
+                narrow.complete = True
+                core.load()
+
+        host.read_all = read_all
+        server.verbs = verbs = NarrowVerbs(host, self.config)
+        verbs.narrow, verbs.read_all = narrow, read_all
+        verbs.recover()
+        answer = server.answer(raw)
+        return answer if _is_well(answer) else b""
+
+    def _drivers(self) -> list[Driver]:
+        return [self.links, NftDriver(), LimitDriver(), GuardDriver()]
+
+    def _core(self, store: Any, drivers: Sequence[Any]) -> tuple[CniRoom, Core]:
+        room = CniRoom(self.node, self.config)
+        return room, Core(store, [(room, drivers)])
+
+    def _host(self, room: CniRoom, core: Core) -> Host:
+        host = Host(room, core, self.links)
+        host.journal, host.spare = self.journal, self.spare
+        return host
+
+
+def _is_well(answer: bytes) -> bool:
+    return wire.unpack(answer)[0] == b"0"
 
 
 class Journal:
@@ -204,6 +258,11 @@ class Host(CniHost):
     """The agent's, but that a deletion is written down first."""
 
     journal: Journal
+    read_all: Callable[[], None] = staticmethod(lambda: None)
+
+    def withdraw(self, name: str) -> None:
+        self.read_all()
+        super().withdraw(name)
 
     def towards(self, address: str) -> str:
         """None: what opens a link of somebody else's must live to shut it, and this process ends."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
 from ..model.errors import Invalid, Unavailable
@@ -72,6 +72,18 @@ class Pool:
             self.turn = offset
             self._fresh = deque([[offset + 1, self.last], [self.first, offset]])
 
+    def go_on(self, turns: Sequence[Turn]) -> int | None:
+        """Begin after the last of these, which are in their order, that this range gave; its revision."""
+        for address, revision in reversed(turns):
+            found = ip_address(address)
+            if self.holds(found) and self.first <= self._offset(address) <= self.last:
+                self.begin_after(self._offset(address))
+                return revision
+        return None
+
+    def may_give(self, offset: int) -> bool:
+        return offset != self.gateway and self.first <= offset <= self.last
+
     def take(self, holder: str) -> int:
         """The next free offset. Raises Unavailable, naming the range and its use."""
         while self._fresh:
@@ -91,7 +103,7 @@ class Pool:
 
     def claim(self, offset: int, holder: str) -> int:
         """This very offset. Raises Refused, naming its holder."""
-        if offset == self.gateway or not self.first <= offset <= self.last:
+        if not self.may_give(offset):
             what = "the gateway's" if offset == self.gateway else "reserved"
             raise Refused(CONFIG, f"ips: {self.network[offset]} is {what} in {self.network}; ask for another")
         if offset in self.used:
@@ -148,9 +160,9 @@ class Ipam:
             for holder, ips in self._taken.values():
                 for pool, offset in self._located(ips):
                     pool.used[offset] = holder
-            for address, _ in sorted((*of_records(records), *kept()), key=lambda turn: turn[1]):
-                for pool, offset in self._located((AttachmentIP(address=address),)):
-                    pool.begin_after(offset)
+            turns = sorted((*of_records(records), *kept()), key=lambda turn: turn[1])
+            for pool in self._pools:
+                pool.go_on(turns)
 
     def at_turn(self, ips: Iterable[AttachmentIP]) -> bool:
         """Whether one of these is the last that was given of its range; True when there is no index yet."""

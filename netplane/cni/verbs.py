@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from errno import EEXIST
 from pathlib import Path
@@ -51,7 +51,7 @@ class Verbs:
     def __init__(self, host: Host, config: CniConfig) -> None:
         self.host = host
         self.config = config
-        self.networks = Networks(self._records, lambda network: turns.kept(self._turn(network)))
+        self.networks = Networks(self._records, self._turns)
         self.ports = HostPorts()
         self._pods = PodWriter(host)
         self._locks = Locks()
@@ -278,6 +278,9 @@ class Verbs:
     def _take_off(self, record: Attachment) -> None:
         self.host.retract(record)
         self._pods.down(record, lambda: self._keep_turn(record))
+
+    def _turns(self, network: str) -> Sequence[turns.Turn]:
+        return turns.kept(self._turn(network))
 
     def _turn(self, network: str) -> Allocation | None:
         return self.host.snapshot().get(Allocation, "", turn_name(self.host.node, network))
