@@ -14,6 +14,7 @@ Rule 3: whatever happens, the runtime gets CNI's JSON, never a traceback and nev
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import socket
 import sys
@@ -36,7 +37,7 @@ from .kernel.nftables import NftDriver
 from .kernel.rtnetlink import LinkDriver
 from .model.base import Object
 from .model.changes import Delete, Write
-from .model.errors import Invalid, NetplaneError, Unavailable
+from .model.errors import Invalid, Unavailable
 from .model.facts import Driver, FactKey, Scope
 from .model.own import Attachment
 from .narrow import Careful, Narrow, NarrowVerbs, view
@@ -51,6 +52,7 @@ PATIENCE = 20.0  # seconds to wait for other requests, below the runtime's own
 
 def main() -> int:
     """Answer the request of the environment and stdin on stdout; the exit status."""
+    logging.basicConfig(handlers=[_Lines()], level=logging.WARNING)
     frame = wire.Frame(
         command=_variable("CNI_COMMAND"),
         container_id=_variable("CNI_CONTAINERID"),
@@ -58,11 +60,32 @@ def main() -> int:
         ifname=_variable("CNI_IFNAME"),
         args=_variable("CNI_ARGS"),
         path=_variable("CNI_PATH"),
-        config=sys.stdin.buffer.read(),
+        config=_stdin(),
     )
     status, text = carry_out(frame)
-    sys.stdout.buffer.write(text)
+    try:
+        with open(1, "wb", closefd=False) as out:
+            out.write(text)
+    except OSError:  # nobody takes the answer
+        return 1
     return status
+
+
+class _Lines(logging.StreamHandler[Any]):
+    """To stderr, a line each: whoever reads the runtime's log has no use for a traceback (rule 3)."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        error = record.exc_info[1] if record.exc_info else None
+        return record.getMessage() + (f": {type(error).__name__}: {error}" if error else "")
+
+
+def _stdin() -> bytes:
+    """b"", which is no configuration, when there is nothing to read from."""
+    try:
+        with open(0, "rb", closefd=False) as stdin:
+            return stdin.read()
+    except OSError:
+        return b""
 
 
 def _variable(name: str) -> str:
@@ -76,12 +99,12 @@ def carry_out(frame: wire.Frame) -> tuple[int, bytes]:
         config = _document(frame.config)
         state = Path(_state_dir(config))
         with exclusive(state):
-            path = str(config.get("socket") or SOCKET)
+            path = _path("socket", config.get("socket") or SOCKET)
             raw = wire.request(frame)
             answer = _of_agent(path, raw) or _of_ours(path, state, raw)
         status, text = wire.unpack(answer)
         return int(status), text
-    except (NetplaneError, OSError) as exc:
+    except Exception as exc:  # rule 3
         version = config.get("cniVersion")
         error = error_json(exc, frame.command, version if isinstance(version, str) else NEWEST)
         return 1, msgspec.json.encode(error) + b"\n"
@@ -90,7 +113,7 @@ def carry_out(frame: wire.Frame) -> tuple[int, bytes]:
 def _document(raw: bytes) -> dict[str, Any]:
     try:
         doc = msgspec.json.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         doc = None
     if not isinstance(doc, dict):
         raise Invalid("the network configuration on stdin is not a JSON object")
@@ -106,8 +129,12 @@ def _state_dir(config: dict[str, Any]) -> str:
     """``stateDir``, or ``ipam.dataDir`` as host-local has it, or the agent's default."""
     ipam = config.get("ipam")
     found = config.get("stateDir") or (ipam.get("dataDir") if isinstance(ipam, dict) else "") or STATE_DIR
-    if not isinstance(found, str) or not found.startswith("/"):
-        raise Invalid(f"stateDir: {found!r:.80} must be an absolute path")
+    return _path("stateDir", found)
+
+
+def _path(key: str, found: object) -> str:
+    if not isinstance(found, str) or not found.startswith("/") or "\0" in found:
+        raise Invalid(f"{key}: {found!r:.80} must be an absolute path")
     return found
 
 
@@ -136,11 +163,22 @@ def _of_agent(path: str, raw: bytes) -> bytes:
             connection.connect(path)
         except (FileNotFoundError, ConnectionRefusedError):
             return b""
-        connection.sendall(raw)
-        answer = b"".join(iter(lambda: connection.recv(1 << 16), b""))
+        except OSError as exc:
+            raise _silent(path, exc) from exc
+        try:
+            connection.sendall(raw)
+            answer = b"".join(iter(lambda: connection.recv(1 << 16), b""))
+        except OSError as exc:
+            raise _silent(path, exc) from exc
     if not answer:
         raise Unavailable(f"the netplane agent at {path} stopped before it answered")
     return answer
+
+
+def _silent(path: str, error: OSError) -> Unavailable:
+    if isinstance(error, TimeoutError):
+        return Unavailable(f"the netplane agent at {path} does not answer within {PATIENCE:.0f} s")
+    return Unavailable(f"the netplane agent at {path}: {error.strerror or error}")
 
 
 def _of_ours(path: str, state: Path, raw: bytes) -> bytes:

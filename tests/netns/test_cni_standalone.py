@@ -234,7 +234,8 @@ def test_host_locals_own_words(machine: Machine, make_netns: MakeNetns, tmp_path
 def test_what_cannot_be_done_without_an_agent_is_said(machine: Machine, make_netns: MakeNetns) -> None:
     pod = make_netns("p")
     assert machine("ADD", pod, standalone=False)["code"] == 11
-    assert "absolute" in machine("ADD", pod, stateDir="here")["msg"]
+    for wrong in ("here", "/a\0b", 7):
+        assert "stateDir" in machine("ADD", pod, stateDir=wrong)["msg"]
     (machine.work / "bin" / "netplane-standalone").unlink()
     answer = machine("ADD", pod)
     assert answer["code"] == 11 and "no netplane agent" in answer["msg"]
