@@ -85,13 +85,16 @@ class SqliteStore:
         where = "" if wanted is None else f" WHERE kind IN ({','.join('?' * len(wanted))})"
         with self.view() as db:
             revision: int = db.execute(HEAD).fetchone()[0]
-            rows = db.execute(f"SELECT kind, body FROM objects{where}", wanted or ()).fetchall()
-        return [codec.decode(kind, body) for kind, body in rows], revision
+            rows = db.execute(f"SELECT * FROM objects{where}", wanted or ()).fetchall()
+        return [self._decoded(*row) for row in rows], revision
 
     def get(self, key: Key) -> Object | None:
         with self._reader.use() as db:
             row = db.execute(_ONE, key).fetchone()
-        return codec.decode(key.kind, row[0]) if row else None
+        return self._decoded(*key, row[0]) if row else None
+
+    def _decoded(self, kind: str, namespace: str, name: str, body: bytes) -> Object:
+        return sqlitefile.decoded(self.path, Key(kind, namespace, name), kind, body)
 
     def watch(self, since: int, kinds: Iterable[str] | None = None) -> SqliteWatch:
         """Every change after revision ``since``."""
@@ -146,7 +149,9 @@ class SqliteStore:
         """What threads ask for at once is one transaction of SQLite, and each of it whole or nothing."""
         try:
             with self.writing() as db:
-                work = Transaction(db, (key_of(write) for asked in round_ for write in asked.writes))
+                work = Transaction(
+                    self.path, db, (key_of(write) for asked in round_ for write in asked.writes)
+                )
                 for asked in round_:
                     try:
                         asked.stored = work.decide(asked.writes)
@@ -207,7 +212,7 @@ class SqliteStore:
         if identity != self._reader.identity or first != since + 1:
             raise Expired(f"store {self.path} no longer holds the changes after revision {since}: list again")
         return [
-            Change(revision, codec.decode(kind, body), bool(deleted))
+            Change(revision, sqlitefile.decoded(self.path, f"change {revision}", kind, body), bool(deleted))
             for revision, kind, deleted, body in rows
         ]
 
