@@ -12,12 +12,14 @@ import json
 import os
 import sqlite3
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from netplane.kernel import netns
+from tests.cnirun import reference, run
 from tests.netns.test_cni_standalone import Machine, plain
 
 pytestmark = pytest.mark.root
@@ -97,3 +99,71 @@ def test_what_an_agent_or_a_user_writes_is_found(machine: Machine, make_netns: M
     machine.netplane("delete", "Attachment", doc["metadata"]["name"], "--store", machine.store)
     with sqlite3.connect(machine.work / "state" / "state.db") as db:
         assert not db.execute("SELECT 1 FROM attachment_terms WHERE value LIKE '%10.88.0.3'").fetchall()
+
+
+def test_of_two_adds_of_one_interface_at_once_one_wins(machine: Machine, make_netns: MakeNetns) -> None:
+    pod = make_netns("pod")
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda _: machine("ADD", pod, **OWN, **PORT), range(4)))
+    won = [answer for answer in answers if "ips" in answer]
+    lost = [answer for answer in answers if "ips" not in answer]
+    assert len(won) == 1 and [answer["code"] for answer in lost] == [4] * 3, answers
+    assert all("eth0 exists already" in answer["msg"] for answer in lost)
+    assert machine.attachments() == [os.path.basename(pod)] and len(machine.links()) == 1
+    assert plain(won[0])[0] in netns.run(pod, "ip", "-o", "addr", "show", "eth0")
+    other = make_netns("other")
+    assert plain(machine("ADD", other, **OWN))[0] == "10.88.0.3"  # the losers hold none
+    for one in (pod, other):
+        assert machine("DEL", one, **OWN, **PORT) == ""
+    assert not machine.links() and not machine.attachments()
+
+
+def test_a_reboot_frees_addresses_and_ports(machine: Machine, make_netns: MakeNetns) -> None:
+    """What another boot recorded: its namespaces and links are gone, whatever stands at their paths."""
+    one = {**OWN, "ipam": {"ranges": [[{"subnet": "10.88.0.0/30"}]]}}
+    old, new = make_netns("old"), make_netns("new")
+    assert plain(machine("ADD", old, **one, **PORT)) == ["10.88.0.2"]
+    assert "1 of 1 addresses in use" in machine("ADD", new, **one)["msg"]
+    record = machine.netplane("get", "Attachment", "-o", "json", "--store", machine.store)
+    doc = json.loads(record)
+    doc = doc.get("items", [doc])[0]
+    doc["spec"]["bootID"] = "00000000-1111-2222-3333-444444444444"
+    (machine.work / "rebooted.json").write_text(json.dumps(doc))
+    machine.netplane("apply", "--store", machine.store, "-f", str(machine.work / "rebooted.json"))
+    for link in (*machine.links(), "br-own"):
+        netns.run(machine.at, "ip", "link", "del", link)
+    netns.run(machine.at, "nft", "flush", "ruleset")
+    assert plain(machine("ADD", new, **one, **PORT)) == ["10.88.0.2"]
+    assert machine.attachments() == [os.path.basename(new)]
+    assert machine("DEL", new, **one) == "" == machine("DEL", old, **one)
+    assert not machine.links() and not machine.attachments()
+
+
+@pytest.mark.skipif(
+    not Path(reference("bridge")).exists(), reason="apt-get install containernetworking-plugins"
+)
+def test_the_reference_bridge_plugin_gets_our_addresses(machine: Machine, make_netns: MakeNetns) -> None:
+    """``ipam.type: netplane``: in turn, CHECK and GC included, and nothing is left."""
+    a, b = make_netns("a"), make_netns("b")
+    ours = {"type": "netplane", "ranges": [[{"subnet": "10.91.0.0/24"}]], "routes": [{"dst": "0.0.0.0/0"}]}
+    config = {
+        **machine.config, "cniVersion": "1.0.0", "type": "bridge", "bridge": "br-ref", "isGateway": True,
+        "ipam": ours,
+    }  # fmt: skip
+    del config["standalone"]  # an ipam section of ours is enough
+
+    def call(command: str, pod: str, **more: Any) -> Any:
+        env = {"PATH": str(machine.work / "bin")}
+        return netns.call(machine.at, run, reference("bridge"), command, pod, {**config, **more}, env)
+
+    first, second = call("ADD", a), call("ADD", b)
+    assert plain(first) + plain(second) == ["10.91.0.2", "10.91.0.3"], (first, second)
+    assert first["ips"][0]["gateway"] == "10.91.0.1" and first["routes"] == [{"dst": "0.0.0.0/0"}]
+    netns.run(a, "ping", "-c", "1", "-W", "2", "10.91.0.3")
+    assert call("CHECK", a, prevResult=first) == ""
+    assert sorted(machine.attachments()) == sorted(map(os.path.basename, (a, b)))
+    assert call("DEL", a) == "" == call("DEL", a)
+    assert plain(call("ADD", a)) == ["10.91.0.4"]
+    for pod in (a, b):
+        assert call("DEL", pod) == ""
+    assert not machine.attachments()
