@@ -16,6 +16,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -68,7 +69,7 @@ class Machine:
             "CNI_IFNAME": "eth0",
             "PATH": os.environ["PATH"],
         }
-        path = self.work / f"config-{command}-{os.path.basename(pod)}"
+        path = self.work / f"config-{command}-{os.path.basename(pod)}-{threading.get_ident()}"
         path.write_text(json.dumps({**self.config, **config}))
         with path.open("rb") as stdin:
             return netns.popen(
