@@ -76,6 +76,11 @@ class Spare:
                 found.append(record)
         return found
 
+    def is_settled(self) -> bool:
+        """Whether it is this very store's, and no deletion was cut off; then only what others did to the
+        store is not spared yet."""
+        return bool(self._identity) and self._noted() == self._identity and not self.leaving()
+
     def settle(self, node: str, boot_id: str) -> None:
         """At a start: put back what the store has lost, then be its spare. Raises Unavailable."""
         if not self._identity:

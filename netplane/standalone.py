@@ -14,14 +14,15 @@ Rule 3: whatever happens, the runtime gets CNI's JSON, never a traceback and nev
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import socket
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -36,9 +37,10 @@ from .kernel.nftables import NftDriver
 from .kernel.rtnetlink import LinkDriver
 from .model.base import Object
 from .model.changes import Delete, Write
-from .model.errors import Invalid, NetplaneError, Unavailable
-from .model.facts import FactKey, Scope
+from .model.errors import Invalid, Unavailable
+from .model.facts import Driver, FactKey, Scope
 from .model.own import Attachment
+from .narrow import Careful, Narrow, NarrowVerbs, view
 from .reconcile.core import Core
 from .spare import Spare
 from .store.sqlite import SqliteStore
@@ -50,6 +52,7 @@ PATIENCE = 20.0  # seconds to wait for other requests, below the runtime's own
 
 def main() -> int:
     """Answer the request of the environment and stdin on stdout; the exit status."""
+    logging.basicConfig(handlers=[_Lines()], level=logging.WARNING)
     frame = wire.Frame(
         command=_variable("CNI_COMMAND"),
         container_id=_variable("CNI_CONTAINERID"),
@@ -57,11 +60,32 @@ def main() -> int:
         ifname=_variable("CNI_IFNAME"),
         args=_variable("CNI_ARGS"),
         path=_variable("CNI_PATH"),
-        config=sys.stdin.buffer.read(),
+        config=_stdin(),
     )
     status, text = carry_out(frame)
-    sys.stdout.buffer.write(text)
+    try:
+        with open(1, "wb", closefd=False) as out:
+            out.write(text)
+    except OSError:  # nobody takes the answer
+        return 1
     return status
+
+
+class _Lines(logging.StreamHandler[Any]):
+    """To stderr, a line each: whoever reads the runtime's log has no use for a traceback (rule 3)."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        error = record.exc_info[1] if record.exc_info else None
+        return record.getMessage() + (f": {type(error).__name__}: {error}" if error else "")
+
+
+def _stdin() -> bytes:
+    """b"", which is no configuration, when there is nothing to read from."""
+    try:
+        with open(0, "rb", closefd=False) as stdin:
+            return stdin.read()
+    except OSError:
+        return b""
 
 
 def _variable(name: str) -> str:
@@ -75,14 +99,12 @@ def carry_out(frame: wire.Frame) -> tuple[int, bytes]:
         config = _document(frame.config)
         state = Path(_state_dir(config))
         with exclusive(state):
-            path = str(config.get("socket") or SOCKET)
-            if "\0" in path:
-                raise Invalid(f"socket: {path!r:.80} must be an absolute path")
+            path = _path("socket", config.get("socket") or SOCKET)
             raw = wire.request(frame)
             answer = _of_agent(path, raw) or _of_ours(path, state, raw)
         status, text = wire.unpack(answer)
         return int(status), text
-    except (NetplaneError, OSError) as exc:
+    except Exception as exc:  # rule 3
         version = config.get("cniVersion")
         error = error_json(exc, frame.command, version if isinstance(version, str) else NEWEST)
         return 1, msgspec.json.encode(error) + b"\n"
@@ -91,7 +113,7 @@ def carry_out(frame: wire.Frame) -> tuple[int, bytes]:
 def _document(raw: bytes) -> dict[str, Any]:
     try:
         doc = msgspec.json.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         doc = None
     if not isinstance(doc, dict):
         raise Invalid("the network configuration on stdin is not a JSON object")
@@ -107,8 +129,12 @@ def _state_dir(config: dict[str, Any]) -> str:
     """``stateDir``, or ``ipam.dataDir`` as host-local has it, or the agent's default."""
     ipam = config.get("ipam")
     found = config.get("stateDir") or (ipam.get("dataDir") if isinstance(ipam, dict) else "") or STATE_DIR
+    return _path("stateDir", found)
+
+
+def _path(key: str, found: object) -> str:
     if not isinstance(found, str) or not found.startswith("/") or "\0" in found:
-        raise Invalid(f"stateDir: {found!r:.80} must be an absolute path")
+        raise Invalid(f"{key}: {found!r:.80} must be an absolute path")
     return found
 
 
@@ -137,11 +163,22 @@ def _of_agent(path: str, raw: bytes) -> bytes:
             connection.connect(path)
         except (FileNotFoundError, ConnectionRefusedError):
             return b""
-        connection.sendall(raw)
-        answer = b"".join(iter(lambda: connection.recv(1 << 16), b""))
+        except OSError as exc:
+            raise _silent(path, exc) from exc
+        try:
+            connection.sendall(raw)
+            answer = b"".join(iter(lambda: connection.recv(1 << 16), b""))
+        except OSError as exc:
+            raise _silent(path, exc) from exc
     if not answer:
         raise Unavailable(f"the netplane agent at {path} stopped before it answered")
     return answer
+
+
+def _silent(path: str, error: OSError) -> Unavailable:
+    if isinstance(error, TimeoutError):
+        return Unavailable(f"the netplane agent at {path} does not answer within {PATIENCE:.0f} s")
+    return Unavailable(f"the netplane agent at {path}: {error.strerror or error}")
 
 
 def _of_ours(path: str, state: Path, raw: bytes) -> bytes:
@@ -150,24 +187,78 @@ def _of_ours(path: str, state: Path, raw: bytes) -> bytes:
     with ExitStack() as stack:
         store = SqliteStore(str(state / "state.db"))
         stack.callback(store.close)
-        spare = Spare(Path(path).parent, store)
-        spare.settle(node, boot)
+        spare, journal = Spare(Path(path).parent, store), Journal(state / "standalone.journal")
         links = LinkDriver()
         stack.callback(links.close)
-        room = CniRoom(node, config)
-        core = Core(store, [(room, (links, NftDriver(), LimitDriver(), GuardDriver()))])
+        work = Work(path, node, config, store, spare, journal, links)
+        if spare.is_settled() and not journal.read():
+            narrow = view(store, node, boot, raw)
+            answer = work.narrowly(raw, narrow) if narrow is not None else b""
+            if answer:
+                return answer
+        spare.settle(node, boot)
+        return work.wholly(raw)
+
+
+class Work(NamedTuple):
+    """One request by the agent's own parts, put together for it."""
+
+    path: str
+    node: str
+    config: CniConfig
+    store: SqliteStore
+    spare: Spare
+    journal: Journal
+    links: LinkDriver
+
+    def wholly(self, raw: bytes) -> bytes:
+        """On all records, after what others left undone."""
+        room, core = self._core(self.store, self._drivers())
         core.load()
-        journal = Journal(state / "standalone.journal")
-        core.sweep(journal.read().__contains__)
-        host = Host(room, core, links)
-        host.journal, host.spare = journal, spare
+        core.sweep(self.journal.read().__contains__)
+        host = self._host(room, core)
         host.finish()
-        server = CniServer(path, host, config)
+        server = CniServer(self.path, host, self.config)
         server.verbs.recover()
         answer = server.answer(raw)
-        if wire.unpack(answer)[0] == b"0":
-            journal.clear()
+        if _is_well(answer):
+            self.journal.clear()
         return answer
+
+    def narrowly(self, raw: bytes, narrow: Narrow) -> bytes:
+        """An ADD on what it needs; b"" when it is to be done wholly: it left nothing."""
+        room, core = self._core(narrow, [Careful(driver, narrow) for driver in self._drivers()])
+        core.load()
+        host = self._host(room, core)
+        server = CniServer(self.path, host, self.config)
+
+        def read_all() -> None:
+            if not narrow.complete:
+                narrow.complete = True
+                core.load()
+
+        host.read_all = read_all
+        server.verbs = verbs = NarrowVerbs(host, self.config)
+        verbs.narrow, verbs.read_all = narrow, read_all
+        verbs.recover()
+        answer = server.answer(raw)
+        return answer if _is_well(answer) else b""
+
+    def _drivers(self) -> list[Driver]:
+        return [self.links, NftDriver(), LimitDriver(), GuardDriver()]
+
+    def _core(self, store: Any, drivers: Sequence[Any]) -> tuple[CniRoom, Core]:
+        room = CniRoom(self.node, self.config)
+        return room, Core(store, [(room, drivers)])
+
+    def _host(self, room: CniRoom, core: Core) -> Host:
+        host = Host(room, core, self.links)
+        host.journal, host.spare = self.journal, self.spare
+        return host
+
+
+def _is_well(answer: bytes) -> bool:
+    return wire.unpack(answer)[0] == b"0"
 
 
 class Journal:
@@ -207,6 +298,11 @@ class Host(CniHost):
     """The agent's, but that a deletion is written down first."""
 
     journal: Journal
+    read_all: Callable[[], None] = staticmethod(lambda: None)
+
+    def withdraw(self, name: str) -> None:
+        self.read_all()
+        super().withdraw(name)
 
     def towards(self, address: str) -> str:
         """None: what opens a link of somebody else's must live to shut it, and this process ends."""

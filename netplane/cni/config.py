@@ -196,7 +196,7 @@ def parse_config(raw: bytes, only_identity: bool = False) -> NetConf:
 def _document(raw: bytes) -> dict[str, Any]:
     try:
         doc = msgspec.json.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise Refused(DECODE, f"the network configuration is not JSON: {exc}") from None
     if not isinstance(doc, dict):
         raise Refused(DECODE, f"the network configuration is a JSON object, not {doc!r:.40}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..model.errors import Conflict, Invalid, KernelError, NotFound, Unavailable
+from ..model.errors import Conflict, Invalid, KernelError, NetplaneError, NotFound, Unavailable
 
 VERSION, UNSUPPORTED, UNKNOWN, ENVIRONMENT, IO, DECODE, CONFIG = 1, 2, 3, 4, 5, 6, 7
 LATER, NOT_READY, LIMITED = 11, 50, 51
@@ -39,11 +39,19 @@ def code_of(error: BaseException, command: str) -> int:
     return INTERNAL
 
 
+def _words(error: BaseException) -> str:
+    """Of ours, and of the system, what they say; of a bug its name too. Always text that JSON can hold."""
+    text = str(error)
+    if not isinstance(error, NetplaneError | OSError):
+        text = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return (text or type(error).__name__).encode(errors="backslashreplace").decode()
+
+
 def error_json(error: BaseException, command: str, version: str) -> dict[str, Any]:
     """The error object for stdout, in the version asked for when that is known."""
     return {
         "cniVersion": version or NEWEST,
         "code": code_of(error, command),
-        "msg": str(error) or type(error).__name__,
+        "msg": _words(error),
         "details": getattr(error, "details", ""),
     }

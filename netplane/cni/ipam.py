@@ -5,20 +5,22 @@ Rule 1: the record is the Attachment object; this is an index over those records
 Rule 2: taking and giving back cost the same with 2 addresses in use as with 60,000: every address
         is passed by the cursor once, then addresses come back in the order they were released, so
         that one just released rests as long as possible.
-Rule 3: the network's own, the gateway's (the first host) and IPv4's broadcast address are never given.
+Rule 3: the turn outlives its record and its process: see `turns`.
+Rule 4: the network's own, the gateway's (the first host) and IPv4's broadcast address are never given.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
 from ..model.errors import Invalid, Unavailable
 from ..model.own import Attachment, AttachmentIP
 from .errors import CONFIG, Refused
 from .ranges import Range, RangeSet
+from .turns import Turn, of_records
 
 Network = IPv4Network | IPv6Network
 
@@ -42,6 +44,7 @@ class Pool:
         self.first += self.first == self.gateway
         self.last -= self.last == self.gateway
         self.used: dict[int, str] = {}  # offset -> holder
+        self.turn: int | None = None  # the offset given last
         self._fresh: deque[list[int]] = deque([[self.first, self.last]])  # spans not yet passed
         self._freed: OrderedDict[int, None] = OrderedDict()  # passed, and free: oldest first
 
@@ -65,8 +68,21 @@ class Pool:
 
     def begin_after(self, offset: int) -> None:
         """Let the cursor go on behind ``offset`` and come round (after a restart)."""
-        if self.first <= offset < self.last:
+        if self.first <= offset <= self.last:
+            self.turn = offset
             self._fresh = deque([[offset + 1, self.last], [self.first, offset]])
+
+    def go_on(self, turns: Sequence[Turn]) -> int | None:
+        """Begin after the last of these, which are in their order, that this range gave; its revision."""
+        for address, revision in reversed(turns):
+            found = ip_address(address)
+            if self.holds(found) and self.first <= self._offset(address) <= self.last:
+                self.begin_after(self._offset(address))
+                return revision
+        return None
+
+    def may_give(self, offset: int) -> bool:
+        return offset != self.gateway and self.first <= offset <= self.last
 
     def take(self, holder: str) -> int:
         """The next free offset. Raises Unavailable, naming the range and its use."""
@@ -77,15 +93,17 @@ class Pool:
                 continue
             offset, span[0] = span[0], span[0] + 1
             if offset not in self.used and offset != self.gateway:
+                self.turn = offset
                 return self._hold(offset, holder)
         if not self._freed:
             raise Unavailable(f"{self}: none is free")
         offset, _ = self._freed.popitem(last=False)
+        self.turn = offset
         return self._hold(offset, holder)
 
     def claim(self, offset: int, holder: str) -> int:
         """This very offset. Raises Refused, naming its holder."""
-        if offset == self.gateway or not self.first <= offset <= self.last:
+        if not self.may_give(offset):
             what = "the gateway's" if offset == self.gateway else "reserved"
             raise Refused(CONFIG, f"ips: {self.network[offset]} is {what} in {self.network}; ask for another")
         if offset in self.used:
@@ -125,10 +143,16 @@ class Ipam:
     def sets(self) -> tuple[RangeSet, ...]:
         return tuple(tuple(pool.given for pool in pools) for pools in self._sets)
 
-    def rebuild(self, sets: Iterable[RangeSet], read: Callable[[], Iterable[Attachment]]) -> None:
-        """Begin anew from the records, which ``read`` gives; what is pinned stays."""
+    def rebuild(
+        self,
+        sets: Iterable[RangeSet],
+        read: Callable[[], Iterable[Attachment]],
+        kept: Callable[[], Iterable[Turn]] = tuple,
+    ) -> None:
+        """Begin anew from the records, which ``read`` gives, and the turns of those that are gone, which
+        ``kept`` gives; what is pinned stays."""
         with self._lock:
-            records = sorted(read(), key=lambda a: a.revision)
+            records = tuple(read())
             pinned = {name: held for name, held in self._taken.items() if name in self._pinned}
             self._taken = pinned | {a.name: (describe(a), a.spec.ips) for a in records}
             self._sets = tuple(tuple(map(Pool, ranges)) for ranges in sets)
@@ -136,8 +160,14 @@ class Ipam:
             for holder, ips in self._taken.values():
                 for pool, offset in self._located(ips):
                     pool.used[offset] = holder
-            for pool, offset in self._located(records[-1].spec.ips) if records else ():
-                pool.begin_after(offset)
+            turns = sorted((*of_records(records), *kept()), key=lambda turn: turn[1])
+            for pool in self._pools:
+                pool.go_on(turns)
+
+    def at_turn(self, ips: Iterable[AttachmentIP]) -> bool:
+        """Whether one of these is the last that was given of its range; True when there is no index yet."""
+        with self._lock:
+            return not self._pools or any(pool.turn == offset for pool, offset in self._located(ips))
 
     def pin(self, record: Attachment) -> None:
         """From now on no record speaks for what ``record`` holds. Call before it is deleted."""

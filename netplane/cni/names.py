@@ -15,6 +15,11 @@ def attachment_name(node: str, container_id: str, ifname: str, network: str) -> 
     return f"{_digest(container_id, ifname, network)[:12]}.{node}"
 
 
+def turn_name(node: str, network: str) -> str:
+    """The Allocation that keeps the place in a network's ranges; network "": in the node's pod CIDRs."""
+    return f"turn.{_digest(network)[:12]}.{node}"
+
+
 def host_ifname(container_id: str, ifname: str, network: str) -> str:
     """The veth end in the node's namespace: 14 of the 15 characters that a name may have."""
     return "npv" + _digest(container_id, ifname, network)[:11]

@@ -13,16 +13,19 @@ from ..model.errors import Unavailable
 from ..model.own import Attachment
 from .ipam import Ipam
 from .ranges import OURS, RangeSet
+from .turns import Turn
 
 Records = Callable[[], Iterable[Attachment]]
+Turns = Callable[[str], Iterable[Turn]]
 
 
 class Networks:
-    """Thread-safe. ``records`` gives the attachments of this node as they are now."""
+    """Thread-safe. ``records`` gives the attachments of this node as they are now, ``turns`` what is kept
+    of those of a network that are gone ("": of the node's pod CIDRs)."""
 
-    def __init__(self, records: Records) -> None:
+    def __init__(self, records: Records, turns: Turns) -> None:
         self.node = Ipam()  # the node's pod CIDRs, whatever network
-        self._records = records
+        self._records, self._turns = records, turns
         self._own: dict[str, Ipam] = {}
         self._lock = threading.Lock()
 
@@ -54,10 +57,12 @@ class Networks:
         ipam.rebuild(
             sets,
             lambda: [r for r in self._records() if r.spec.ipam == OURS and r.spec.network == network],
+            lambda: self._turns(network),
         )
 
     def renew_node(self, sets: Iterable[RangeSet]) -> None:
-        self.node.rebuild(sets, lambda: [r for r in self._records() if r.spec.ipam == ""])
+        mine = lambda: [r for r in self._records() if r.spec.ipam == ""]  # noqa: E731
+        self.node.rebuild(sets, mine, lambda: self._turns(""))
 
     def check(self, network: str, sets: tuple[RangeSet, ...]) -> None:
         """Raises Unavailable when the network's next `take` would find nothing."""

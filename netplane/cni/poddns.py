@@ -36,8 +36,9 @@ def of_file(path: str) -> dict[str, Any]:
         return {}
     try:
         text = Path(path).read_text(errors="replace")
-    except OSError as exc:
-        raise Refused(CONFIG, f"ipam.resolvConf: {path}: {exc.strerror}") from None
+    except (OSError, ValueError) as exc:  # a ValueError: a NUL in the path
+        reason = getattr(exc, "strerror", None) or exc
+        raise Refused(CONFIG, f"ipam.resolvConf: {path!r:.200}: {reason}") from None
     return _named(resolvconf.parse(text))
 
 

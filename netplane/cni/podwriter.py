@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from ..model.changes import Delete, Put, Write
@@ -38,8 +38,9 @@ class PodWriter:
 
         persist(write)
 
-    def down(self, attachment: Attachment) -> None:
-        """The attachment goes: so do the pod's addresses, or the pod, or nothing; then its record."""
+    def down(self, attachment: Attachment, also: Callable[[], Sequence[Write]] = tuple) -> None:
+        """The attachment goes: so do the pod's addresses, or the pod, or nothing; then its record, and
+        in the same transaction what ``also`` decides."""
 
         def write() -> None:
             snapshot = self.host.snapshot()
@@ -52,7 +53,7 @@ class PodWriter:
                 elif after is not pod:
                     writes = [Put(after, pod.revision)]
             if snapshot.find(attachment.key) is not None:
-                writes.append(Delete(attachment.key))
+                writes += [Delete(attachment.key), *also()]
             try:
                 if writes:
                     self.host.write(writes)

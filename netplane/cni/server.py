@@ -117,9 +117,9 @@ class CniServer:
             if frame.command != "DEL":  # a path under /proc may mean us by the time of DEL
                 _check_own_namespace(request.netns)
             result = self.verbs.run(request)
+            return wire.answer(0, msgspec.json.encode(result) + b"\n" if result is not None else b"")
         except Exception as exc:
             return _failure(exc, frame.command, version_of(frame.config))
-        return wire.answer(0, msgspec.json.encode(result) + b"\n" if result is not None else b"")
 
 
 def _failure(error: Exception, command: str, version: str) -> bytes:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from errno import EEXIST, EINVAL
 from pathlib import Path
@@ -25,12 +25,13 @@ from ..model.facts import Scope
 from ..model.nodes import Node
 from ..model.own import Allocation, Attachment
 from ..model.snapshot import Snapshot
-from . import bridges, delegate, loopback, master, plan, tuning
+from . import bridges, delegate, loopback, master, plan, tuning, turns
 from .delegate import Lease
 from .errors import CONFIG, DIFFERS, ENVIRONMENT, IO, LIMITED, UNKNOWN, Refused
 from .host import Host
 from .ipam import describe
 from .locks import Locks
+from .names import turn_name
 from .networks import Networks
 from .poddns import of_file, pod_dns
 from .podwriter import PodWriter
@@ -50,7 +51,7 @@ class Verbs:
     def __init__(self, host: Host, config: CniConfig) -> None:
         self.host = host
         self.config = config
-        self.networks = Networks(self._records)
+        self.networks = Networks(self._records, self._turns)
         self.ports = HostPorts()
         self._pods = PodWriter(host)
         self._locks = Locks()
@@ -78,7 +79,7 @@ class Verbs:
         self._check_free(request, self._record(snapshot, attachment.name))
         attachment = self._leased(attachment, request)
         try:
-            attachment, moved = bridges.settle(self.host, attachment, request, self._records)
+            attachment, moved = bridges.settle(self.host, attachment, request, self._every)
             self._claim_ports(attachment)
             self.host.sync([Scope(ROOM, attachment.name)], lambda: self._claim(attachment))
             self.host.forget(udp_flows(attachment))
@@ -274,7 +275,20 @@ class Verbs:
 
     def _take_off(self, record: Attachment) -> None:
         self.host.retract(record)
-        self._pods.down(record)
+        self._pods.down(record, lambda: self._keep_turn(record))
+
+    def _turns(self, network: str) -> Sequence[turns.Turn]:
+        return turns.kept(self._turn(network))
+
+    def _turn(self, network: str) -> Allocation | None:
+        return self.host.snapshot().get(Allocation, "", turn_name(self.host.node, network))
+
+    def _keep_turn(self, record: Attachment) -> list[Put]:
+        network, ipam = turns.network_of(record), self.networks.of(record)
+        if network is None or ipam is None or not ipam.at_turn(record.spec.ips):
+            return []
+        kept = turns.keep(self._turn(network), record)
+        return [kept] if kept is not None else []
 
     def _give_back(self, record: Attachment) -> None:
         self.ports.release(record.name)
@@ -462,6 +476,8 @@ class Verbs:
 
     def _records(self) -> tuple[Attachment, ...]:
         return self.host.snapshot().by(Attachment, "node", self.host.node)
+
+    _every = _records  # where a few do not do (narrow.py)
 
     def _index(self) -> Any:
         node = self.host.snapshot().get(Node, "", self.host.node)

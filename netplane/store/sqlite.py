@@ -83,15 +83,18 @@ class SqliteStore:
         """All objects (of these kinds) and the revision that the list is true at. Raises Unavailable."""
         wanted = None if kinds is None else tuple(kinds)
         where = "" if wanted is None else f" WHERE kind IN ({','.join('?' * len(wanted))})"
-        with self._view() as db:
+        with self.view() as db:
             revision: int = db.execute(HEAD).fetchone()[0]
-            rows = db.execute(f"SELECT kind, body FROM objects{where}", wanted or ()).fetchall()
-        return [codec.decode(kind, body) for kind, body in rows], revision
+            rows = db.execute(f"SELECT * FROM objects{where}", wanted or ()).fetchall()
+        return [self._decoded(*row) for row in rows], revision
 
     def get(self, key: Key) -> Object | None:
         with self._reader.use() as db:
             row = db.execute(_ONE, key).fetchone()
-        return codec.decode(key.kind, row[0]) if row else None
+        return self._decoded(*key, row[0]) if row else None
+
+    def _decoded(self, kind: str, namespace: str, name: str, body: bytes) -> Object:
+        return sqlitefile.decoded(self.path, Key(kind, namespace, name), kind, body)
 
     def watch(self, since: int, kinds: Iterable[str] | None = None) -> SqliteWatch:
         """Every change after revision ``since``."""
@@ -145,8 +148,10 @@ class SqliteStore:
     def _write_all(self, round_: Sequence[_Asked]) -> None:
         """What threads ask for at once is one transaction of SQLite, and each of it whole or nothing."""
         try:
-            with self._writing() as db:
-                work = Transaction(db, (key_of(write) for asked in round_ for write in asked.writes))
+            with self.writing() as db:
+                work = Transaction(
+                    self.path, db, (key_of(write) for asked in round_ for write in asked.writes)
+                )
                 for asked in round_:
                     try:
                         asked.stored = work.decide(asked.writes)
@@ -166,7 +171,7 @@ class SqliteStore:
                 self._write_all([asked])
 
     @contextmanager
-    def _writing(self) -> Iterator[sqlite3.Connection]:
+    def writing(self) -> Iterator[sqlite3.Connection]:
         """The writer's connection inside a transaction that commits when the block ends well."""
         with self._writer.use() as db:
             self._fresh = []
@@ -189,7 +194,7 @@ class SqliteStore:
     # --- reading and waking ------------------------------------------------------------------
 
     @contextmanager
-    def _view(self) -> Iterator[sqlite3.Connection]:
+    def view(self) -> Iterator[sqlite3.Connection]:
         """The reader's connection inside a transaction: every statement sees the same revision."""
         with self._reader.use() as db:
             db.execute("BEGIN")
@@ -200,14 +205,14 @@ class SqliteStore:
 
     def changes(self, since: int, identity: str) -> Changes:
         """At most BATCH changes after ``since``, oldest first. Raises Expired, Unavailable."""
-        with self._view() as db:
+        with self.view() as db:
             rows = db.execute(_SINCE, (since,)).fetchall()
             head = since if rows else db.execute(HEAD).fetchone()[0]
         first = rows[0][0] if rows else head + 1
         if identity != self._reader.identity or first != since + 1:
             raise Expired(f"store {self.path} no longer holds the changes after revision {since}: list again")
         return [
-            Change(revision, codec.decode(kind, body), bool(deleted))
+            Change(revision, sqlitefile.decoded(self.path, f"change {revision}", kind, body), bool(deleted))
             for revision, kind, deleted, body in rows
         ]
 

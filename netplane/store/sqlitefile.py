@@ -17,11 +17,14 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+from ..model import codec
+from ..model.base import Key, Object
 from ..model.errors import Invalid, Unavailable
 
 APPLICATION_ID = 0x6E706C6E  # "npln", in the file's header
 SCHEMA = 1
 BUSY_SECONDS = 5.0
+REMEDY = "move it away and start again; agents write their own objects anew, manifests must be applied again"
 
 # Rows in the order of their writing: in the order of their names (WITHOUT ROWID) a body of a kilobyte would
 # spill into a page of its own, and a write would touch twice as many pages. Files made so are read as well.
@@ -107,11 +110,16 @@ def meaning(path: str, error: sqlite3.Error | OSError) -> Invalid | Unavailable:
         return Unavailable(f"store {path}: {error.strerror or error}")
     code = (getattr(error, "sqlite_errorcode", 0) or 0) & 0xFF
     if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-        return Invalid(
-            f"store {path} is damaged or not a netplane store ({error}): move it away and start again; "
-            "agents write their own objects anew, manifests must be applied again"
-        )
+        return Invalid(f"store {path} is damaged or not a netplane store ({error}): {REMEDY}")
     return Unavailable(f"store {path}: {error}")
+
+
+def decoded(path: str, what: Key | str, kind: str, body: bytes) -> Object:
+    """An object of the store; ``what`` names it where it cannot be read. Raises Invalid."""
+    try:
+        return codec.decode(kind, body)
+    except (Invalid, TypeError, ValueError) as exc:  # the latter: a column that holds no bytes
+        raise Invalid(f"store {path} is damaged: {what}: {exc}: {REMEDY}") from exc
 
 
 def create(path: str) -> None:

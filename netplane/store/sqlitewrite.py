@@ -15,6 +15,7 @@ from ..model.base import Key, Object
 from ..model.changes import Put, Write
 from ..model.errors import NotFound
 from . import rules
+from .sqlitefile import decoded
 
 HEAD = "SELECT coalesce(max(revision), 0) FROM log"
 _HEAD = f"SELECT '', '', '', ({HEAD})"
@@ -79,7 +80,7 @@ class _Step:
 class Transaction:
     """Begun immediate: nobody else writes until it ends. Raises what SQLite does."""
 
-    def __init__(self, db: sqlite3.Connection, keys: Iterable[Key]) -> None:
+    def __init__(self, path: str, db: sqlite3.Connection, keys: Iterable[Key]) -> None:
         self._db = db
         self._held: dict[Key, Object | None] = dict.fromkeys(keys)
         self._bodies: dict[Key, bytes | None] = {}
@@ -90,7 +91,8 @@ class Transaction:
             head, *rows = db.execute(_HEAD + _HELD * len(part), words)
             self._last = head[3]
             for kind, namespace, name, body in rows:
-                self._held[Key(kind, namespace, name)] = codec.decode(kind, body)
+                key = Key(kind, namespace, name)
+                self._held[key] = decoded(path, key, kind, body)
 
     @property
     def revisions(self) -> list[int]:

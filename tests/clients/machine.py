@@ -111,11 +111,15 @@ class Machine:
         """Make a file inside."""
         self.run("sh", "-c", 'mkdir -p "${1%/*}" && printf %s "$2" > "$1"', "write", path, text)
 
-    def start_agent(self, *options: str) -> None:
-        """`netplane install` and `netplane agent`, as docs/runtimes.md says; the reference plugins beside."""
+    def install(self) -> None:
+        """`netplane install`, as docs/runtimes.md says; the reference plugins beside."""
         self.run(NETPLANE, "install", "--cni-bin-dir", BIN_DIR, "--cni-conf-dir", CONF_DIR)
         if PLUGINS.exists():
             self.run("sh", "-c", f"ln -sf {PLUGINS}/* {BIN_DIR}/")
+
+    def start_agent(self, *options: str) -> None:
+        """`netplane install` and `netplane agent`."""
+        self.install()
         ranges = ["--cluster-cidr", "10.244.0.0/16,fd00:10:244::/48", "--rooms", "cni,overlay,services"]
         services = ["--service-cidr", "10.96.0.0/16,fd00:10:96::/112", "--node-ip", ",".join(MACHINE)]
         self.daemon("agent", NETPLANE, "agent", "--node", "n1", *ranges, *services, *options)

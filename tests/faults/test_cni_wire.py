@@ -53,6 +53,11 @@ KEYS: dict[str, st.SearchStrategy[Any]] = {
         lambda r, w: {"ranges": r, "routes": w}, st.sampled_from(RANGES), st.sampled_from(ROUTES)
     )
     | st.sampled_from(({"type": "host-local"}, {"type": "nobody"}))
+    | st.builds(
+        lambda r, f: {"ranges": r, "resolvConf": f, "dataDir": f},
+        st.sampled_from(RANGES),
+        st.sampled_from(("", "/etc/resolv.conf", "/none", "/", "here", "/a\0b", 7)) | JSON,
+    )
     | JSON,
     "bridge": st.sampled_from(("br-f", "npbr0", "w0", "lo", "x" * 16)),
     "master": st.sampled_from(("w0", "nolink", "lo")),
@@ -68,6 +73,8 @@ KEYS: dict[str, st.SearchStrategy[Any]] = {
             "mac": st.sampled_from(("02:00:00:00:00:07", "ff:ff:ff:ff:ff:ff", "x")),
         },
     ),
+    "stateDir": st.sampled_from(("", "/run/x", "here", "/a\0b", 7)) | JSON,
+    "socket": st.sampled_from(("", "/run/x", "here", "/a\0b", 7)) | JSON,
     "prevResult": st.just({"interfaces": [{"name": "lo", "sandbox": "/x"}], "ips": []}) | JSON,
     **dict.fromkeys(
         (
@@ -78,6 +85,7 @@ KEYS: dict[str, st.SearchStrategy[Any]] = {
             "isGateway",
             "isDefaultGateway",
             "ipMasq",
+            "forceAddress",
         ),
         st.booleans(),
     ),

@@ -16,6 +16,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -68,7 +69,7 @@ class Machine:
             "CNI_IFNAME": "eth0",
             "PATH": os.environ["PATH"],
         }
-        path = self.work / f"config-{command}-{os.path.basename(pod)}"
+        path = self.work / f"config-{command}-{os.path.basename(pod)}-{threading.get_ident()}"
         path.write_text(json.dumps({**self.config, **config}))
         with path.open("rb") as stdin:
             return netns.popen(
@@ -241,6 +242,8 @@ def test_what_cannot_be_done_without_an_agent_is_said(machine: Machine, make_net
     assert (nul["code"], "dataDir" in nul["msg"] or "absolute" in nul["msg"]) == (7, True), nul
     nul = machine("ADD", pod, socket=f"{machine.work}/none\0x")
     assert (nul["code"], "socket" in nul["msg"]) == (7, True), nul
+    for wrong in ("here", "/a\0b", 7):
+        assert "stateDir" in machine("ADD", pod, stateDir=wrong)["msg"]
     (machine.work / "bin" / "netplane-standalone").unlink()
     answer = machine("ADD", pod)
     assert answer["code"] == 11 and "no netplane agent" in answer["msg"]

@@ -9,9 +9,10 @@ import pytest
 from netplane.cni.errors import Refused
 from netplane.cni.ipam import Ipam, Pool
 from netplane.cni.ranges import whole
-from netplane.model.base import ObjectMeta
+from netplane.cni.turns import keep, kept
+from netplane.model.base import ObjectMeta, amend
 from netplane.model.errors import Unavailable
-from netplane.model.own import Attachment, AttachmentIP, AttachmentSpec
+from netplane.model.own import Allocation, Attachment, AttachmentIP, AttachmentSpec
 
 BOTH = ("10.244.1.0/29", "fd00:10:244:1::/64")
 
@@ -152,3 +153,35 @@ def test_a_high_address_in_a_large_range_costs_nothing() -> None:
 def test_a_range_without_room_is_refused(cidr: str) -> None:
     with pytest.raises(Refused, match="no room"):
         whole(cidr)
+
+
+def test_the_turn_of_records_that_are_gone_is_kept_for_each_subnet() -> None:
+    first = keep(None, record("a", "10.244.1.3/29", "fd00::7/64", revision=5))
+    assert first is not None and first.expect == 0 and isinstance(first.object, Allocation)
+    assert kept(first.object) == [("10.244.1.3", 5), ("fd00::7", 5)]
+    later = keep(first.object, record("b", "10.244.1.2/29", revision=8))
+    assert later is not None and isinstance(later.object, Allocation)
+    assert kept(later.object) == [("fd00::7", 5), ("10.244.1.2", 8)]
+    assert keep(later.object, record("older", "10.244.1.5/29", "fd00::6/64", revision=4)) is None
+    assert keep(None, record("c")) is None
+    spoilt = amend(later.object, spec=amend(later.object.spec, value="x @ 10.244.1.3@ fd00::7@5"))
+    assert kept(spoilt) == [("fd00::7", 5)]
+
+
+def test_after_a_restart_each_range_goes_on_behind_its_newest_address() -> None:
+    def made(*kept: tuple[str, int]) -> list[str]:
+        pool = Ipam()
+        records = (record("a", "10.0.0.3/32", "fd00::5/128", revision=4),)
+        pool.rebuild(map(whole, ("10.0.0.0/29", "fd00::/64")), lambda: records, lambda: kept)
+        return take(pool, "x")
+
+    assert made() == ["10.0.0.4/32", "fd00::6/128"]
+    assert made(("10.0.0.5", 3), ("fd00::9", 9)) == ["10.0.0.4/32", "fd00::a/128"]
+    assert made(("10.0.0.6", 5)) == ["10.0.0.2/32", "fd00::6/128"]  # the last of the range: round again
+
+
+def test_only_the_last_that_was_given_is_where_the_turn_is() -> None:
+    pool = ipam("10.0.0.0/29")
+    first, second = pool.take("a", "a"), pool.take("b", "b")
+    assert not pool.at_turn(first) and pool.at_turn(second)
+    assert Ipam().at_turn(first), "who has no index cannot tell"
