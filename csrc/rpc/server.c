@@ -1,5 +1,6 @@
 /* The server: threads that wait for calls serve the sockets meanwhile, and take the calls in their order. */
 #include <errno.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -93,13 +94,15 @@ void np_rpc_listen(struct np_rpc *s, int on)
 		s->deaf = !on;
 }
 
-/* With as many connections as may be, the one without calls that was silent longest goes. */
+/* With as many connections as may be and somebody at the door, the one without calls that was silent longest
+ * goes. */
 static int make_room(struct np_rpc *s)
 {
+	struct pollfd door = { .fd = s->listener, .events = POLLIN };
 	struct np_conn *c;
 
-	if (s->connections < NP_RPC_CONNECTIONS)
-		return 1;
+	if (s->connections < NP_RPC_CONNECTIONS || poll(&door, 1, 0) <= 0)
+		return s->connections < NP_RPC_CONNECTIONS;
 	TAILQ_FOREACH(c, &s->conns, among) {
 		if (!TAILQ_EMPTY(&c->calls))
 			continue;

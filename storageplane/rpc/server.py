@@ -28,7 +28,6 @@ except ImportError as exc:
     LACKING = f"serving gRPC needs nghttp2: apt install libnghttp2-dev, then build again ({exc})"
 
 log = logging.getLogger(__name__)
-BACKLOG = 128  # clients that wait to be let in
 
 
 class Method(NamedTuple):
@@ -119,7 +118,7 @@ def _listener(path: Path) -> socket.socket:
     before = os.umask(0o177)
     try:
         found.bind(str(path))
-        found.listen(BACKLOG)
+        found.listen(socket.SOMAXCONN)  # who finds it full is refused, and comes back in a second
     except OSError as exc:
         found.close()
         raise Invalid(f"{path} cannot be listened on: {exc.strerror}") from exc
