@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 BOTH := $(patsubst %,tests/netns/test_%.py,main_job services services_publish policy_boot) # on both packet paths
-APT := gcc libc6-dev musl-tools make python3-dev python3-venv libnftables1 nftables iproute2 clang libbpf-dev e2fsprogs
+APT := gcc libc6-dev musl-tools make python3-dev python3-venv libnftables1 nftables libnghttp2-dev iproute2 clang libbpf-dev e2fsprogs
 
 .PHONY: demo test bench lint build system clean
 
@@ -24,7 +24,7 @@ lint: $(VENV)/.dev
 build: $(VENV)/.built
 
 # The system's packages, once; a machine that is not Debian's says what it needs.
-$(VENV)/.system:
+$(VENV)/.system: Makefile
 	@mkdir -p $(VENV)
 	tools/apt-install $(APT)
 	@touch $@
@@ -34,6 +34,7 @@ $(VENV)/.built: $(VENV)/.system pyproject.toml setup.py $(shell find csrc -type 
 	[ -x $(RUN)/python ] || $(PYTHON) -m venv $(VENV)
 	$(RUN)/python -m pip install --quiet --disable-pip-version-check -e .
 	@ls netplane/_bpf/*.o >/dev/null 2>&1 || echo "clang or libbpf is missing: everything but the fast path works (see netplane doctor)"
+	@ls storageplane/rpc/_*.so >/dev/null 2>&1 || echo "nghttp2 (libnghttp2-dev) is missing: everything but serving CSI works (see storageplane doctor)"
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.built
@@ -49,4 +50,4 @@ $(VENV)/.peers: $(VENV)/.system
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info netplane/_bin netplane/_bpf netplane/kernel/_*.so netplane/dns/_*.so
+	rm -rf $(VENV) build *.egg-info netplane/_bin netplane/_bpf netplane/kernel/_*.so netplane/dns/_*.so storageplane/rpc/_*.so

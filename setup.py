@@ -1,7 +1,7 @@
 """Builds what is not Python: the cffi extension, the static CNI binary and the BPF objects.
 
 A C compiler is needed; clang and libbpf are not: without them the install succeeds, says so once,
-and everything but the fast path works.
+and everything but the fast path works. Without nghttp2 everything works but serving CSI.
 """
 
 from __future__ import annotations
@@ -52,6 +52,16 @@ def build_bpf(out: Path) -> None:
             print(f"netplane: clang refused {source.name}: no fast path", file=sys.stderr)
 
 
+def has_nghttp2() -> bool:
+    """Says once what is missing."""
+    probe = ["cc", "-fsyntax-only", "-x", "c", "-"]
+    text = "#include <nghttp2/nghttp2.h>\n"
+    found = not subprocess.run(probe, input=text, text=True, capture_output=True, check=False).returncode
+    if not found:
+        print("netplane: nghttp2's header is missing (libnghttp2-dev): no storageplane csi", file=sys.stderr)
+    return found
+
+
 class BuildPrograms(build_py):
     def run(self) -> None:
         super().run()
@@ -67,5 +77,6 @@ setup(
         "csrc/rtnl/build_ffi.py:ffi",
         "csrc/nft/build_ffi.py:ffi",
         "csrc/dns/build_ffi.py:ffi",
+        *(["csrc/rpc/build_ffi.py:ffi"] if has_nghttp2() else []),
     ],
 )

@@ -146,7 +146,7 @@ class Handlers:
 
     def cycle(self, requests: list[tuple[str, Any]]) -> None:
         for method, request in requests:
-            self.calls[method](request, None)
+            self.calls[method](request)
 
 
 class Mute(Driver):

@@ -257,10 +257,7 @@ def _until_told() -> threading.Event:
 
 def _driver(endpoint: str, root: Path, *options: Any) -> Any:
     """``options``: as in `csi.server.Options`."""
-    from .csi.server import (  # gRPC costs memory and a quarter of a second: for drivers only
-        CsiServer,
-        Options,
-    )
+    from .csi.server import CsiServer, Options  # protobuf and CSI's messages: for drivers only
 
     driver = CsiServer(endpoint, root, Options(*options))
     driver.start()

@@ -14,6 +14,7 @@ from .csi import intents
 from .host import helper, hugepages, images, mountinfo, syscalls
 from .host.trash import Trash
 from .pods.journal import Journal
+from .rpc import server
 
 Finding = tuple[bool, str]
 
@@ -55,6 +56,7 @@ def _volumes() -> Iterator[Finding]:
         yield False, "emptyDir sizeLimit on disk needs mkfs.ext4 (Debian: e2fsprogs) and loop devices"
     pools = ", ".join(f"{n} pages of {hugepages.shown(s)}" for s, n in sorted(hugepages.pools().items()))
     yield True, f"emptyDir HugePages: {pools or 'not here: this kernel has no hugetlbfs (CONFIG_HUGETLBFS)'}"
+    yield True, server.LACKING or "the CSI driver can be served (nghttp2)"
     for fstype, needs in helper.NEEDS.items():
         yield True, helper.lacking(fstype) or f"{needs.what} volumes, by mount.{fstype}"
 

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import errno
-from typing import Any
-
-import grpc
 
 from netplane.model.errors import Conflict, Invalid, KernelError, NetplaneError, NotFound, Unavailable
 
-CODE = grpc.StatusCode
+from ..rpc.codes import Code
+
+CODE = Code
 
 
 class Refused(NetplaneError):
     """One call is refused with this code; nothing was changed."""
 
-    def __init__(self, code: Any, message: str) -> None:
+    def __init__(self, code: Code, message: str) -> None:
         self.code = code
         super().__init__(message)
 
@@ -39,7 +38,7 @@ _BY_ERRNO = {
     errno.ENOSPC: CODE.RESOURCE_EXHAUSTED,
     errno.EDQUOT: CODE.RESOURCE_EXHAUSTED,
 }
-_CODES: tuple[tuple[type[NetplaneError], Any], ...] = (
+_CODES: tuple[tuple[type[NetplaneError], Code], ...] = (
     (Invalid, CODE.INVALID_ARGUMENT),
     (NotFound, CODE.NOT_FOUND),
     (Conflict, CODE.ABORTED),
@@ -47,7 +46,7 @@ _CODES: tuple[tuple[type[NetplaneError], Any], ...] = (
 )
 
 
-def code_of(error: NetplaneError) -> Any:
+def code_of(error: NetplaneError) -> Code:
     """The gRPC code of any error of ours."""
     if isinstance(error, Refused):
         return error.code

@@ -7,17 +7,16 @@ Rule 2: a bug is INTERNAL with its name, in the log with its traceback, and neve
 from __future__ import annotations
 
 import logging
-import os
 import stat
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import grpc
-
 from netplane.model.errors import Invalid, NetplaneError
 
+from ..rpc.codes import Failed
+from ..rpc.server import Method, Server
 from . import checks, protocol
 from .controller import Controller
 from .depot import Depot
@@ -27,11 +26,10 @@ from .node import Node
 from .refusal import CODE, code_of
 from .snapshots import Snapshots
 from .start import Start
-from .workers import Workers
 
 log = logging.getLogger(__name__)
-WORKERS = 32
-PATIENCE = 60.0  # seconds
+MOST = 32  # calls at a time
+GRACE, PATIENCE = 5.0, 60.0  # seconds: for answers at the end, for what goes on without
 
 
 class Options(NamedTuple):
@@ -48,22 +46,18 @@ class CsiServer:
 
     def __init__(self, endpoint: str, root: str | Path, options: Options) -> None:
         self._path = socket_path(endpoint)
+        self._server = Server(MOST)
         depot = self._depot = Depot(root, options.grace)
         node, most = options.node, options.most
         self._trash, self._over = depot.trash, threading.Event()
         self.node = Node(depot, node, most)
         self._start = Start(depot, self.node)
         snapshots, health = Snapshots(depot, node), Health(depot)
-        services: dict[str, tuple[Any, ...]] = {
-            "Identity": (Identity(depot, options.name),),
-            "Controller": (Controller(depot, node, most), snapshots, health),
-            "GroupController": (snapshots,),
-            "Node": (self.node, health),
-        }
-        self._workers = Workers(WORKERS)
-        self._server = grpc.server(self._workers)
-        for name, parts in services.items():
-            self._server.add_generic_rpc_handlers((_service(name, parts),))
+        serve = self._server.serve
+        serve(_service("Identity", Identity(depot, options.name)))
+        serve(_service("Controller", Controller(depot, node, most), snapshots, health))
+        serve(_service("GroupController", snapshots))
+        serve(_service("Node", self.node, health))
 
     def start(self) -> None:
         """Reconcile what a crash left, then listen, readable and writable for root alone."""
@@ -71,15 +65,7 @@ class CsiServer:
             log.info("%s", line)
         if self._path.exists() and stat.S_ISSOCK(self._path.stat().st_mode):
             self._path.unlink()
-        before = os.umask(0o177)
-        try:
-            if self._server.add_insecure_port(f"unix:{self._path}") == 0:
-                raise Invalid(f"--endpoint: {self._path} cannot be listened on")
-        except RuntimeError as exc:
-            raise Invalid(f"--endpoint: {self._path} cannot be listened on: {exc}") from exc
-        finally:
-            os.umask(before)
-        self._server.start()
+        self._server.start(self._path)
         threading.Thread(target=self._empty_trash, name="trash", daemon=True).start()
 
     def _empty_trash(self) -> None:
@@ -89,8 +75,7 @@ class CsiServer:
 
     def stop(self) -> None:
         self._over.set()
-        self._server.stop(grace=5).wait()
-        self._workers.rest(PATIENCE)  # what was cancelled goes on to its end
+        self._server.stop(GRACE, PATIENCE)
         self._depot.close()
         self._path.unlink(missing_ok=True)
 
@@ -104,23 +89,22 @@ def socket_path(endpoint: str) -> Path:
     return path
 
 
-def _service(name: str, parts: tuple[Any, ...]) -> Any:
-    handlers = {}
+def _service(name: str, *parts: Any) -> dict[str, Method]:
+    """The methods of a service that a part has, by their paths."""
+    methods = {}
     for method, (request, response) in protocol.methods(name).items():
         found = next((getattr(part, method) for part in parts if hasattr(part, method)), None)
         if found is not None:
-            handlers[method] = grpc.unary_unary_rpc_method_handler(
-                guarded(method, found),
-                request_deserializer=request.FromString,
-                response_serializer=response.SerializeToString,
+            methods[f"/{protocol.PACKAGE}.{name}/{method}"] = Method(
+                request.FromString, guarded(method, found), response.SerializeToString
             )
-    return grpc.method_handlers_generic_handler(f"{protocol.PACKAGE}.{name}", handlers)
+    return methods
 
 
-def guarded(method: str, call: Callable[[Any], Any]) -> Callable[[Any, Any], Any]:
-    """A call as gRPC makes it, by request and context: what is raised becomes a code and a message."""
+def guarded(method: str, call: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """A call by its request: whatever is raised becomes a code and a message."""
 
-    def answer(request: Any, context: Any) -> Any:
+    def answer(request: Any) -> Any:
         try:
             checks.sizes(request)
             return call(request)
@@ -130,7 +114,6 @@ def guarded(method: str, call: Callable[[Any], Any]) -> Callable[[Any, Any], Any
         except Exception as exc:
             log.exception("%s", method)
             code, message = CODE.INTERNAL, f"{type(exc).__name__} in {method}; see the driver's log"
-        context.abort(code, message)
-        return None
+        raise Failed(code, message)
 
     return answer
