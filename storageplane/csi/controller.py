@@ -68,7 +68,7 @@ class Controller:
     def _made(self, volume: Volume, source: Volume | Snapshot | None) -> Volume:
         if volume.plain:
             return self._depot.found(volume)
-        with frozen([source] if isinstance(source, Volume) else []):
+        with frozen(self._depot, [source] if isinstance(source, Volume) else []):
             self._depot.fill(volume, source)
         return self._depot.keep(amend(volume, phase="ready"))
 
@@ -100,6 +100,8 @@ class Controller:
             return volume
         with self._depot.admission():
             self._refuse_full(choice, size, CODE.RESOURCE_EXHAUSTED)
+            if source is not None and not BACKENDS[choice.backend].draws:
+                self._depot.refuse_crowding([source], choice.overcommit)
             return self._depot.keep(volume)
 
     def _refuse_full(self, choice: Choice, size: int, code: Any) -> None:
