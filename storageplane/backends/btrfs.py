@@ -162,8 +162,7 @@ def _btrfs(*words: str) -> str:
 def settled(root: Path) -> None:
     """What is free there is true: btrfs tells of written blocks only when they are committed."""
     if _magic(root) == MAGIC:
-        with tree.opened(syscalls.AT_FDCWD, str(root), os.O_RDONLY | os.O_DIRECTORY, 0) as fd:
-            ctypes.CDLL(None, use_errno=True).syncfs(fd)
+        syscalls.syncfs(str(root))
 
 
 def _magic(root: Path) -> int:
