@@ -67,7 +67,7 @@ class Word(msgspec.Struct):
 
 
 def test_the_disk_of_this_test_loses_what_was_not_synced(disk: Disk) -> None:
-    """Without this, the others would show nothing. Whoever else syncs the machine meanwhile may save it once."""
+    """Without this, the others would show nothing. A sync of all the machine may save it once."""
     assert any(_lost(disk, turn) for turn in range(8))
 
 
