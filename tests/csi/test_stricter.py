@@ -6,7 +6,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
+
+from storageplane.csi import protocol
 
 from .conftest import MIB, WRITER, Driver, grows_ext4, loops, mounts
 
@@ -270,6 +273,16 @@ def test_a_group_snapshot_goes_as_a_group(driver: Driver) -> None:
     assert driver.refused("DeleteSnapshot", snapshot_id=one)[0] == "INVALID_ARGUMENT"
     driver.call("DeleteVolumeGroupSnapshot", group_snapshot_id=made.group_snapshot_id)
     assert not driver.call("ListSnapshots").entries
+
+
+@pytest.mark.parametrize("method", ["GetMetadataAllocated", "GetMetadataDelta"])
+def test_snapshot_metadata_is_said_not_to_be_served(driver: Driver, method: str) -> None:
+    channel = grpc.insecure_channel(f"unix:{driver.socket}")
+    with channel, pytest.raises(grpc.RpcError) as caught:
+        list(channel.unary_stream(f"/csi.v1.SnapshotMetadata/{method}")(b"", timeout=10))
+    assert caught.value.code().name == "UNIMPLEMENTED"
+    services = [c.service.type for c in driver.call("GetPluginCapabilities").capabilities]
+    assert protocol.number("PluginCapability.Service.Type", "SNAPSHOT_METADATA_SERVICE") not in services
 
 
 def test_a_directory_says_that_its_size_is_not_enforced(driver: Driver) -> None:
