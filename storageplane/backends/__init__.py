@@ -43,7 +43,7 @@ from netplane.model.storage_facts import Data, Directory, Mount
 
 from ..host import images, loops, syscalls, tree
 from .base import Backend, Place
-from .btrfs import Btrfs
+from .btrfs import Btrfs, settled
 from .directory import InDirectory
 from .image import InImage
 from .tmpfs import Tmpfs
@@ -170,18 +170,21 @@ def fill(root: Path, data: Data) -> None:
 
 
 def refuse_crowding(root: Path, data: Data) -> None:
-    """Raises Unavailable when a copy of an image would take room that other volumes were promised.
+    """Raises Unavailable when a copy of a volume would take room that other volumes were promised.
 
-    Where the disk shares blocks a copy takes none at first.
+    Where the disk shares blocks that is what the source needs to be written again.
     """
-    try:
-        need = os.stat(root / data.source / "image").st_blocks * 512
-    except FileNotFoundError:
-        return
-    have = room(root)
-    if need > have and not images.shares_blocks(root):
-        said = f"ResourceExhausted: a copy takes {need} bytes and {have} of disk are not promised yet"
-        raise Unavailable(f"{said}; free some")
+    source, backend = Place(root, data.source, data.size, data.fstype, data.block), BACKENDS[data.backend]
+    if not backend.draws:
+        return  # a directory: the disk itself refuses what does not fit
+    need = backend.costs(source)
+    have = memory(root) if backend.draws == "memory" else room(root)
+    if need > have:
+        raise Unavailable(f"ResourceExhausted: {crowded(need, have, backend.draws)}; free some")
+
+
+def crowded(need: int, have: int, draws: str) -> str:
+    return f"a copy takes {need} bytes and {have} of {draws} are not promised yet"
 
 
 def _fill_directory(root: Path, data: Data) -> None:
@@ -259,17 +262,19 @@ def room(root: Path) -> int:
     The volumes themselves are the ledger: an image that is not allowed to overcommit may yet take its
     size less its blocks, a btrfs subvolume its limit less what it refers to.
     """
+    settled(root)
     found = os.statvfs(root)
-    return max(0, found.f_bavail * found.f_frsize - _promised(root, "disk"))
+    return max(0, found.f_bavail * found.f_frsize - promised(root, "disk"))
 
 
 def memory(root: Path) -> int:
     """Bytes that may still be promised of what the kernel says is available (proc(5), MemAvailable)."""
     words = Path("/proc/meminfo").read_text().partition("MemAvailable:")[2].split()
-    return max(0, int(words[0]) * 1024 - _promised(root, "memory"))
+    return max(0, int(words[0]) * 1024 - promised(root, "memory"))
 
 
-def _promised(root: Path, what: str) -> int:
+def promised(root: Path, what: str) -> int:
+    """Bytes of "disk" or "memory" that the volumes may take beyond what they have."""
     homes = [home for top in ("volumes", "csi/data") for home in _homes(root, top)]
     return sum(b.promised(root, homes) for b in BACKENDS.values() if b.draws == what)
 
@@ -283,5 +288,5 @@ def _homes(root: Path, top: str) -> list[str]:
 
 __all__ = [
     "BACKENDS", "Backend", "Choice", "Machine", "Place", "admit", "choose", "ensure", "erase", "grow_shown",
-    "look", "memory", "room", "rounded", "shown",
+    "look", "memory", "promised", "room", "rounded", "shown",
 ]  # fmt: skip

@@ -5,11 +5,15 @@ Rule: every verb may have been done before, wholly or in part; doing it again fi
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from netplane.model.storage_facts import Mount
+
+OVERCOMMIT = "user.storageplane.overcommit"
 
 
 class Place(NamedTuple):
@@ -82,6 +86,26 @@ class Backend(Protocol):
         """Bytes that the volumes in these homes may take beyond what they have."""
         ...
 
+    def costs(self, source: Place) -> int:
+        """Bytes that a copy of this takes of what may be promised: those that are copied, or, of blocks that
+        the copy will share, those that a rewrite of the source needs then. Nothing where it overcommits.
+        """
+        ...
+
     def let_go(self, place: Place) -> None:
         """Before the home is removed: what would hold it. Raises KernelError(EBUSY) while in use."""
         ...
+
+
+def mark(path: Path, place: Place) -> None:
+    """What overcommits says so, and reserves nothing."""
+    with suppress(OSError):  # no xattrs: it reserves, which errs to the safe side
+        if place.overcommit:
+            os.setxattr(path, OVERCOMMIT, b"true")
+
+
+def marked(path: Path) -> bool:
+    try:
+        return bool(os.getxattr(path, OVERCOMMIT))
+    except OSError:
+        return False

@@ -5,11 +5,13 @@ Rule 1: a write beyond the limit is EDQUOT; `df` would show the whole file syste
 Rule 2: a qgroup does not go with its subvolume, and cannot go before the kernel's cleaner is through with
         it. So its number is noted beside the subvolume (``qgroup``), then at the root (``qgroups.gone``),
         and destroyed when the kernel allows, at a later call at the latest.
-Rule 3: the limit is a promise of space that the disk must keep, so it is admitted as an image is.
+Rule 3: the limit is a promise of space that the disk must keep, so it is admitted as an image is. What a
+        subvolume shares with its snapshots is none of its own: written again, it takes new blocks.
 """
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import os
 import struct
@@ -19,8 +21,8 @@ from pathlib import Path
 from netplane.model.errors import Invalid, KernelError
 from netplane.model.storage_facts import Mount
 
-from ..host import images, tree
-from .base import Place, Usage
+from ..host import images, syscalls, tree
+from .base import Place, Usage, mark, marked
 from .directory import InDirectory
 
 MAGIC = 0x9123683E  # linux/magic.h
@@ -47,6 +49,7 @@ class Btrfs(InDirectory):
             _btrfs("subvolume", "create", self._fresh(place))
             os.chmod(self._fresh(place), 0o777)
             self._settle(place)
+        mark(place.path, place)
         self.grow(place)
 
     def copy(self, source: Place, place: Place) -> None:
@@ -56,6 +59,7 @@ class Btrfs(InDirectory):
             self._clear(place)
             _btrfs("subvolume", "snapshot", str(self.content(source)), self._fresh(place))
             self._settle(place)
+        mark(place.path, place)
         self.grow(place)
 
     def grow(self, place: Place) -> None:
@@ -65,14 +69,20 @@ class Btrfs(InDirectory):
 
     def usage(self, place: Place) -> Usage | None:
         """By the qgroup; None when it has no limit (yet)."""
-        limit, used = _qgroup(self.content(place))
+        limit, used, _ = _qgroup(self.content(place))
         return Usage(limit, used) if limit else None
 
     def promised(self, root: Path, homes: Sequence[str]) -> int:
         if _magic(root) != MAGIC:
             return 0
-        rows = [_qgroup(root / home / "tree") for home in homes if _is_subvolume(root / home / "tree")]
-        return sum(max(0, limit - used) for limit, used in rows)
+        keep = [home for home in homes if not marked(root / home) and _is_subvolume(root / home / "tree")]
+        rows = [_qgroup(root / home / "tree") for home in keep]
+        return sum(max(0, limit - own) for limit, _, own in rows)
+
+    def costs(self, source: Place) -> int:
+        if source.overcommit or marked(source.path) or not _is_subvolume(self.content(source)):
+            return 0
+        return _qgroup(self.content(source))[2]
 
     def let_go(self, place: Place) -> None:
         """The subvolume goes with what is in it; its qgroup is noted and goes when it can."""
@@ -149,10 +159,14 @@ def _btrfs(*words: str) -> str:
     return images.run("btrfs", *words, package="btrfs-progs")
 
 
+def settled(root: Path) -> None:
+    """What is free there is true: btrfs tells of written blocks only when they are committed."""
+    if _magic(root) == MAGIC:
+        syscalls.syncfs(str(root))
+
+
 def _magic(root: Path) -> int:
     """statfs(2)'s f_type, which os.statvfs does not tell; 0 when the root is not there yet."""
-    import ctypes
-
     buffer = (ctypes.c_long * 32)()
     libc = ctypes.CDLL(None, use_errno=True)
     return int(buffer[0]) & 0xFFFFFFFF if libc.statfs(os.fsencode(root), buffer) == 0 else 0
@@ -178,10 +192,10 @@ def _number(path: str) -> int:
     return int(struct.unpack_from("=Q", buffer)[0])
 
 
-def _qgroup(path: Path) -> tuple[int, int]:
-    """(limit, referenced) of a subvolume in bytes; limit 0: none."""
+def _qgroup(path: Path) -> tuple[int, int, int]:
+    """(limit, referenced, of that its own) of a subvolume in bytes; limit 0: none."""
     rows = _btrfs("qgroup", "show", "--raw", "-r", "-f", str(path)).splitlines()
     cells = rows[-1].split() if rows else []
     if len(cells) < 4 or not cells[1].isdigit():
-        return 0, 0
-    return int(cells[3]) if cells[3].isdigit() else 0, int(cells[1])
+        return 0, 0, 0
+    return int(cells[3]) if cells[3].isdigit() else 0, int(cells[1]), int(cells[2])

@@ -2,7 +2,8 @@
 
 Rule 1: `df` tells the truth, since the file system is as large as the volume.
 Rule 2: the file is the reservation: what it may still take is its size less its blocks. One whose class
-        allows overcommit carries an extended attribute that says so, and reserves nothing.
+        allows overcommit carries an extended attribute that says so, and reserves nothing. A block that
+        it shares (with its snapshot) is none of its own: written again, it is a new one.
 Rule 3: ext4 grows while mounted only with CAP_SYS_RESOURCE; without it, when it is next staged.
 """
 
@@ -10,15 +11,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from netplane.model.storage_facts import Mount
 
-from ..host import images, loops
-from .base import Place, Usage
-
-OVERCOMMIT = "user.storageplane.overcommit"
+from ..host import extents, images, loops
+from .base import Place, Usage, mark, marked
 
 
 class InImage:
@@ -43,17 +41,12 @@ class InImage:
 
     def make(self, place: Place) -> None:
         images.make(self.content(place), place.size, place.fstype)
-        self._mark(place)
+        mark(self.content(place), place)
 
     def copy(self, source: Place, place: Place) -> None:
         images.copy(self.content(source), self.content(place), place.fstype)
         images.grow(self.content(place), place.size)
-        self._mark(place)
-
-    def _mark(self, place: Place) -> None:
-        with suppress(OSError):  # no xattrs: it reserves, which errs to the safe side
-            if place.overcommit:
-                os.setxattr(self.content(place), OVERCOMMIT, b"true")
+        mark(self.content(place), place)
 
     def grow(self, place: Place) -> None:
         images.grow(self.content(place), place.size)
@@ -82,7 +75,19 @@ class InImage:
         return Usage(found.st_size, min(found.st_blocks * 512, found.st_size))
 
     def promised(self, root: Path, homes: Sequence[str]) -> int:
-        return sum(_left(root / home / "image") for home in homes)
+        made = [image for home in homes if (image := root / home / "image").exists()]
+        sharing = bool(made) and images.shares_blocks(root)
+        return sum(_left(image, sharing) for image in made)
+
+    def costs(self, source: Place) -> int:
+        image = self.content(source)
+        if source.overcommit or marked(image):
+            return 0
+        try:
+            blocks = os.stat(image).st_blocks * 512
+            return max(0, blocks - extents.shared(image)) if images.shares_blocks(source.root) else blocks
+        except FileNotFoundError:
+            return 0
 
     def let_go(self, place: Place) -> None:
         image = self.content(place)
@@ -90,12 +95,12 @@ class InImage:
             loops.detach(image)
 
 
-def _left(image: Path) -> int:
+def _left(image: Path, sharing: bool) -> int:
+    if marked(image):
+        return 0
     try:
         found = os.stat(image)
-        with suppress(OSError):
-            if os.getxattr(image, OVERCOMMIT):
-                return 0
+        own = found.st_blocks * 512 - (extents.shared(image) if sharing else 0)
     except FileNotFoundError:
         return 0
-    return max(0, found.st_size - found.st_blocks * 512)
+    return max(0, found.st_size - max(0, own))

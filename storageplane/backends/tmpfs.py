@@ -16,7 +16,7 @@ from netplane.model.errors import KernelError
 from netplane.model.storage_facts import Mount
 
 from ..host import images, mountinfo, syscalls, tree
-from .base import Place, Usage
+from .base import Place, Usage, mark, marked
 from .directory import InDirectory
 
 
@@ -40,6 +40,7 @@ class Tmpfs(InDirectory):
     def make(self, place: Place) -> None:
         """After a reboot: again, and empty."""
         tree.make(place.root, f"{place.home}/tree", 0o777)
+        mark(place.path, place)
         if _there(self.content(place)):
             return
         made = syscalls.new_filesystem("tmpfs", _options(place.size))
@@ -74,8 +75,15 @@ class Tmpfs(InDirectory):
 
     def promised(self, root: Path, homes: Sequence[str]) -> int:
         """What is in it is no longer available; what it may still take is promised."""
-        rows = [os.statvfs(root / h / "tree") for h in homes if _there(root / h / "tree")]
+        keep = [h for h in homes if not marked(root / h) and _there(root / h / "tree")]
+        rows = [os.statvfs(root / h / "tree") for h in keep]
         return sum(f.f_bavail * f.f_frsize for f in rows)
+
+    def costs(self, source: Place) -> int:
+        if source.overcommit or marked(source.path) or not _there(self.content(source)):
+            return 0
+        found = os.statvfs(self.content(source))
+        return (found.f_blocks - found.f_bfree) * found.f_frsize
 
     def let_go(self, place: Place) -> None:
         with suppress(FileNotFoundError):

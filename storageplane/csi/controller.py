@@ -72,7 +72,7 @@ class Controller:
     def _whole(self, volume: Volume, source: Volume | Snapshot | None) -> Volume:
         if volume.plain:
             return self._depot.found(volume)
-        with frozen([source] if isinstance(source, Volume) else []):
+        with frozen(self._depot, [source] if isinstance(source, Volume) else []):
             self._depot.fill(volume, source)
         return self._depot.keep(amend(volume, phase="ready"))
 
@@ -108,6 +108,8 @@ class Controller:
             return volume
         with self._depot.admission():
             self._refuse_full(choice, size, CODE.RESOURCE_EXHAUSTED)
+            if source is not None and not BACKENDS[choice.backend].draws:
+                self._depot.refuse_crowding([source], choice.overcommit)
             return self._depot.keep(volume)
 
     def _refuse_full(self, choice: Choice, size: int, code: Any) -> None:
@@ -123,16 +125,16 @@ class Controller:
         different = [
             what
             for what, same in (
-                (f"capacity {volume.size}", want.fits(volume.size)),
-                ("content source", volume.source == source),
-                ("parameters", volume.parameters == want.parameters),
-                ("access type", volume.block == want.block),
-                (f"file system {volume.fstype}", source[1] or volume.fstype == want.choice.fstype),
+                (f"another capacity {volume.size}", want.fits(volume.size)),
+                ("another content source", volume.source == source),
+                (f"other parameters {_told(volume.parameters)}", volume.parameters == want.parameters),
+                ("another access type", volume.block == want.block),
+                (f"another file system {volume.fstype}", source[1] or volume.fstype == want.choice.fstype),
             )
             if not same
         ]
         if different:
-            message_ = f"a volume named {volume.name!r} exists with another {different[0]}; use another name"
+            message_ = f"a volume named {volume.name!r} exists with {different[0]}; use another name"
             raise Refused(CODE.ALREADY_EXISTS, message_)
 
     def DeleteVolume(self, request: Any) -> Any:
@@ -304,8 +306,14 @@ def refuse_elsewhere(wanted: Any, node: str) -> None:
     """What is made must be allowed on this node. Raises Refused(RESOURCE_EXHAUSTED)."""
     requisite = [dict(t.segments) for t in wanted.requisite]
     if requisite and all(s.get(TOPOLOGY) != node for s in requisite if s):
-        message_ = f"accessibility_requirements: this driver's disk is on {TOPOLOGY}={node} only"
+        message_ = (
+            f"accessibility_requirements: this driver's disk is on {TOPOLOGY}={node} only; ask for that"
+        )
         raise Refused(CODE.RESOURCE_EXHAUSTED, message_)
+
+
+def _told(parameters: dict[str, str]) -> str:
+    return f"({', '.join(f'{k}={v}' for k, v in sorted(parameters.items())) or 'none'})"
 
 
 def _source(given: Any) -> tuple[str, str]:

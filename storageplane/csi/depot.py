@@ -20,7 +20,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -94,6 +94,7 @@ class Depot:
         self.groups = Shelf(self.root / "csi" / "groups", Group, ADVICE)
         self._busy: set[str] = set()
         self._admission = threading.Lock()
+        self._copies: list[dict[str, int]] = []  # under way: bytes by what they draw on
         self._lock = threading.Lock()
         self.data.mkdir(mode=0o700, parents=True, exist_ok=True)
         for shelf in (self.volumes, self.snapshots, self.groups):
@@ -232,7 +233,8 @@ class Depot:
         drawn = [v for v in making if BACKENDS[v.backend].draws == draws]
         promised = sum(v.size for v in drawn if not self.content(v).exists())
         left = backends.room(self.root) if draws == "disk" else backends.memory(self.root)
-        return max(0, left - promised)
+        copied = sum(copy.get(draws, 0) for copy in self._copies)
+        return max(0, left - promised - copied)
 
     def machine(self) -> Machine:
         """What the machine has; what is free is asked anew at each admission."""
@@ -243,6 +245,41 @@ class Depot:
         """Between asking `free` and writing the record nobody else may ask."""
         with self._admission:
             yield
+
+    @contextmanager
+    def copying(self, sources: Sequence[Volume | Snapshot]) -> Iterator[None]:
+        """While these are copied nobody else is promised the room for it.
+
+        Raises Refused(RESOURCE_EXHAUSTED) where others were promised it before.
+        """
+        with self.admission():
+            needs = self.refuse_crowding(sources)
+            self._copies.append(needs)
+        try:
+            yield
+        finally:
+            self._copies.remove(needs)
+
+    def refuse_crowding(
+        self, sources: Sequence[Volume | Snapshot], over: bool | None = None
+    ) -> dict[str, int]:
+        """What copies of these take, by what they draw on. Raises Refused(RESOURCE_EXHAUSTED).
+
+        ``over``: whether the copies overcommit; None: each as its source.
+        """
+        needs: dict[str, int] = {}
+        for source in sources:
+            backend, place = BACKENDS[source.backend], self.place(source)
+            draws = backend.draws or "disk"
+            if over is not None:
+                place = place._replace(overcommit=over)
+            needs[draws] = needs.get(draws, 0) + backend.costs(place)
+        for draws, need in needs.items():
+            if need > (have := self.free(draws)):
+                advice = "remove something, or use a StorageClass with overcommit"
+                message = f"{backends.crowded(need, have, draws)}; {advice}"
+                raise Refused(CODE.RESOURCE_EXHAUSTED, message)
+        return needs
 
     def fill(self, new: Volume | Snapshot, source: Volume | Snapshot | None) -> None:
         """Make the data: empty, or a copy. Done already: fine. Raises KernelError, Invalid."""

@@ -1,7 +1,7 @@
-"""One instant of volumes that are in use, for as long as they are copied.
+"""Volumes that are copied while they are used: image file systems of one instant.
 
-An image that is staged is frozen (`host.freeze`); several are frozen before the first is copied, so that
-a group is of one instant. A directory has no instant: its files are copied one by one, after a sync.
+Rule: what has no instant (a directory, raw blocks) is synced, so that a copy has every write that was done
+      before it. Several images are frozen before the first is copied.
 """
 
 from __future__ import annotations
@@ -10,22 +10,29 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
-from ..host import freeze
+from ..host import freeze, loops
 from ..host.freeze import thaw
+from .depot import Depot
 from .volumes import Volume
 
 __all__ = ["frozen", "thaw"]
 
 
 @contextmanager
-def frozen(volumes: Sequence[Volume]) -> Iterator[None]:
-    """The mounted file systems of these images take no write inside; directories are synced."""
+def frozen(depot: Depot, volumes: Sequence[Volume]) -> Iterator[None]:
+    """The mounted file systems of these images take no write inside; what else is in use is synced."""
+    shown = [v for v in volumes if v.backend == "image" and v.stage and os.path.ismount(v.stage.path)]
+    if any(_used(depot, v) for v in volumes if v not in shown):
+        os.sync()
     with ExitStack() as stack:
-        for volume in volumes:
-            if volume.stage is None or not os.path.ismount(volume.stage.path):
-                continue
-            if volume.backend == "image":
-                stack.enter_context(freeze.frozen(volume.stage.path))
-            else:
-                os.sync()
+        for volume in shown:
+            assert volume.stage is not None
+            stack.enter_context(freeze.frozen(volume.stage.path))
         yield
+
+
+def _used(depot: Depot, volume: Volume) -> bool:
+    """Whether somebody may have written what is not on the disk yet."""
+    if volume.backend == "image":
+        return bool(loops.find(depot.content(volume)))
+    return volume.stage is not None

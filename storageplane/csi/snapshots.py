@@ -36,13 +36,17 @@ class Snapshots:
                 raise Refused(CODE.ALREADY_EXISTS, message_)
             if known is None or known.phase != "ready":
                 volume = self._depot.volume(request.source_volume_id)
-                known = self._record(known, name, request.name, volume)
-                with frozen([volume]):
+                with frozen(self._depot, [volume]), self._depot.copying(self._uncopied(known, volume)):
+                    known = self._record(known, name, request.name, volume)
                     known = self._copied(known, volume)
         made = self._shown(known)
         if request.HasField("accessibility_requirements"):
             del made["accessible_topology"]  # the caller knows; csi-test 5.6 compares it by its internals
         return message("CreateSnapshotResponse")(snapshot=made)
+
+    def _uncopied(self, known: Snapshot | None, volume: Volume) -> list[Volume]:
+        """The volume, unless a call that was cut off has copied it."""
+        return [] if known is not None and self._depot.content(known).exists() else [volume]
 
     def _record(
         self, known: Snapshot | None, name: str, called: str, volume: Volume, group: str = ""
@@ -59,6 +63,9 @@ class Snapshots:
 
     def _copied(self, snapshot: Snapshot, volume: Volume) -> Snapshot:
         self._depot.fill(snapshot, volume)
+        return self._ready(snapshot)
+
+    def _ready(self, snapshot: Snapshot) -> Snapshot:
         ready: Snapshot = amend(snapshot, phase="ready")
         self._depot.snapshots.put(snapshot.id, ready)
         return ready
@@ -127,18 +134,27 @@ class Snapshots:
         return message("CreateVolumeGroupSnapshotResponse")(group_snapshot=self._shown_group(known))
 
     def _make_group(self, called: str, volumes: Sequence[str], snapshots: Sequence[str]) -> Group:
+        """All members of one instant: what a call that was cut off has copied is of another, and goes."""
         sources = [self._depot.volume(volume) for volume in volumes]
+        for name in snapshots:
+            left = self._depot.peek(self._depot.snapshots, name)
+            if left is not None:
+                self._remove(left)
+        with frozen(self._depot, sources), self._depot.copying(sources):
+            return self._copy_group(called, sources, snapshots)
+
+    def _copy_group(self, called: str, sources: Sequence[Volume], snapshots: Sequence[str]) -> Group:
         group = Group(
-            id=id_of("group", called), name=called, volumes=tuple(volumes),
+            id=id_of("group", called), name=called, volumes=tuple(v.id for v in sources),
             snapshots=tuple(snapshots), created=now(),
         )  # fmt: skip
         self._depot.groups.put(group.id, group)
-        with frozen(sources):
-            for name, volume in zip(snapshots, sources, strict=True):
-                known = self._depot.peek(self._depot.snapshots, name)
-                if known is None or known.phase != "ready":
-                    record = self._record(known, name, f"{called}/{volume.name}", volume, group.id)
-                    self._copied(record, volume)
+        made = []
+        for name, volume in zip(snapshots, sources, strict=True):
+            made.append(self._record(None, name, f"{called}/{volume.name}", volume, group.id))
+            self._depot.fill(made[-1], volume)
+        for snapshot in made:  # none is shown before all are there
+            self._ready(snapshot)
         ready: Group = amend(group, phase="ready")
         self._depot.groups.put(group.id, ready)
         return ready

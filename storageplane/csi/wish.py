@@ -33,7 +33,9 @@ class Wish(NamedTuple):
         size = rounded if not self.limit or rounded <= self.limit else want
         if self.limit and size > self.limit:
             what = self.choice.fstype or self.choice.backend
-            message = f"capacity_range.limit_bytes {self.limit}: this {what} volume needs {size} bytes"
+            message = (
+                f"capacity_range.limit_bytes {self.limit}: this {what} volume needs {size} bytes; raise it"
+            )
             raise Refused(CODE.OUT_OF_RANGE, message)
         return size
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from netplane.model.errors import Invalid, KernelError, Unavailable
 
-from . import loops, progress
+from . import loops, progress, syscalls
 from .tree import translated
 
 MIB = 1 << 20
@@ -98,8 +98,9 @@ def shares_blocks(folder: Path) -> bool:
 
 
 def copy_tree(source: Path, target: Path) -> None:
-    """A copy of a directory's content with owners, modes, times, xattrs and links; reflinked."""
+    """A copy of a directory's content with owners, modes, times, xattrs and links; reflinked, and synced."""
     run("cp", "--archive", "--reflink=auto", "--sparse=always", "--", f"{source}/.", f"{target}/")
+    syscalls.syncfs(str(target))
 
 
 def _new_identity(image: Path, fstype: str) -> None:

@@ -64,6 +64,16 @@ _umount.argtypes = [_text, _int]
 _ENCODING, _ERRORS = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
 
 
+def syncfs(path: str) -> None:
+    """Everything in the file system of this directory is on its disk. Raises KernelError (EIO, ENOSPC)."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        if _libc.syncfs(fd) < 0:
+            raise KernelError(ctypes.get_errno(), f"sync the file system of {path}")
+    finally:
+        os.close(fd)
+
+
 @cache
 def _how(flags: int, resolve: int) -> Any:
     """struct open_how, which the kernel only reads."""

@@ -181,6 +181,13 @@ def until_there(path: Path) -> None:
         time.sleep(0.005)
 
 
+def grows_ext4() -> bool:
+    """Whether the kernel lets us grow a mounted ext4: CAP_SYS_RESOURCE, and not in a user namespace."""
+    status = Path("/proc/self/status").read_text().partition("CapEff:")[2].split()[0]
+    first, _, count = Path("/proc/self/uid_map").read_text().split()[:3]
+    return bool(int(status, 16) & 1 << 24) and (first, count) == ("0", "4294967295")
+
+
 @pytest.fixture
 def on_btrfs(tmp_path: Path) -> Iterator[Path]:
     """A directory on a btrfs of 400 MiB."""

@@ -8,9 +8,21 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import PROGRAM, Driver, mounts, until_there
+from storageplane.csi.client import Client
+from storageplane.csi.conformance.bed import Bed, run
+from storageplane.csi.conformance.checklist import CHECKS
+
+from .conftest import MIB, PROGRAM, Driver, mounts, tidy, until_there
 
 pytestmark = pytest.mark.root
+LIMITLESS = {"size-is-enforced", "stats-tell-the-volume"}  # what a directory is found to be
+SLOPPY = {
+    "delete-while-published",
+    "republish-with-other-arguments",
+    "second-target-of-a-single-writer",
+    "same-name-with-other-parameters",
+    "long-names-and-maps",
+}
 
 
 def judged(driver: Driver, *options: str) -> tuple[int, dict[str, str]]:
@@ -38,7 +50,7 @@ def test_ours_passes_every_check(driver: Driver, tmp_path: Path) -> None:
 def test_a_directory_is_found_to_have_no_limit(driver: Driver) -> None:
     status, lines = judged(driver, "--parameter", "backend=directory")
     assert status == 1
-    assert failures(lines) == {"size-is-enforced", "stats-tell-the-volume"}
+    assert failures(lines) == LIMITLESS
     assert "25165824 bytes went into a volume of 16777216" in lines["size-is-enforced"]
 
 
@@ -51,15 +63,47 @@ def test_what_green_drivers_do_wrong_is_found(tmp_path: Path) -> None:
         subprocess.run(f"losetup -n -O NAME,BACK-FILE | grep {tmp_path}/ | cut -d' ' -f1"
                        " | xargs -r losetup -d", shell=True, check=True)  # fmt: skip
     assert status == 1
-    assert failures(lines) >= {
-        "delete-while-published",
-        "republish-with-other-arguments",
-        "second-target-of-a-single-writer",
-        "same-name-with-other-parameters",
-        "long-names-and-maps",
-    }
+    assert failures(lines) >= SLOPPY
     assert "DeleteVolume: OK; FAILED_PRECONDITION is right" in lines["delete-while-published"]
     assert mounts(tmp_path) == []
+
+
+FAULTS = {  # the fault put into the driver: the check that finds it, and its words
+    "read_only": ("read-only-is-read-only", "EROFS is right"),
+    "unstage_loses_data": ("data-outlives-its-mounts", "another after unpublish"),
+    "snapshots_of_now": ("snapshots-are-of-their-moment", "not what the volume was"),
+    "clones_of_links": ("clones-are-apart", "changes its source"),
+    "not_twice": ("everything-twice", "NodeUnstageVolume is refused: FAILED_PRECONDITION"),
+    "ids_by_chance": ("one-name-at-once", "sixteen times at once"),
+    "ids_are_paths": ("ids-are-no-paths", "removed what lies at that path"),
+    "links_are_followed": ("targets-that-are-links", "led the mount to"),
+    "secrets_are_told": ("secrets-are-not-told", "holds the secret"),
+    "volumes_shrink": ("volumes-never-shrink", "shrank to 1048576"),
+    "volumes_are_elsewhere": ("topology-is-honest", "not accessible from the node"),
+    "topology_is_overlooked": ("topology-is-honest", "RESOURCE_EXHAUSTED is right"),
+    "members_go_alone": ("groups-go-as-groups", "DeleteSnapshot: OK; INVALID_ARGUMENT is right"),
+    "one_target_only": ("modes-are-kept-apart", "NodePublishVolume is refused"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_each_fault_is_found_by_its_check(tmp_path: Path, fault: str) -> None:
+    name, words = FAULTS[fault]
+    driver = Driver(tmp_path, program=(sys.executable, "-m", "tests.csi.faulty", fault))
+    client = Client(driver.socket)
+    try:
+        judged = Bed(client, tmp_path, {"backend": "directory"}, 16 * MIB)
+        (outcome,) = run(judged, {name: CHECKS[name]})
+    finally:
+        client.close()
+        driver.kill()
+        tidy(tmp_path)
+    assert outcome.word == "FAIL" and words in outcome.why, outcome
+
+
+def test_every_check_is_known_to_find_something() -> None:
+    found = {name for name, _ in FAULTS.values()}
+    assert found | SLOPPY | LIMITLESS == set(CHECKS)
 
 
 def test_a_wrong_command_line_is_refused(tmp_path: Path) -> None:

@@ -2,8 +2,9 @@
 
     before ── call, killed at step N ── start ── the same call ── its opposite ── before
 
-Compared: mounts, loop devices with what backs them, the tree beneath the root, what may still be
-promised, the driver's open descriptors, and on btrfs the qgroups that nobody has or remembers.
+Compared: mounts, loop devices with what backs them, the tree beneath the root, the bytes of the disk that
+are promised and of memory, the driver's open descriptors, and on btrfs the qgroups that nobody has or
+remembers. The root is a disk of its own, where nobody else takes room.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from typing import Any
 
 import grpc
 import pytest
+
+from storageplane import backends
 
 from .conftest import MIB, WRITER, Driver, loops, mounts, qgroups, tidy
 
@@ -92,10 +95,15 @@ class Mortal(Driver):
             "mounts": mounts(self.home),
             "loops": loops(self.home),
             "tree": sorted(str(p.relative_to(self.home)) for p in self._files()),
-            "promised": self.call("GetCapacity").available_capacity // (8 * MIB) > 0,
+            "promised": (self._promised(), backends.promised(self.root, "memory")),
             "qgroups": self._qgroups(),
             "open": sorted(p for p in held if p.startswith(str(self.home)) and not p.endswith("/log")),
         }
+
+    def _promised(self) -> int:
+        """Bytes of the disk that the driver holds for somebody."""
+        found = os.statvfs(self.root)
+        return found.f_bavail * found.f_frsize - self.call("GetCapacity").available_capacity
 
     def _qgroups(self) -> list[str]:
         """Those without a subvolume that are not noted for removal either: leaks."""
@@ -119,6 +127,10 @@ def mortal(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Mortal]:
     kind = request.node.callspec.params.get("kind")
     home: Path = request.getfixturevalue("on_btrfs") if kind == "btrfs" else tmp_path
     (home / "stage").mkdir()  # the orchestrator's
+    (home / "root").mkdir()
+    if kind != "btrfs":
+        argv = ["mount", "-t", "tmpfs", "-o", "size=256M", "disk", str(home / "root")]
+        subprocess.run(argv, check=True)
     made = Mortal(home)
     yield made
     made.end()
@@ -153,6 +165,7 @@ class Life:
             ("DeleteVolumeGroupSnapshot", {"group_snapshot_id": self.id("g", "group")}),
             ("DeleteSnapshot", {"snapshot_id": self.id("s", "snap")}),
             ("DeleteVolume", {"volume_id": clone}),
+            ("DeleteVolume", {"volume_id": self.id("w")}),
             ("DeleteVolume", {"volume_id": volume}),
         ]
 
@@ -173,7 +186,9 @@ class Life:
         staged: Call = ("NodeStageVolume", {**here, "staging_target_path": stage})
         shown: Call = ("NodePublishVolume", {**staged[1], "target_path": target})
         snap: Call = ("CreateSnapshot", {"source_volume_id": volume, "name": "s"})
-        group: Call = ("CreateVolumeGroupSnapshot", {"source_volume_ids": [volume], "name": "g"})
+        second: Call = ("CreateVolume", {**self.create[1], "name": "w"})
+        both = [volume, self.id("w")]
+        group: Call = ("CreateVolumeGroupSnapshot", {"source_volume_ids": both, "name": "g"})
         source = {"volume_content_source": {"volume": {"volume_id": volume}}}
         clone: Call = ("CreateVolume", {**self.create[1], "name": "clone", **source})
         grow: Call = (
@@ -193,7 +208,7 @@ class Life:
             "stage": (staged, made),
             "publish": (shown, [self.create, staged]),
             "snapshot": (snap, up),
-            "group": (group, up),
+            "group": (group, [*up, second]),
             "clone": (clone, up),
             "grow": (grow, made),
             "nodegrow": (nodegrow, [self.create, grow, staged, shown]),
@@ -202,7 +217,7 @@ class Life:
             "unstage": (undo["unstage"], [self.create, staged]),
             "detach": (undo["detach"], [self.create, attach]),
             "unsnap": (undo["unsnap"], [self.create, snap]),
-            "ungroup": (undo["ungroup"], [self.create, group]),
+            "ungroup": (undo["ungroup"], [self.create, second, group]),
             "delete": (("DeleteVolume", {"volume_id": volume}), made),
         }
 

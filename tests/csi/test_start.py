@@ -8,8 +8,12 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import signal
 import subprocess
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +41,25 @@ def dead_fuse(path: Path) -> None:
     with pytest.raises(OSError, match="not connected") as caught:
         os.statvfs(path)
     assert caught.value.errno == errno.ENOTCONN
+
+
+@contextmanager
+def broken(path: Path, code: int) -> Iterator[None]:
+    """A FUSE mount at ``path`` whose server is there and answers everything with this errno."""
+    if not os.path.exists("/dev/fuse"):
+        pytest.skip("no FUSE in this kernel")
+    argv = [sys.executable, "-m", "tests.mounts.fuse_server", str(path), str(code)]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout and server.stdout.readline() == "ready\n"
+        os.statvfs(path)
+        server.send_signal(signal.SIGUSR1)
+        assert server.stdout.readline() == "broken\n"
+        with pytest.raises(OSError, match=os.strerror(code)):
+            os.statvfs(path)
+        try:
+            yield
+        finally:
+            server.kill()
 
 
 def ids(home: Path) -> list[int]:
@@ -113,6 +136,38 @@ def test_a_dead_mount_is_replaced(driver: Driver, at: str) -> None:
         driver.publish(volume)
     assert (target / "word").read_text() == "kept"
     assert len([m for m in mounts(driver.home) if m == str(target)]) == 1
+
+
+@pytest.mark.parametrize("at", ["start", "call"])
+@pytest.mark.parametrize("code", [errno.ESTALE, errno.EIO, errno.EACCES])
+def test_a_mount_whose_server_answers_with_errors_is_replaced(driver: Driver, code: int, at: str) -> None:
+    volume = driver.create(parameters={"backend": "directory"})
+    target = driver.publish(volume)
+    (target / "word").write_text("kept")
+    if at == "start":
+        driver.kill()
+    unmount(target)
+    with broken(target, code):
+        if at == "start":
+            driver.start()
+        else:
+            (found,) = driver.call("NodeGetVolumeHealth", volume_id=volume).volume_health.health_statuses
+            assert found.reason == "MountCorrupted" and os.strerror(code) in found.message
+            driver.publish(volume)
+        assert (target / "word").read_text() == "kept"
+    assert len([m for m in mounts(driver.home) if m == str(target)]) == 1
+
+
+def test_a_mount_whose_server_answers_with_another_error_stays(driver: Driver) -> None:
+    volume = driver.create(parameters={"backend": "directory"})
+    target = driver.publish(volume)
+    driver.kill()
+    unmount(target)
+    with broken(target, errno.ENOMEM):
+        driver.start()
+        assert mounts(driver.home)[-1] == str(target)
+        assert not corrupt.replaced(str(target))
+        unmount(target)
 
 
 def test_only_a_dead_mount_is_taken_away(tmp_path: Path) -> None:

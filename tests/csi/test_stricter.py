@@ -6,9 +6,12 @@ import os
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 
-from .conftest import MIB, WRITER, Driver, loops, mounts
+from storageplane.csi import protocol
+
+from .conftest import MIB, WRITER, Driver, grows_ext4, loops, mounts
 
 pytestmark = pytest.mark.root
 BLOCK = {"block": {}, "access_mode": {"mode": 1}}
@@ -56,18 +59,46 @@ def test_several_writers_on_one_node_share_a_volume(driver: Driver) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "code"),
+    ("change", "code", "words"),  # what is wrong, and what to do
     [
-        ({"parameters": {"backend": "directory"}}, "ALREADY_EXISTS"),
-        ({"capacity_range": {"required_bytes": 128 * MIB}}, "ALREADY_EXISTS"),
-        ({"volume_capabilities": [BLOCK]}, "ALREADY_EXISTS"),
-        ({"name": "n" * 200}, "INVALID_ARGUMENT"),
-        ({"parameters": {"sice": "1"}}, "INVALID_ARGUMENT"),
-        ({"parameters": {"x" * 100: "y" * 5000}}, "INVALID_ARGUMENT"),
-        ({"capacity_range": {"required_bytes": 2, "limit_bytes": 1}}, "OUT_OF_RANGE"),
-        ({"capacity_range": {"required_bytes": 1 << 60}}, "ALREADY_EXISTS"),
-        ({"name": "huge", "capacity_range": {"required_bytes": 1 << 60}}, "RESOURCE_EXHAUSTED"),
-        ({"name": "tiny", "capacity_range": {"limit_bytes": 1000}}, "OUT_OF_RANGE"),
+        (
+            {"parameters": {"backend": "directory"}},
+            "ALREADY_EXISTS",
+            ["'v'", "other parameters (none)", "use another name"],
+        ),
+        (
+            {"capacity_range": {"required_bytes": 128 * MIB}},
+            "ALREADY_EXISTS",
+            ["another capacity 67108864", "use another name"],
+        ),
+        ({"volume_capabilities": [BLOCK]}, "ALREADY_EXISTS", ["another access type", "use another name"]),
+        ({"name": "n" * 200}, "INVALID_ARGUMENT", ["name: 200 bytes", "at most 128"]),
+        (
+            {"parameters": {"sice": "1"}},
+            "INVALID_ARGUMENT",
+            ["parameters[sice]", "there are backend, fsType"],
+        ),
+        ({"parameters": {"x" * 100: "y" * 5000}}, "INVALID_ARGUMENT", ["parameters", "at most 4096 bytes"]),
+        (
+            {"capacity_range": {"required_bytes": 2, "limit_bytes": 1}},
+            "OUT_OF_RANGE",
+            ["capacity_range", "required 2 and limit 1", "the limit not below"],
+        ),
+        (
+            {"capacity_range": {"required_bytes": 1 << 60}},
+            "ALREADY_EXISTS",
+            ["another capacity 67108864", "use another name"],
+        ),
+        (
+            {"name": "huge", "capacity_range": {"required_bytes": 1 << 60}},
+            "RESOURCE_EXHAUSTED",
+            [f"{1 << 60} bytes", "not promised yet on node n1", "remove something, or overcommit"],
+        ),
+        (
+            {"name": "tiny", "capacity_range": {"limit_bytes": 1000}},
+            "OUT_OF_RANGE",
+            ["capacity_range.limit_bytes 1000", "ext4 volume needs 1048576 bytes", "raise it"],
+        ),
         (
             {
                 "accessibility_requirements": {
@@ -75,12 +106,17 @@ def test_several_writers_on_one_node_share_a_volume(driver: Driver) -> None:
                 }
             },
             "RESOURCE_EXHAUSTED",
+            ["accessibility_requirements", "topology.storageplane.io/node=n1 only", "ask for that"],
         ),
-        ({"volume_content_source": {"snapshot": {"snapshot_id": "snap-0"}}}, "NOT_FOUND"),
+        (
+            {"volume_content_source": {"snapshot": {"snapshot_id": "snap-0"}}},
+            "NOT_FOUND",
+            ["snapshot 'snap-0' is not known", "list what there is"],
+        ),
     ],
 )
 def test_a_volume_that_is_not_what_the_name_holds_is_refused(
-    driver: Driver, change: dict[str, Any], code: str
+    driver: Driver, change: dict[str, Any], code: str, words: list[str]
 ) -> None:
     asked = {
         "name": "v",
@@ -89,7 +125,8 @@ def test_a_volume_that_is_not_what_the_name_holds_is_refused(
     }
     made = driver.call("CreateVolume", **asked).volume.volume_id
     assert driver.call("CreateVolume", **asked).volume.volume_id == made
-    assert driver.refused("CreateVolume", **{**asked, **change})[0] == code
+    found, why = driver.refused("CreateVolume", **{**asked, **change})
+    assert found == code and [word for word in words if word not in why] == [], why
     assert len(list((driver.root / "csi" / "data").iterdir())) == 1
 
 
@@ -163,6 +200,22 @@ def test_growth_is_seen_online_by_xfs_and_offline_by_ext4(driver: Driver) -> Non
         assert driver.refused("ControllerExpandVolume", **smaller)[0] == "OUT_OF_RANGE"
 
 
+def test_growth_is_seen_online_by_ext4(driver: Driver) -> None:
+    if not grows_ext4():
+        pytest.skip("a mounted ext4 grows only with CAP_SYS_RESOURCE")
+    volume = driver.create("v", 32 * MIB)
+    target = driver.publish(volume)
+    more = {"volume_id": volume, "capacity_range": {"required_bytes": 96 * MIB}}
+    with open(target / "held", "w") as held:
+        assert driver.call("ControllerExpandVolume", **more).node_expansion_required
+        driver.call("NodeExpandVolume", **more, volume_path=str(target))
+        space = os.statvfs(target)
+        assert space.f_blocks * space.f_frsize > 80 * MIB
+        held.write("and goes on")
+    (target / "large").write_bytes(bytes(64 * MIB))
+    assert (target / "held").read_text() == "and goes on"
+
+
 def test_a_block_volume_is_a_device_of_its_size(driver: Driver) -> None:
     volume = driver.create(capability=BLOCK)
     target = driver.publish(volume, "device", BLOCK)
@@ -220,6 +273,16 @@ def test_a_group_snapshot_goes_as_a_group(driver: Driver) -> None:
     assert driver.refused("DeleteSnapshot", snapshot_id=one)[0] == "INVALID_ARGUMENT"
     driver.call("DeleteVolumeGroupSnapshot", group_snapshot_id=made.group_snapshot_id)
     assert not driver.call("ListSnapshots").entries
+
+
+@pytest.mark.parametrize("method", ["GetMetadataAllocated", "GetMetadataDelta"])
+def test_snapshot_metadata_is_said_not_to_be_served(driver: Driver, method: str) -> None:
+    channel = grpc.insecure_channel(f"unix:{driver.socket}")
+    with channel, pytest.raises(grpc.RpcError) as caught:
+        list(channel.unary_stream(f"/csi.v1.SnapshotMetadata/{method}")(b"", timeout=10))
+    assert caught.value.code().name == "UNIMPLEMENTED"
+    services = [c.service.type for c in driver.call("GetPluginCapabilities").capabilities]
+    assert protocol.number("PluginCapability.Service.Type", "SNAPSHOT_METADATA_SERVICE") not in services
 
 
 def test_a_directory_says_that_its_size_is_not_enforced(driver: Driver) -> None:

@@ -2,8 +2,8 @@
 
     python -m tests.mounts.fuse_server DIR [ERRNO]
 
-Prints "ready" once it is mounted. From SIGUSR1 on it answers GETATTR with ERRNO, and prints "broken". The
-protocol is that of linux/fuse.h 7.31: INIT, GETATTR, and ENOENT or ENOSYS for the rest.
+Prints "ready" once it is mounted. From SIGUSR1 on it answers GETATTR and STATFS with ERRNO, and prints
+"broken". The protocol is that of linux/fuse.h 7.31: INIT, GETATTR, STATFS, and ENOENT or ENOSYS for the rest.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import signal
 import struct
 import sys
 
-LOOKUP, FORGET, GETATTR, INIT, INTERRUPT, BATCH_FORGET = 1, 2, 3, 26, 36, 42
+LOOKUP, FORGET, GETATTR, STATFS, INIT, INTERRUPT, BATCH_FORGET = 1, 2, 3, 17, 26, 36, 42
 MODE = 0o40755
 broken: list[int] = []
 
@@ -44,8 +44,10 @@ def main() -> None:
 def answer(opcode: int, node: int) -> tuple[int, bytes]:
     if opcode == INIT:
         return 0, struct.pack("<IIIIHHIIHHI28x", 7, 31, 0, 0, 0, 0, 4096, 1, 0, 0, 0)
-    if opcode == GETATTR and broken:
+    if opcode in (GETATTR, STATFS) and broken:
         return broken[0], b""
+    if opcode == STATFS:
+        return 0, struct.pack("<5Q10I", 0, 0, 0, 0, 0, 4096, 255, 4096, *[0] * 7)
     if opcode == GETATTR:  # never cached, so that every look asks us
         return 0, struct.pack("<QII6Q10I", 0, 0, 0, node, 0, 0, 0, 0, 0, 0, 0, 0, MODE, 2, 0, 0, 0, 4096, 0)
     return (errno.ENOENT if opcode == LOOKUP else errno.ENOSYS), b""

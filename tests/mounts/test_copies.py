@@ -92,6 +92,28 @@ def test_a_copy_takes_no_room_that_others_were_promised(bed: Bed, on_btrfs: Path
     assert images.shares_blocks(on_btrfs) and not images.shares_blocks(Path("/dev/shm"))
 
 
+@pytest.mark.parametrize("backend", ["image", "btrfs"])
+def test_a_source_whose_blocks_a_snapshot_shares_keeps_the_room_to_be_written(
+    on_btrfs: Path, backend: str
+) -> None:
+    """A disk of 400 MiB: a claim of 64 MiB has 48 in use, and another all but 24 of the rest."""
+    mode = {"volumeMode": "Block"} if backend == "image" else {}
+    node = site(on_btrfs / "root", backend, "64Mi", **mode)
+    data = node.data("pvc-u1") / ("image" if backend == "image" else "tree/file")
+    with open(data, "r+b" if backend == "image" else "wb") as file:
+        file.write(os.urandom(48 * MIB))
+        os.fsync(file.fileno())
+    rest = backends.room(node.root) // MIB - 24
+    node.put(pvc("big", f"{rest}Mi", storageClassName="d", meta={"uid": "ub"}, **mode))
+    assert node.world.pvc("big").status.phase == "Bound"
+    node.put(volume_snapshot())
+    assert "ResourceExhausted: a copy takes" in node.snap().status.error.message
+    node.gone("PersistentVolumeClaim", "big")
+    assert node.snap().status.ready_to_use and node.snap().status.error is None
+    left = backends.room(node.root) // MIB
+    assert rest + 24 - 48 - 4 < left < rest + 24 - 48 + 4
+
+
 @pytest.mark.parametrize("left", [0, 2], ids=["for its record", "for its data"])
 def test_a_disk_that_is_full_is_said_and_the_copy_made_when_it_is_not(bed: Bed, left: int) -> None:
     disk = bed.base / "disk"

@@ -26,6 +26,7 @@ from storageplane.metrics import Operations
 from storageplane.pods import session
 from storageplane.pods.publish import publish, unpublish
 
+from ..csi.conftest import grows_ext4
 from ..sequences.storage_world import pod, pv, pvc, storage_class
 from .test_storage_cli import Machine, until
 
@@ -131,6 +132,10 @@ def test_an_image_is_a_wall_and_grows_and_tells_how_large_it_is(benches: Any) ->
     assert until(
         lambda: size(bench) == "192Mi" or bench.claim().status.conditions[0].type == "FileSystemResizePending"
     )
+    if grows_ext4():
+        assert until(lambda: size(bench) == "192Mi"), "it grows under its pod"
+        assert not bench.claim().status.conditions and fill(place, 120) == 0
+        (place / "filler").unlink()
     if (
         bench.claim().status.conditions
     ):  # ext4 grows mounted only with CAP_SYS_RESOURCE: the next stage does it

@@ -34,6 +34,7 @@ RATES = f"{FEATURES}::test_bandwidth_holds_and_goes"
 SEGMENT = f"{PORTS}::test_a_network_of_its_own_has_ports_too"
 MAPPED = f"{PORTS}::test_a_port_is_reached_from_everywhere_in_both_families"
 CHOSEN = f"{FEATURES}::test_several_addresses_from_several_ranges"
+FORCED = "netns/test_cni_bridges.py::test_another_address_on_the_bridge_is_an_error_or_replaced"
 STANDALONE = "netns/test_cni_standalone.py::test_host_locals_own_words"
 MAC = f"{KINDS}::test_the_mac_that_counts"
 
@@ -63,7 +64,7 @@ SAME: list[tuple[str, str, dict[str, Any], dict[str, Any], str]] = [
     ("bridge", "bridge", OWN, {**OWN, "bridge": "br9"}, SEGMENT),
     ("bridge", "isGateway", OWN, {**OWN, "isGateway": True}, CHOSEN),
     ("bridge", "isDefaultGateway", OWN, {**OWN, "isDefaultGateway": True}, SEGMENT),
-    ("bridge", "forceAddress", OWN, {**OWN, "forceAddress": True}, CHOSEN),
+    ("bridge", "forceAddress", OWN, {**OWN, "forceAddress": True}, FORCED),
     ("bridge", "ipMasq", OWN, {**OWN, "ipMasq": True}, SEGMENT),
     ("bridge", "ipMasqBackend", OWN, {**OWN, "ipMasqBackend": "nftables"}, SEGMENT),
     ("bridge", "mtu", OWN, {**OWN, "mtu": 1400}, "netns/test_cni_check.py::test_check_names_it"),
