@@ -331,7 +331,8 @@ def host_state(lab: Lab) -> dict[str, str]:
     # a flow's state and age change; bridges tell of multicast groups by themselves (IGMP)
     found["conntrack"] = re.sub(r"^.* dst=224\.0\.0\.22 .*\n", "", found["conntrack"], flags=re.M)
     found["conntrack"] = re.sub(r"^(\S+) .*?(src=)", r"\1 \2", found["conntrack"], flags=re.M)
-    asks = rf"^udp +src={re.escape(node.addresses[0])} \S+ \S+ dport=53 .*\n"  # the agent itself, at its start
+    # the agent itself asks its resolver at its start
+    asks = rf"^udp +src={re.escape(node.addresses[0])} \S+ \S+ dport=53 .*\n"
     found["conntrack"] = re.sub(asks, "", found["conntrack"], flags=re.M)
     found["filters"] = "\n".join(line for line in found["filters"].splitlines() if "permanent" in line)
     found = {name: "\n".join(sorted(text.splitlines())) for name, text in found.items() if name != "nft"} | {

@@ -22,7 +22,7 @@ from typing import Any
 import click
 import pytest
 from click.testing import CliRunner
-from dnslib import QTYPE, RCODE, RR, A, DNSRecord
+from dnslib import RCODE, DNSRecord
 
 from netplane.commands import dns as commands
 from netplane.dns.server import DnsServer
@@ -30,6 +30,8 @@ from netplane.dns.table import NameTable
 from netplane.kernel import netns
 from netplane.model.errors import Invalid, KernelError
 from netplane.model.facts import Plan, Record
+
+from ..dns_upstreams import honest, lies, silent
 
 pytestmark = pytest.mark.root
 
@@ -322,33 +324,6 @@ def respond(net: dict[str, str]) -> Iterator[Callable[..., tuple[str, int]]]:
         with contextlib.suppress(OSError):  # ENOTCONN, but it wakes the thread that waits
             sock.shutdown(socket.SHUT_RDWR)
         sock.close()
-
-
-def right(query: DNSRecord) -> DNSRecord:
-    reply = query.reply()
-    reply.add_answer(RR(query.q.qname, QTYPE.A, rdata=A("192.0.2.1"), ttl=60))
-    return reply
-
-
-def lies(query: DNSRecord) -> Iterator[bytes]:
-    reply = right(query)
-    reply.rr[0].rdata = A("6.6.6.6")
-    true, bad = bytes(reply.pack()), reply.pack()
-    yield bytes(bad[:2]) + b"garbage"
-    yield bytes((bad[0] ^ 1,)) + true[1:]  # another id
-    yield true[:2] + bytes((true[2] & 0x7F,)) + true[3:]  # not a response
-    yield true[:-2]  # cut off
-    other = right(DNSRecord.question("evil.com"))
-    other.header.id = query.header.id
-    yield bytes(other.pack())
-
-
-def honest(query: DNSRecord) -> Iterator[bytes]:
-    yield bytes(right(query).pack())
-
-
-def silent(_: DNSRecord) -> Iterator[bytes]:
-    return iter(())
 
 
 def test_lies_are_passed_over_and_the_true_reply_counts(
