@@ -101,9 +101,12 @@ class Mortal(Driver):
         }
 
     def _promised(self) -> int:
-        """Bytes of the disk that the driver holds for somebody."""
-        found = os.statvfs(self.root)
-        return found.f_bavail * found.f_frsize - self.call("GetCapacity").available_capacity
+        """Bytes of the disk that the driver holds for somebody, once btrfs has given back what is gone."""
+        before, after, left = -1, 0, 0
+        while before != after:
+            before, left = _free(self.root), self.call("GetCapacity").available_capacity
+            after = _free(self.root)
+        return after - left
 
     def _qgroups(self) -> list[str]:
         """Those without a subvolume that are not noted for removal either: leaks."""
@@ -120,6 +123,11 @@ class Mortal(Driver):
         for top, folders, files in os.walk(self.root):
             yield from (Path(top) / name for name in (*folders, *files) if name != "qgroups.gone")
         yield from (p for p in self.home.iterdir() if p.name.startswith(("stage", "target")))
+
+
+def _free(root: Path) -> int:
+    found = os.statvfs(root)
+    return found.f_bavail * found.f_frsize
 
 
 @pytest.fixture
