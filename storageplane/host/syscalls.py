@@ -93,6 +93,13 @@ def _call(operation: str, number: int, *args: object) -> int:
     return result
 
 
+def rename_to_free(at: int, old: str, new: str) -> None:
+    """Within one directory, to a name that nothing has (RENAME_NOREPLACE). Raises OSError (EEXIST, ENOENT)."""
+    if _libc.renameat2(at, old.encode(_ENCODING, _ERRORS), at, new.encode(_ENCODING, _ERRORS), 1) < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), new)
+
+
 def openat2(at: int, path: str, flags: int, resolve: int) -> int:
     """A descriptor of ``path``, resolved beneath ``at`` under the RESOLVE_* rules."""
     fd = _openat2(OPENAT2, at, path.encode(_ENCODING, _ERRORS), _how(flags, resolve), 24)

@@ -126,18 +126,29 @@ def staging(name: str) -> str:
 
 
 def _make_one(at: int, name: str, mode: int, owner: tuple[int, int]) -> None:
+    if _is_made(at, name):
+        return
+    with suppress(FileExistsError):
+        os.mkdir(staging(name), 0o700, dir_fd=at)
+    try:
+        with opened(at, staging(name), _DIRECTORY) as fresh:
+            os.fchown(fresh, *owner)
+            os.fchmod(fresh, mode)
+        syscalls.rename_to_free(at, staging(name), name)  # an empty one of another maker has users by now
+    except (OSError, KernelError):
+        if not _is_made(at, name):
+            raise
+        with suppress(OSError):  # another maker was quicker
+            os.rmdir(staging(name), dir_fd=at)
+
+
+def _is_made(at: int, name: str) -> bool:
     try:
         if not stat.S_ISDIR(os.stat(name, dir_fd=at, follow_symlinks=False).st_mode):
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), name)
-        return
     except FileNotFoundError:
-        pass
-    with suppress(FileExistsError):
-        os.mkdir(staging(name), 0o700, dir_fd=at)
-    with opened(at, staging(name), _DIRECTORY) as fresh:
-        os.fchown(fresh, *owner)
-        os.fchmod(fresh, mode)
-    os.rename(staging(name), name, src_dir_fd=at, dst_dir_fd=at)
+        return False
+    return True
 
 
 def remove(root: Path, path: str) -> None:

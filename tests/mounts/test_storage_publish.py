@@ -12,6 +12,8 @@ import errno
 import os
 import signal
 import stat
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from netplane.model.errors import Invalid, KernelError, Unavailable
 from netplane.model.facts import Plan
 from netplane.model.pods import Pod
 from storageplane.claims.bind import Binder
+from storageplane.host import tree
 from storageplane.host.mounts import Mounts
 from storageplane.pods import publish
 from storageplane.pods.journal import Journal
@@ -315,8 +318,6 @@ def test_nothing_beneath_a_mount_is_removed(bed: Bed) -> None:
 
 
 def test_a_tree_deeper_than_descriptors_and_paths_reach_is_removed(bed: Bed) -> None:
-    from storageplane.host import tree
-
     tree.make(bed.root, "volumes/v", 0o777)
     fd = os.open(bed.root / "volumes/v", os.O_RDONLY)
     for _ in range(3000):
@@ -422,3 +423,18 @@ def test_a_damaged_record_is_named_and_refused(bed: Bed) -> None:
             bed.unpublish()
     path.write_bytes(good)
     assert bed.unpublish() == 1
+
+
+def test_many_may_make_one_directory_at_once(tmp_path: Path) -> None:
+    """Each finds it there, whoever was first, and what lies in it."""
+    for turn in range(60):
+        together = threading.Barrier(8)
+
+        def make(number: int, turn: int = turn, together: threading.Barrier = together) -> None:
+            together.wait()
+            tree.make(tmp_path, f"a{turn}/b/c{number % 2}", 0o750)
+
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(make, range(8)))
+        assert sorted(p.name for p in (tmp_path / f"a{turn}" / "b").iterdir()) == ["c0", "c1"]
+        assert [p.name for p in (tmp_path / f"a{turn}").iterdir()] == ["b"]
