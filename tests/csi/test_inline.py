@@ -140,7 +140,7 @@ def dying(tmp_path: Path) -> Iterator[Mortal]:
     tidy(tmp_path)
 
 
-@pytest.mark.parametrize("backend", ["directory", "image"])
+@pytest.mark.parametrize("backend", ["directory", pytest.param("image", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", ["NodePublishVolume", "NodeUnpublishVolume"])
 def test_killed_at_every_step_it_is_made_or_gone_by_the_same_call(
     dying: Mortal, backend: str, name: str

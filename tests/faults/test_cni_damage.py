@@ -122,7 +122,7 @@ def test_an_agent_says_so_and_puts_back_what_the_spare_holds(
         checkpointed(path)
         said = damage(path)
         with pytest.raises(AssertionError):
-            machine.start()
+            machine.start(wait=3)
         assert machine.process is not None and machine.process.wait(30) == 1
         machine.process = None
         last = machine.log().splitlines()[-1]

@@ -76,7 +76,7 @@ def add_with(machine: Machine, pod: str, network: dict[str, Any], step: int, pag
     return answer
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", ["bridge", pytest.param("macvlan", marks=pytest.mark.slow)])
 def test_the_disk_full_at_every_write_of_an_add(machine: Machine, make_netns: MakeNetns, name: str) -> None:
     """It says so and leaves nothing, though nothing can be written off either; with room again it works."""
     network, pod, first = NETWORKS[name], make_netns("pod"), make_netns("first")

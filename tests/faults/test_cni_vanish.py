@@ -55,7 +55,7 @@ def machine(make_netns: MakeNetns, tmp_path: Path) -> Iterator[Machine]:
         ("bridge", False),
         ("bridge", True),
         ("macvlan", False),
-        ("own", False),
+        pytest.param("own", False, marks=pytest.mark.slow),
         pytest.param("own", True, marks=pytest.mark.slow),
         pytest.param("ptp", False, marks=pytest.mark.slow),
         pytest.param("ptp", True, marks=pytest.mark.slow),
