@@ -1,7 +1,7 @@
-"""The kernel's own part of an ADD and a DEL: a veth pair into a bridge of so many ports, and away again.
+"""The kernel's own part of an ADD and a DEL: a veth pair into one bridge of all pods, and away again.
 
 Asked for as our agent asks for it, by the same calls, with nothing else to do: no agent, no process, no
-record. What this grows by with the ports is what any plugin's bridge grows by.
+record. What this grows by with the ports is what a plugin with one bridge grows by, and ours is spared.
 """
 
 from __future__ import annotations

@@ -61,14 +61,13 @@ class PathEdge:
         tunnel = overlay.device if "overlay" in config.rooms else ""
         path = FastPath(
             gateway_mac=bridge_mac(config.node),
-            bridge=BRIDGE,
             tunnel=tunnel,
             tunnel_mac=vtep_mac(config.node),
             vni=overlay.vni,
             port=overlay.port,
         )
         uplinks = dict.fromkeys(underlay_of(address)[0] for address in node_ips)
-        return PathConfig(tuple(filter(is_ethernet, uplinks)), path, boot_id)
+        return PathConfig(tuple(filter(is_ethernet, uplinks)), path, BRIDGE, boot_id)
 
     # --- forgetting ----------------------------------------------------------------------------
 

@@ -141,10 +141,13 @@ static __always_inline int np_decapsulate(struct __sk_buff *skb, const struct np
 static __always_inline int np_leave(struct __sk_buff *skb, const struct np_config *config,
 				    const struct np_packet *packet, __u32 outer)
 {
+	struct np_port *port;
+
 	if (outer)
 		return np_decapsulate(skb, config, packet->key.family);
-	if (packet->key.from == NP_POD && config->bridge)
-		return bpf_redirect(config->bridge, BPF_F_INGRESS);
+	port = packet->key.from == NP_POD ? np_port_get(skb->ifindex) : NULL;
+	if (port && port->bridge)
+		return bpf_redirect(port->bridge, BPF_F_INGRESS);
 	return TC_ACT_UNSPEC;
 }
 

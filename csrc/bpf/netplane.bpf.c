@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /* The packet path: it repeats what the kernel path has decided for a flow, and decides nothing.
  *
- *   np_from_pod     ingress of a pod's veth      np_to_bridge   egress of the bridge whose ports pods are
+ *   np_from_pod     ingress of a pod's veth      np_to_bridge   egress of a bridge whose ports pods are
  *   np_from_tunnel  ingress of the VXLAN device  np_to_tunnel   egress of the VXLAN device
  *   np_from_wire    ingress of the uplink        np_to_wire     egress of the uplink
  *

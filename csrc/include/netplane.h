@@ -6,7 +6,7 @@
 
 #include <linux/types.h>
 
-#define NP_ABI_VERSION 3
+#define NP_ABI_VERSION 4
 #define NP_FLOWS_MAX 32768
 #define NP_PORTS_MAX 4096
 #define NP_TUNNELS_MAX 1024
@@ -57,7 +57,6 @@ struct np_counter {
 /* The only element of np_config. Whoever changes what flows rest on counts `generation` up. */
 struct np_config {
 	__u32 generation;
-	__u32 bridge; /* ifindex of the bridge whose ports pods are, 0: none */
 	__u32 tunnel; /* ifindex of the VXLAN device, 0: none */
 	__u32 vni;
 	__be16 vxlan_port;
@@ -118,7 +117,8 @@ struct np_peer {
 
 /* Fast traffic of a port: what its pod sent, and what was sent to it (per CPU). */
 struct np_port {
-	__u64 flags; /* enum np_port_flags */
+	__u32 flags;  /* enum np_port_flags */
+	__u32 bridge; /* ifindex of the bridge that it is a port of, 0: none */
 	struct np_counter sent;
 	struct np_counter received;
 };

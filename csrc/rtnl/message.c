@@ -313,12 +313,30 @@ static void neighbour_put(struct np_batch_text *b, const struct np_pair_item *i,
 	put(b, NDA_PROTOCOL_OURS, &ours, 1);
 }
 
-void np_message_neighbour_delete(struct np_batch_text *b, const struct np_pair_item *i)
+static void neighbour_delete(struct np_batch_text *b, const struct np_pair_item *i)
 {
 	struct ndmsg head = { .ndm_family = i->family, .ndm_ifindex = i->link };
 
 	np_message_begin(b, RTM_DELNEIGH, 0, &head, sizeof(head));
 	put(b, NDA_DST, i->dst, width(i));
+}
+
+static void route_delete(struct np_batch_text *b, const struct np_pair_item *i)
+{
+	struct rtmsg head = {
+		.rtm_family = i->family,
+		.rtm_dst_len = i->bits,
+		.rtm_protocol = OURS,
+		.rtm_scope = RT_SCOPE_NOWHERE, /* whichever it has */
+	};
+
+	np_message_begin(b, RTM_DELROUTE, 0, &head, sizeof(head));
+	if (i->bits)
+		put(b, RTA_DST, i->dst, width(i));
+	if (i->metric)
+		put_u32(b, RTA_PRIORITY, i->metric);
+	put_u32(b, RTA_TABLE, i->table);
+	put_u32(b, RTA_OIF, i->link);
 }
 
 static uint32_t at_most_u32(uint64_t value)
@@ -358,4 +376,13 @@ void np_message_item(struct np_batch_text *b, const struct np_pair_item *item, i
 	};
 
 	puts[item->what](b, item, item->link ? (int)item->link : index);
+}
+
+/* A route or a neighbour on a link that is none of the pair's ends. */
+void np_message_item_delete(struct np_batch_text *b, const struct np_pair_item *item)
+{
+	if (item->what == NP_ITEM_ROUTE)
+		route_delete(b, item);
+	else
+		neighbour_delete(b, item);
 }

@@ -227,7 +227,7 @@ static void pair_wait(struct pair_job *j)
 	}
 }
 
-/* Neighbours on another link than the pair, which do not go with it: those that were not refused. */
+/* Routes and neighbours on another link than the pair, which do not go with it: those not refused. */
 static void pair_forget(struct pair_job *j)
 {
 	unsigned int place = 0;
@@ -239,7 +239,7 @@ static void pair_forget(struct pair_job *j)
 		if (item->inside || item->what == NP_ITEM_SHAPER)
 			continue;
 		if (item->link && !(j->lost & 1ull << place))
-			np_message_neighbour_delete(&j->batch, item);
+			np_message_item_delete(&j->batch, item);
 		place++;
 	}
 	if (j->batch.count)

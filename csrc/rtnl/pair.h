@@ -57,5 +57,5 @@ void np_message_link_delete(struct np_batch_text *b, int index, const char *name
 void np_message_clsact(struct np_batch_text *b, int index);
 void np_message_multicast_delete(struct np_batch_text *b, int index);
 void np_message_item(struct np_batch_text *b, const struct np_pair_item *item, int index);
-void np_message_neighbour_delete(struct np_batch_text *b, const struct np_pair_item *item);
+void np_message_item_delete(struct np_batch_text *b, const struct np_pair_item *item);
 #endif

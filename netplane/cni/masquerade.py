@@ -69,6 +69,11 @@ def localnet(link: str) -> Iterator[Fact]:
     conntrack has given replies their address back, as the kernel drops it without the setting.
     """
     yield from _LOCALNET
+    yield from opened(link)
+
+
+def opened(link: str) -> Iterator[Fact]:
+    """What `localnet` has for each link, where it is there for another anyway."""
     yield Element(of="cni-localnet", item=(link,))
     yield Sysctl(name=f"net/ipv4/conf/{link}/route_localnet", value="1")
 

@@ -3,11 +3,28 @@
 from __future__ import annotations
 
 import hashlib
+import re
 
 from ..model import checks
 
-BRIDGE = "npbr0"
-HEADROOM = "nphr0"  # its port that is no pod's
+
+def node_bridge(number: int) -> str:
+    """The node's bridges are npbr0, npbr1, … (see `nodebridges`)."""
+    return f"npbr{number}"
+
+
+def node_bridge_number(name: str) -> int | None:
+    """None for a bridge that is not the node's."""
+    found = re.fullmatch(r"npbr(0|[1-9][0-9]*)", name)
+    return int(found[1]) if found else None
+
+
+def headroom(number: int) -> str:
+    """The port of a node's bridge that is no pod's."""
+    return f"nphr{number}"
+
+
+BRIDGE, EVERY_BRIDGE = node_bridge(0), "npbr*"
 
 
 def attachment_name(node: str, container_id: str, ifname: str, network: str) -> str:

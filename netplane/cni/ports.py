@@ -132,19 +132,20 @@ def udp_flows(attachment: Attachment) -> list[Flows]:
 
 
 class HostPorts:
-    """The node's port mappings by holder. Thread-safe."""
+    """The node's port mappings by holder, from ``records`` when first asked. Thread-safe."""
 
-    def __init__(self) -> None:
+    def __init__(self, records: Callable[[], Iterable[Attachment]]) -> None:
         self._lock = threading.Lock()
+        self._records = records
+        self._known = False
         self._held: dict[Slot, dict[str, str]] = {}  # slot -> address ("" any) -> holder
         self._by_name: dict[str, list[tuple[Slot, str]]] = {}
 
-    def rebuild(self, records: Iterable[Attachment]) -> None:
-        """Begin anew; what was claimed meanwhile stays."""
-        for record in records:
-            with self._lock:
-                if record.name not in self._by_name:
-                    self._enter(record)
+    def _know(self) -> None:
+        if not self._known:
+            for record in self._records():
+                self._enter(record)
+            self._known = True
 
     def claim(self, attachment: Attachment, elsewhere: Callable[[str, int], str]) -> None:
         """All ports of the attachment, or none. ``elsewhere`` names another holder of a port, or "".
@@ -152,6 +153,7 @@ class HostPorts:
         Raises Unavailable, naming who holds a port.
         """
         with self._lock:
+            self._know()
             for port, version, _ in targets(attachment):
                 protocol = port.protocol.lower()
                 slot = (protocol, port.host_port, version)
@@ -172,6 +174,7 @@ class HostPorts:
 
     def release(self, name: str) -> None:
         with self._lock:
+            self._know()
             for slot, address in self._by_name.pop(name, ()):
                 held = self._held.get(slot, {})  # a record may name one slot twice
                 held.pop(address, None)

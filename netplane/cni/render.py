@@ -30,11 +30,11 @@ from ..model.nodes import Node
 from ..model.own import Attachment
 from ..model.snapshot import Snapshot
 from .ipam import gateway
-from .masquerade import isolation, localnet, masked
-from .names import BRIDGE, HEADROOM, bridge_mac
+from .masquerade import isolation, localnet, masked, opened
+from .names import BRIDGE, EVERY_BRIDGE, bridge_mac, headroom, node_bridge_number
 from .ports import render_ports
 from .shaping import render_guard, render_shaping
-from .wiring import FORWARDING, ROOM, isolated, render_interface
+from .wiring import FORWARDING, ROOM, further_bridge, isolated, render_interface
 
 BASE = Scope(ROOM)
 _NO_VNI = 0xFFFFFF  # the last there is
@@ -102,38 +102,44 @@ class CniRoom:
         return tuple(render_attachment(attachment, self.config))
 
 
-def _headroom(config: CniConfig) -> Link:
+def _headroom(bridge: str, config: CniConfig) -> Link:
     """A port that is never up: by it the bridge knows what room the tunnel's header takes before a packet.
 
     The bridge tells its ports (ndo_set_rx_headroom, Linux 4.6), so pods' packets are born with that room. A
     port that goes changes nothing of it; without, the kernel asks all ports anew, and tells them, each time.
     """
+    number = node_bridge_number(bridge) or 0
     return Link(
-        name=HEADROOM,
+        name=headroom(number),
         kind="vxlan",
         alias=f"{ALIAS}{ROOM}",
         mtu=config.pod_mtu,
-        master=BRIDGE,
+        master=bridge,
         up=False,
-        options=(("id", _NO_VNI), ("port", 8472)),
+        options=(("id", _NO_VNI - number), ("port", 8472)),
     )
+
+
+def _bridge(name: str, node: str, config: CniConfig) -> Iterator[Fact]:
+    """One of the bridges of the node's pods. All have one MAC: that of the gateway, which each of them is."""
+    yield Link(
+        name=name,
+        kind="bridge",
+        alias=f"{ALIAS}{ROOM}",
+        mtu=config.pod_mtu,
+        mac=bridge_mac(node),
+        # no port is sent multicast, and with snooping a port that goes costs as much as there are ports
+        options=(("mcast_snooping", 0),),
+    )
+    if config.tunnel:
+        yield _headroom(name, config)
 
 
 def render_base(node: Node, config: CniConfig) -> Iterator[Fact]:
     """The bridge, its addresses, forwarding, and masquerade; nothing before the node has pod CIDRs."""
     if not node.pod_cidrs:
         return
-    yield Link(
-        name=BRIDGE,
-        kind="bridge",
-        alias=f"{ALIAS}{ROOM}",
-        mtu=config.pod_mtu,
-        mac=bridge_mac(node.name),
-        # no port is sent multicast, and with snooping a port that goes costs as much as there are ports
-        options=(("mcast_snooping", 0),),
-    )
-    if config.tunnel:
-        yield _headroom(config)
+    yield from _bridge(BRIDGE, node.name, config)
     for cidr in node.pod_cidrs:
         network = ip_network(cidr)
         yield Address(link=BRIDGE, address=f"{gateway(cidr)}/{network.prefixlen}")
@@ -145,8 +151,8 @@ def render_base(node: Node, config: CniConfig) -> Iterator[Fact]:
         hook="output",
         priority="filter",
         rules=(
-            f'oifname "{BRIDGE}" icmp type redirect drop',
-            f'oifname "{BRIDGE}" icmpv6 type nd-redirect drop',
+            f'oifname "{EVERY_BRIDGE}" icmp type redirect drop',
+            f'oifname "{EVERY_BRIDGE}" icmpv6 type nd-redirect drop',
         ),
     )
     if config.ip_masq:
@@ -186,6 +192,9 @@ def render_attachment(attachment: Attachment, config: CniConfig) -> Iterator[Fac
     if spec.kind == "chained":
         yield from _tuned(attachment)
     else:
+        if further := further_bridge(attachment):
+            yield from _bridge(further, spec.node, config)
+            yield from opened(further)
         yield from render_interface(attachment)
     for name, value in spec.sysctls.items():
         yield Sysctl(name=name, value=value, netns=spec.netns)

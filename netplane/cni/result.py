@@ -67,7 +67,7 @@ def _interfaces(attachment: Attachment, newest: bool) -> Iterator[dict[str, Any]
     if spec.kind == "bridge":
         own = own_bridge(attachment)
         mac = spec.config.get(FOREIGN) or bridge_mac(f"{spec.node}/{own}" if own else spec.node)
-        yield _interface(own or BRIDGE, mac)
+        yield _interface(spec.bridge or BRIDGE, mac)
     if spec.kind != "macvlan":
         mac = host_mac(spec.kind, spec.host_ifname)
         yield _interface(spec.host_ifname, mac, mtu=spec.mtu if newest else 0)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..model import checks
 from .errors import CONFIG, Refused
-from .names import BRIDGE
+from .names import BRIDGE, EVERY_BRIDGE, node_bridge_number
 from .tuning import faults as sysctl_faults
 
 if TYPE_CHECKING:
@@ -39,8 +39,9 @@ def _links(config: NetConf) -> Iterator[str]:
             yield f"{key}: {name!r:.40} is not the name of an interface (1 to 15 characters)"
     if config.kind == "bridge" and not config.own_range:
         yield from _node_network(config)
-    elif config.bridge == BRIDGE:
-        yield f"bridge: {BRIDGE} is the node's own; a network with an ipam section has a bridge of its own"
+    elif node_bridge_number(config.bridge) is not None:
+        words = "a network with an ipam section has a bridge of its own"
+        yield f"bridge: {config.bridge} is the node's own ({EVERY_BRIDGE}); {words}"
 
 
 def _node_network(config: NetConf) -> Iterator[str]:

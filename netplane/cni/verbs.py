@@ -33,6 +33,7 @@ from .ipam import describe
 from .locks import Locks
 from .names import turn_name
 from .networks import Networks
+from .nodebridges import NodeBridges
 from .poddns import of_file, pod_dns
 from .podwriter import PodWriter
 from .ports import HostPorts, refuse_unreachable, udp_flows
@@ -52,13 +53,13 @@ class Verbs:
         self.host = host
         self.config = config
         self.networks = Networks(self._records, self._turns)
-        self.ports = HostPorts()
+        self.ports = HostPorts(self._records)
+        self._bridges = NodeBridges(self._records)
         self._pods = PodWriter(host)
         self._locks = Locks()
         self._owed: dict[str, Attachment] = {}  # record gone, kernel not yet clean
         self._begin = threading.Lock()
         self._cidrs: tuple[str, ...] = ()  # what the index and the base were last made for
-        self._ports_known = False
 
     def run(self, request: Request) -> dict[str, Any] | None:
         """Carry one request out; the result for stdout, None for nothing. Raises NetplaneError."""
@@ -79,6 +80,7 @@ class Verbs:
         self._check_free(request, self._record(snapshot, attachment.name))
         attachment = self._leased(attachment, request)
         try:
+            attachment = self._bridges.place(attachment)
             attachment, moved = bridges.settle(self.host, attachment, request, self._every)
             self._claim_ports(attachment)
             self.host.sync([Scope(ROOM, attachment.name)], lambda: self._claim(attachment))
@@ -208,14 +210,7 @@ class Verbs:
         if not attachment.spec.ports:
             return
         refuse_unreachable(attachment)
-        self._know_ports()
         self.ports.claim(attachment, self._node_port_holder)
-
-    def _know_ports(self) -> None:
-        with self._begin:
-            if not self._ports_known:
-                self.ports.rebuild(self._records())
-                self._ports_known = True
 
     def _node_port_holder(self, protocol: str, port: int) -> str:
         held = self.host.snapshot().get(Allocation, "", f"nodeport.{protocol}.{port}")
@@ -292,6 +287,7 @@ class Verbs:
 
     def _give_back(self, record: Attachment) -> None:
         self.ports.release(record.name)
+        self._bridges.release(record.name)
         ipam = self.networks.of(record)
         if ipam is not None:
             ipam.release(record.name)

@@ -1,6 +1,6 @@
 """An attachment's interface, addresses and routes, for each kind (pure).
 
-    bridge, node's pod CIDRs   eth0 ═ npv… ─ npbr0     routed: host addresses, all by the gateway
+    bridge, node's pod CIDRs   eth0 ═ npv… ─ npbr0…    routed: host addresses, all by the gateway
     bridge, own ranges         eth0 ═ npv… ─ <bridge>  one segment, as the reference plugin has it
     ptp                        eth0 ═ npv…             routed, no bridge
     macvlan                    eth0 ─ <master>         the master's segment; nothing on the node
@@ -12,6 +12,8 @@ Rule 2: on the node's bridge nothing is flooded to pods but unicast: their neigh
         policy by. What a pod sends to all reaches the gateway alone.
 Rule 3: a bridge that is not the node's is wanted by its attachments alone: it goes with the last. One that
         somebody else made (`FOREIGN` in the record) is no fact of ours, what we put on it is (bridges.py).
+Rule 4: the pod CIDRs are npbr0's, so a pod on another of the node's bridges (nodebridges.py), which has the
+        gateway's address, too, has a route of its own.
 """
 
 from __future__ import annotations
@@ -93,10 +95,20 @@ def _macvlan(attachment: Attachment) -> Link:
     )
 
 
+def on_node_bridge(attachment: Attachment) -> bool:
+    """Whether its host end is a port of one of the bridges of the node's pods."""
+    return attachment.spec.kind == "bridge" and not attachment.spec.ipam
+
+
+def further_bridge(attachment: Attachment) -> str:
+    """The bridge of the node's pods that it is on, unless that is the first; "" for that, or for none."""
+    name = attachment.spec.bridge
+    return name if on_node_bridge(attachment) and name not in ("", BRIDGE) else ""
+
+
 def own_bridge(attachment: Attachment) -> str:
     """The bridge that is this network's and not the node's; "" without one."""
-    spec = attachment.spec
-    return spec.bridge if spec.kind == "bridge" and spec.bridge not in ("", BRIDGE) else ""
+    return "" if on_node_bridge(attachment) or attachment.spec.kind != "bridge" else attachment.spec.bridge
 
 
 def _own_bridge(attachment: Attachment) -> Iterator[Fact]:
@@ -151,11 +163,14 @@ def _address(attachment: Attachment, entry: AttachmentIP) -> Iterator[Fact]:
     if routed and entry.gateway:
         yield Route(dst=entry.gateway + wide, link=spec.ifname, netns=spec.netns, scope="link")
     if spec.kind == "bridge":
-        name = own_bridge(attachment)
+        name, further = own_bridge(attachment), further_bridge(attachment)
         if name and gateway_address(entry) in gateways(attachment):
             yield Address(link=name, address=gateway_address(entry))
+        if further:
+            yield Address(link=further, address=entry.gateway + wide)
+            yield Route(dst=plain + wide, link=further, scope="link")
         if not name or spec.config.get("isGateway"):
-            yield Neighbour(link=name or BRIDGE, address=plain, mac=spec.mac)
+            yield Neighbour(link=spec.bridge or BRIDGE, address=plain, mac=spec.mac)
     elif spec.kind == "ptp":
         yield Route(dst=plain + wide, link=spec.host_ifname, scope="link")
         yield Neighbour(link=spec.host_ifname, address=plain, mac=spec.mac)

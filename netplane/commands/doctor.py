@@ -13,6 +13,7 @@ import os
 import platform
 import re
 import shutil
+import socket
 import subprocess
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
@@ -21,7 +22,7 @@ from typing import NamedTuple
 
 import click
 
-from ..cni.names import BRIDGE
+from ..cni.names import BRIDGE, node_bridge_number
 from ..dns import loop
 from ..kernel import forwarding, probe
 from ..kernel.datapath import PathDriver
@@ -128,7 +129,7 @@ def _network() -> Iterator[Check]:
     dropped = Lack(
         "pods reach only their node: policy drop, and an accept of ours cannot undo it",
         'chain {"type": "firewall"} after netplane in the conflist, or'
-        f" iptables -I {forwarding.USERS} (without Docker: FORWARD) -i {BRIDGE} -j ACCEPT, and -o {BRIDGE};"
+        f" iptables -I {forwarding.USERS} (without Docker: FORWARD) -i npbr+ -j ACCEPT, and -o npbr+;"
         " ip6tables the same",
     )
     yield Check("forward policy", _forward_policy, dropped)
@@ -202,7 +203,8 @@ def _forward() -> str:
 
 def _forward_policy() -> str:
     """What forwards is dropped by nobody else's chain, or that chain lets pods through."""
-    found = forwarding.dropping(BRIDGE)
+    names = [name for _, name in socket.if_nameindex() if node_bridge_number(name) is not None]
+    found = forwarding.dropping(sorted(names) or [BRIDGE])
     shut = [one.chain for one in found if not one.opened]
     if shut:
         raise ValueError(f"{', '.join(shut)} drops what it does not accept")

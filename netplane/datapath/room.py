@@ -1,9 +1,11 @@
-"""Where the packet path's programs sit: at pods' host ends, the bridge, the tunnel's device and the uplink.
+"""Where the packet path's programs sit: at pods' host ends, their bridges, the tunnel's device, the uplink.
 
 Rule 1: the path only repeats what the kernel path does, so nothing waits for it: a pod is attached
         when its ADD is over (phase Ready), and until then its packets take the kernel path.
 Rule 2: what the programs would pass by keeps a port out: a guard at its ingress bars it: it has no
-        program. A queue at its root is gone through. Pods that the node's bridge does not route have no hook.
+        program. A queue at its root is gone through. Pods that are not routed by way of one of the node's
+        bridges have no hook.
+Rule 3: the hook of the node's first bridge is there always, that of another with its pods.
 """
 
 from __future__ import annotations
@@ -24,10 +26,11 @@ BASE = Scope(ROOM)
 
 
 class PathConfig(msgspec.Struct, frozen=True):
-    """``uplinks``: the links that hold the node's addresses."""
+    """``uplinks``: the links that hold the node's addresses; ``bridge``: the first of the node's pods."""
 
     uplinks: tuple[str, ...]
     path: FastPath
+    bridge: str = ""
     boot_id: str = ""
 
 
@@ -66,13 +69,13 @@ class PathRoom:
             return ()
         if attachment.spec.boot_id not in ("", self.config.boot_id):
             return ()
-        return tuple(_port(attachment, self.config.path.bridge))
+        return tuple(_port(attachment, self.config.bridge))
 
     def why_not(self, attachment: Attachment) -> str:
         """Why what this pod sends always takes the kernel path; "" when it need not."""
         assert self.config is not None
-        if _elsewhere(attachment, self.config.path.bridge):
-            return f"the pod is not on {self.config.path.bridge}, whose ports alone have the fast path"
+        if _elsewhere(attachment):
+            return "the pod is not on the node's own network, which alone has the fast path"
         if guard := _guarded(attachment):
             return f"the pod has {guard}, which every one of its packets must meet"
         return "" if attachment.phase == "Ready" else "the pod's ADD is not over"
@@ -86,24 +89,29 @@ def _matters(obj: object) -> bool:
 def _base(config: PathConfig) -> Iterator[Fact]:
     yield Sysctl(name=LIBERAL, value="1")
     yield config.path
-    yield Hook(link=config.path.bridge, place="bridge")
+    if config.bridge:
+        yield Hook(link=config.bridge, place="bridge")
     if config.path.tunnel:
         yield Hook(link=config.path.tunnel, place="tunnel")
     for uplink in config.uplinks:
         yield Hook(link=uplink, place="wire")
 
 
-def _port(attachment: Attachment, bridge: str) -> Iterator[Fact]:
-    if _elsewhere(attachment, bridge):
+def _port(attachment: Attachment, first: str) -> Iterator[Fact]:
+    if _elsewhere(attachment):
         return
     spec = attachment.spec
     shaped = bool(spec.bandwidth and spec.bandwidth.ingress_rate)
     guarded = bool(_guarded(attachment))
-    yield Hook(link=spec.host_ifname, place="pod", barred=guarded, shaped=shaped, mac=spec.mac)
+    bridge = spec.bridge or first
+    if bridge != first:
+        yield Hook(link=bridge, place="bridge")
+    yield Hook(spec.host_ifname, "pod", barred=guarded, shaped=shaped, mac=spec.mac, bridge=bridge)
 
 
-def _elsewhere(attachment: Attachment, bridge: str) -> bool:
-    return attachment.spec.kind != "bridge" or attachment.spec.bridge != bridge
+def _elsewhere(attachment: Attachment) -> bool:
+    """Networks with addresses of their own have a segment of their own."""
+    return attachment.spec.kind != "bridge" or bool(attachment.spec.ipam)
 
 
 def _guarded(attachment: Attachment) -> str:

@@ -235,7 +235,7 @@ class PathDriver:
         if hook.place != "pod":
             self._base[hook.link] = (hook, ifindex)
         elif self._ports is not None:
-            self._ports.put(hook, ifindex)
+            self._ports.put(hook, ifindex, _ifindex(hook.bridge))
         ways = self._all_ways() if hook.place == "pod" else self._all_ways()[-1:]
         chosen = next(w for w in ways if all(w.attach(ifindex, side, one) for side, one in wanted.items()))
         for side, _ in SIDES:
@@ -256,7 +256,7 @@ class PathDriver:
     def _configure(self, path: FastPath) -> None:
         self._ready()
         config, ffi = self._config, bpf.abi()
-        config.bridge, config.tunnel = _ifindex(path.bridge), _ifindex(path.tunnel)
+        config.tunnel = _ifindex(path.tunnel)
         config.vni, config.vxlan_port = path.vni, socket.htons(path.port)
         ffi.memmove(config.gateway_mac, _mac(path.gateway_mac), 6)
         ffi.memmove(config.tunnel_mac, _mac(path.tunnel_mac), 6)
@@ -265,12 +265,8 @@ class PathDriver:
         config.enabled = 1
 
     def _points_at(self) -> bool:
-        """Whether the programs know the devices by their present indexes."""
-        path, config = self._path, self._config
-        return path is not None and (config.bridge, config.tunnel) == (
-            _ifindex(path.bridge),
-            _ifindex(path.tunnel),
-        )
+        """Whether the programs know the tunnel's device by its present index."""
+        return self._path is not None and self._config.tunnel == _ifindex(self._path.tunnel)
 
     def _switch_off(self) -> None:
         if self._config is not None:
@@ -309,12 +305,15 @@ class PathDriver:
     def look(self) -> None:
         """A device of the base that was made again gets its programs back; what fails, the loop mends."""
         for hook, ifindex in list(self._base.values()):
-            if _ifindex(hook.link) in (0, ifindex):
+            now = _ifindex(hook.link)
+            if now in (0, ifindex):
                 continue
             try:
                 if self._path is not None:
                     self._configure(self._path)
                 self._hook(hook)
+                if self._ports is not None:
+                    self._ports.move(ifindex, now)
             except KernelError as exc:
                 log.warning("%s", exc)
 

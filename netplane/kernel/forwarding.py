@@ -4,16 +4,18 @@ An accept in our table cannot undo a drop in another's, and what is not ours is 
 chain at `forward` with policy drop (Docker sets it with iptables) is to be seen, and said.
 
 Rule 1: it only reads; of the older iptables, which nft does not show, only where its table is there already.
-Rule 2: a chain lets pods through by rules for the bridge in both directions, in it or in Docker's
-        DOCKER-USER, or by the reference firewall plugin's chain, to which that plugin adds each pod.
+Rule 2: a chain lets pods through by rules for each of their bridges (one by one, or `npbr+`) in both
+        directions, in it or in Docker's DOCKER-USER, or by the reference firewall plugin's chain, to which
+        that plugin adds each pod.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,8 +34,8 @@ class Dropping(NamedTuple):
     opened: str
 
 
-def dropping(bridge: str) -> list[Dropping]:
-    """All such chains of this namespace. Raises KernelError, ImportError."""
+def dropping(bridges: Collection[str]) -> list[Dropping]:
+    """All such chains of this namespace; ``bridges`` are those of pods. Raises KernelError, ImportError."""
     found = []
     chains = [entry["chain"] for entry in _nft("list chains") if "chain" in entry]
     for chain in chains:
@@ -44,8 +46,8 @@ def dropping(bridge: str) -> list[Dropping]:
             there = [c["name"] for c in chains if (c["family"], c["table"]) == place]
             names = [chain["name"], *(name for name in (USERS,) if name in there)]
             rules = [entry for name in names for entry in _nft(f"list chain {' '.join(place)} {name}")]
-            found.append(Dropping(f"{' '.join(place)} {chain['name']}", _opened(_words(rules), bridge)))
-    return [*found, *_legacy(bridge)]
+            found.append(Dropping(f"{' '.join(place)} {chain['name']}", _opened(_words(rules), bridges)))
+    return [*found, *_legacy(bridges)]
 
 
 def _nft(command: str) -> list[dict[str, Any]]:
@@ -68,7 +70,8 @@ def _words(entries: Iterable[dict[str, Any]]) -> Iterator[str]:
             meta = one.get("match", {}).get("left", {})
             key = meta.get("meta", {}).get("key") if isinstance(meta, dict) else None
             if key in ("iifname", "oifname") and one["match"]["op"] == "==":
-                words.append(f"{'-i' if key == 'iifname' else '-o'} {one['match']['right']}")
+                name = str(one["match"]["right"])
+                words.append(f"{'-i' if key == 'iifname' else '-o'} {re.sub(r'[*]$', '+', name)}")
             elif "jump" in one:
                 words.append(f"-j {one['jump']['target']}")
             elif "accept" in one:
@@ -78,15 +81,21 @@ def _words(entries: Iterable[dict[str, Any]]) -> Iterator[str]:
         yield " ".join(words)
 
 
-def _opened(rules: Iterable[str], bridge: str) -> str:
+def _opened(rules: Iterable[str], bridges: Collection[str]) -> str:
     there = set(rules)
     if any(rule.endswith(f"-j {PLUGIN}") for rule in there):
         return f"the firewall plugin's {PLUGIN}"
-    both = {f"{way} {bridge} -j ACCEPT" for way in ("-i", "-o")}
-    return f"rules for {bridge}" if both <= there else ""
+    passed = all(_accepted(there, way, bridge) for way in ("-i", "-o") for bridge in bridges)
+    return f"rules for {', '.join(bridges)}" if passed else ""
 
 
-def _legacy(bridge: str) -> Iterator[Dropping]:
+def _accepted(rules: Collection[str], way: str, link: str) -> bool:
+    """By its name, or by the beginning of it."""
+    names = (link, *(f"{link[:size]}+" for size in range(len(link) + 1)))
+    return any(f"{way} {name} -j ACCEPT" in rules for name in names)
+
+
+def _legacy(bridges: Collection[str]) -> Iterator[Dropping]:
     for family, name in _LEGACY:
         program = shutil.which(name, path="/usr/sbin:/sbin:/usr/bin")
         tables = Path(f"/proc/net/{'ip' if family == 'ip' else 'ip6'}_tables_names")
@@ -97,4 +106,4 @@ def _legacy(bridge: str) -> Iterator[Dropping]:
         if "-P FORWARD DROP" in lines:
             mine = [line.partition(" ")[2].partition(" ") for line in lines if line.startswith("-A ")]
             rules = [rule for chain, _, rule in mine if chain in ("FORWARD", USERS)]
-            yield Dropping(f"{name} FORWARD", _opened(rules, bridge))
+            yield Dropping(f"{name} FORWARD", _opened(rules, bridges))

@@ -84,13 +84,13 @@ def _head(pair: Link, options: Mapping[str, str | int], masters: Mapping[str, in
 
 
 def _item(fact: Any, ends: _Ends) -> bytes:
-    """Raises KeyError for what lies elsewhere than on the pair, a neighbour on a known link excepted."""
+    """Raises KeyError for what lies elsewhere, but for routes and neighbours on a known link of ours."""
     inside, link = bool(fact.netns), 0
     if inside:
         if fact.netns != ends.netns or fact.link != ends.peer:
             raise KeyError(fact.link)
     elif fact.link != ends.name:
-        if type(fact) is not Neighbour:
+        if type(fact) not in (Route, Neighbour):
             raise KeyError(fact.link)
         link = ends.others[fact.link]
     return _PACKERS[type(fact)](fact, inside, link)

@@ -1,4 +1,4 @@
-"""What the packet path knows of each port of the bridge: its flags, its counters, and which pod is there.
+"""What the packet path knows of each port of a bridge: its flags, its counters, and which pod is there.
 
 Rule 1: the path sends to a port what has its pod's MAC, so an entry goes before its port's name or its
         pod's MAC can be another's: at once, never later.
@@ -8,11 +8,14 @@ Rule 2: what an earlier process left of a port that has gone meanwhile is taken 
 from __future__ import annotations
 
 import socket
+import struct
 import sys
 from collections.abc import Mapping
 
 from ..model.facts import Hook
 from . import bpf
+
+_STATE = struct.Struct("=II")  # struct np_port begins so: flags, and the index of the bridge
 
 
 class Ports:
@@ -34,16 +37,26 @@ class Ports:
             else:
                 self._ports.drop(key)
 
-    def put(self, hook: Hook, ifindex: int) -> None:
-        """Raises KernelError."""
+    def put(self, hook: Hook, ifindex: int, bridge: int) -> None:
+        """``bridge``: the index of the hook's. Raises KernelError."""
         self.drop(hook.link)
         lib = bpf.constants()
         flags = hook.barred * lib["NP_PORT_BARRED"] | hook.shaped * lib["NP_PORT_SHAPED"]
         self._at[hook.link] = ifindex
-        self._ports.put(_u32(ifindex), flags.to_bytes(8, sys.byteorder).ljust(self._ports.value_size, b"\0"))
+        self._write(_u32(ifindex), flags, bridge)
         if hook.mac:
             self._macs[ifindex] = bytes.fromhex(hook.mac.replace(":", "")) + bytes(2)
             self._pods.put(self._macs[ifindex], _u32(ifindex))
+
+    def _write(self, key: bytes, flags: int, bridge: int) -> None:
+        self._ports.put(key, _STATE.pack(flags, bridge).ljust(self._ports.value_size, b"\0"))
+
+    def move(self, before: int, after: int) -> None:
+        """A bridge was made again and has another index. Raises KernelError."""
+        for key, value in list(self._ports.items()):
+            flags, bridge = _STATE.unpack_from(value)
+            if bridge == before:
+                self._write(key, flags, after)
 
     def drop(self, link: str) -> None:
         """Also when the device went before, whose index no other will ever have."""
@@ -60,20 +73,27 @@ class Ports:
         value = self._ports.get(_u32(ifindex))
         if value is None:
             return None
-        flags, lib = _number(value[:8]), bpf.constants()
+        (flags, bridge), lib = _STATE.unpack_from(value), bpf.constants()
+        barred, shaped = bool(flags & lib["NP_PORT_BARRED"]), bool(flags & lib["NP_PORT_SHAPED"])
         mac = self._macs.get(ifindex, b"")[:6].hex(":")
-        return Hook(
-            link, "pod", bool(flags & lib["NP_PORT_BARRED"]), bool(flags & lib["NP_PORT_SHAPED"]), mac
-        )
+        return Hook(link, "pod", barred, shaped, mac, _name(bridge))
 
     def counters(self) -> dict[str, tuple[int, int, int, int]]:
         """By device: packets and bytes that its pod sent, and that it received, on the fast path."""
         names, found = dict(socket.if_nameindex()), {}
         for key, values in self._ports.items():
             words = memoryview(values).cast("Q")
-            if name := names.get(_number(key)):  # per CPU: flags, packets and bytes sent, and received
+            if name := names.get(_number(key)):  # per CPU: its state, packets and bytes sent, and received
                 found[name] = (sum(words[1::5]), sum(words[2::5]), sum(words[3::5]), sum(words[4::5]))
         return found
+
+
+def _name(ifindex: int) -> str:
+    """ "" when it is gone."""
+    try:
+        return socket.if_indextoname(ifindex)
+    except OSError:
+        return ""
 
 
 def _number(data: bytes) -> int:

@@ -383,10 +383,11 @@ class HealthCheck(Fact, frozen=True):
 
 
 class Hook(Fact, frozen=True):
-    """The packet path's programs at a link. ``place``: pod (a port of the bridge), bridge, tunnel or wire.
+    """The packet path's programs at a link. ``place``: pod (a port of a bridge), bridge, tunnel or wire.
 
     ``barred``: what enters there never takes the fast path (a guard stands behind it); ``shaped``: what
-    leaves there goes through the link's queue, not around it; ``mac``: of the pod behind the port.
+    leaves there goes through the link's queue, not around it; ``mac``: of the pod behind the port;
+    ``bridge``: that it is a port of.
     """
 
     TYPE: ClassVar[str] = "hook"
@@ -396,6 +397,7 @@ class Hook(Fact, frozen=True):
     barred: bool = False
     shaped: bool = False
     mac: str = ""
+    bridge: str = ""
 
     @property
     def key(self) -> FactKey:
@@ -408,7 +410,6 @@ class FastPath(Fact, frozen=True):
     TYPE: ClassVar[str] = "fastpath"
 
     gateway_mac: str  # frames of pods to this MAC are routed
-    bridge: str = ""  # whose ports pods are
     tunnel: str = ""  # the VXLAN device, "" without
     tunnel_mac: str = ""
     vni: int = 0

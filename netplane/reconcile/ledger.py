@@ -4,7 +4,9 @@ Rule 1: a fact that several scopes want is held until none does; they must want 
 Rule 2: the ledger remembers what was committed and never asks the driver on the hot path; `reset`
         takes over what the driver observes (at start, after an error, at leisure). What it cannot see
         (Driver.unseen) is removed when its last holder goes, whether it was seen or not.
-Rule 3: facts that nobody wants are removed by `sweep` only, which the caller allows once all scopes
+Rule 3: what somebody else changed is not what the holders want: a scope that wants what was committed may
+        have it back, alone.
+Rule 4: facts that nobody wants are removed by `sweep` only, which the caller allows once all scopes
         of a synced store are rendered.
 """
 
@@ -34,11 +36,15 @@ class Ledger:
     def __init__(self, unseen: Callable[[FactKey], bool] | None = None) -> None:
         self._unseen = unseen or (lambda _: False)
         self.have: dict[FactKey, Mark] = {}
+        self._meant: dict[FactKey, Mark] = {}  # what was committed of held facts that are otherwise now
         self._claims: dict[Scope, tuple[FactKey, ...]] = {}  # a set would cost five times a tuple
         self._holders: dict[FactKey, Scope | set[Scope]] = {}
 
     def reset(self, observed: Mapping[FactKey, Mark]) -> None:
         """Believe the driver: ``observed`` is what there is. Claims stay."""
+        for key, mark in self.have.items():
+            if key in self._holders and observed.get(key, mark) != mark:
+                self._meant.setdefault(key, mark)
         known = {key: key for key in self._holders}  # one copy of each key is enough
         self.have = {known.get(key, key): mark for key, mark in observed.items()}
 
@@ -80,7 +86,8 @@ class Ledger:
                 if have is _ABSENT:
                     add.append(fact)
                 elif have != mark:
-                    self._refuse_held(key, scope, updates)
+                    if self._meant.get(key, have) != mark:
+                        self._refuse_held(key, scope, updates)
                     change.append(fact)
         dropped = (key for key in self._dropped(claims) if key not in wanted)
         remove = [key for key in dropped if key in self.have or self._unseen(key)]
@@ -119,6 +126,9 @@ class Ledger:
     def commit(self, done: Difference) -> None:
         """Remember that the driver has carried the plan out."""
         self.have.update(done.wanted)
+        if self._meant:
+            settled = done.wanted.keys() | set(done.plan.remove)
+            self._meant = {key: mark for key, mark in self._meant.items() if key not in settled}
         for key in done.plan.remove:
             self.have.pop(key, None)
         for scope, mine in done.claims.items():

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from netplane.kernel import bpfhook, netns
 from netplane.kernel.bpfhook import EGRESS, INGRESS, Clsact, Hooks, Tcx
@@ -132,6 +133,20 @@ def test_a_device_that_was_made_again_gets_its_programs_back(place: str) -> None
     assert netns.call(place, held.observe) == {FACTS[0].key: FACTS[0]}
     netns.call(place, held.look)
     assert netns.call(place, held.observe)[("hook", "v1")] == Hook("v1", "wire")
+    held.close()
+
+
+def test_the_ports_of_a_bridge_that_was_made_again_lead_to_the_new_one(place: str) -> None:
+    """Else what their pods send would be received by nobody."""
+    held, port = driver(place, Clsact()), Hook("v0", "pod", shaped=True, bridge="bridge0")
+    netns.run(place, "ip", "link", "add", "bridge0", "type", "bridge")
+    netns.call(place, held.apply, Plan(add=(FACTS[0], Hook("bridge0", "bridge"), port, Hook("v1", "pod"))))
+    netns.run(place, "ip", "link", "del", "bridge0")
+    netns.run(place, "ip", "link", "add", "bridge0", "type", "bridge")
+    assert netns.call(place, held.observe)[port.key] == replace(port, bridge="")
+    netns.call(place, held.look)
+    found = netns.call(place, held.observe)
+    assert (found[port.key], found["hook", "v1"]) == (port, Hook("v1", "pod"))
     held.close()
 
 

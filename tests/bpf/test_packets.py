@@ -15,7 +15,7 @@ from scapy.layers.l2 import Dot1Q, Ether
 from scapy.layers.vxlan import VXLAN
 from scapy.packet import Packet, Raw, raw
 
-from .kit import HERE, MAC_A, MAC_B, REDIRECT, UNSPEC, Path, ends, now
+from .kit import HERE, MAC_A, MAC_B, REDIRECT, UNSPEC, Path, ends, now, struct
 
 pytestmark = pytest.mark.root
 
@@ -188,15 +188,20 @@ def test_an_entry_is_of_the_place_it_was_learnt_at(path: Path) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_pod_s_ordinary_packets_go_past_the_switching(path: Path, family: int) -> None:
     """Those that the kernel is to route; to it they have come by the bridge's device."""
-    path.configure(gateway_mac=HERE, bridge=1)
+    path.configure(gateway_mac=HERE)
+    ports, port = path.loaded.maps["np_ports"], (1).to_bytes(4, "little")
+    ports.put(port, struct("np_port", bridge=1))
     ordinary, opening = frame(family), frame(family)
     opening[TCP].flags = "S"
     for number, packet in enumerate((ordinary, opening), 1):
         assert path.run("np_from_pod", raw(packet)) == (REDIRECT, raw(packet))
         assert path.counted("MISS") + path.counted("CONTROL") == number
-    path.configure(gateway_mac=MAC_A, bridge=1)
+    path.configure(gateway_mac=MAC_A)
     for packet in (*(raw(one) for one in UNUSUAL.values()), raw(ordinary)):  # the last is for another MAC
         assert path.run("np_from_pod", packet) == (UNSPEC, packet)
+    ports.drop(port)
+    path.configure(gateway_mac=HERE)
+    assert path.run("np_from_pod", raw(ordinary)) == (UNSPEC, raw(ordinary))
 
 
 def test_a_routed_packet_goes_to_the_port_of_the_pod_s_mac(path: Path) -> None:

@@ -299,7 +299,6 @@ def test_the_ports_of_a_record_that_names_one_twice_go_with_it() -> None:
         node="n", container_id="c", ifname="eth0", netns="/n", network="net", ports=twice,
         host_ifname="v", mac="02:00:00:00:00:01", ips=(AttachmentIP(address="10.0.0.2/32"),),
     )  # fmt: skip
-    record, ports = Attachment(metadata=ObjectMeta(name="r"), spec=spec), HostPorts()
-    ports.rebuild([record])
+    record, ports = Attachment(metadata=ObjectMeta(name="r"), spec=spec), HostPorts(lambda: [record])
     ports.release("r")
     ports.claim(amend(record, spec=amend(spec, ports=twice[:1])), lambda *_: "")

@@ -70,7 +70,7 @@ def test_the_firewall_plugin_after_us_lets_pods_through(
     shut(node, "iptables", "ip6tables")
     found = finding(node, tmp_path)
     assert not found["ok"] and "ip filter FORWARD, ip6 filter FORWARD drops" in found["detail"]
-    assert '{"type": "firewall"}' in found["remedy"] and "-i npbr0 -j ACCEPT" in found["remedy"]
+    assert '{"type": "firewall"}' in found["remedy"] and "-i npbr+ -j ACCEPT" in found["remedy"]
     assert not any(pings(a, to) for to in ("192.168.77.1", four, six))
     after = [{"cniVersion": "1.0.0", "name": "net", "type": "firewall", "prevResult": one} for one in results]
     for pod, chained in zip((a, b), after, strict=True):
@@ -94,10 +94,15 @@ def test_rules_for_the_bridge_let_pods_through(
     shut(node, "iptables")
     node.run("iptables", "-I", "DOCKER-USER", "-i", "npbr0", "-j", "ACCEPT")
     assert not finding(node, tmp_path)["ok"] and not pings(a, "192.168.77.1")  # replies are dropped
-    node.run("iptables", "-I", "DOCKER-USER", "-o", "npbr0", "-j", "ACCEPT")
+    node.run("iptables", "-I", "DOCKER-USER", "-o", "npbr+", "-j", "ACCEPT")
     found = finding(node, tmp_path)
     assert found["ok"] and "pods pass by rules for npbr0" in found["detail"], found
     assert pings(a, "192.168.77.1")
+    node.run("ip", "link", "add", "npbr1", "type", "bridge")  # to which one rule leads, and one does not
+    assert not finding(node, tmp_path)["ok"]
+    node.run("iptables", "-I", "DOCKER-USER", "-i", "npbr+", "-j", "ACCEPT")
+    assert "npbr0, npbr1" in finding(node, tmp_path)["detail"]
+    node.run("ip", "link", "del", "npbr1")
     cni.delete(a)
 
 

@@ -117,6 +117,12 @@ def bridged6(pod: str) -> tuple[Any, ...]:
     )
 
 
+def further(pod: str) -> tuple[Any, ...]:
+    """On a bridge whose own network is not the pod's."""
+    routes = (Route(dst=dst, link="npbr0", scope="link") for dst in ("10.9.0.2/32", "fd00:9::2/128"))
+    return (*bridged4(pod), *routes, Neighbour(link="npbr0", address="fd00:9::2", mac=PEER_MAC))
+
+
 def several(pod: str) -> tuple[Any, ...]:
     """Several addresses of either family, and a route for each property."""
     in_pod = {"link": "eth0", "netns": pod}
@@ -196,7 +202,7 @@ def settled(paths: tuple[str, str]) -> tuple[dict[str, Any], dict[str, Any]]:
     raise AssertionError(f"it does not come to rest: {before}")
 
 
-@pytest.mark.parametrize("plan", [bridged4, bridged6, several, ptp])
+@pytest.mark.parametrize("plan", [bridged4, bridged6, further, several, ptp])
 def test_one_call_makes_what_the_general_way_makes(
     plan: Callable[[str], tuple[Any, ...]],
     paths: tuple[str, str],
@@ -229,6 +235,10 @@ def test_one_call_makes_what_the_general_way_makes(
 
 def refused_route(pod: str) -> tuple[Any, ...]:
     return (*bridged4(pod), Route(dst="192.0.2.0/24", link="eth0", via="198.51.100.1", netns=pod))
+
+
+def refused_further(pod: str) -> tuple[Any, ...]:
+    return (*further(pod), Route(dst="192.0.2.0/24", link="npbr0", via="198.51.100.1"))
 
 
 def refused_address(pod: str) -> tuple[Any, ...]:
@@ -288,7 +298,7 @@ def as_it_is(_: tuple[str, str]) -> None:
         (bridged4, no_namespace), (bridged4, a_file), (bridged4, taken_inside), (bridged4, taken_here),
         (refused_mtu, as_it_is), (refused_shaper, as_it_is), (refused_own_route, as_it_is),
         (refused_own_address, as_it_is), (refused_address, as_it_is), (refused_route, as_it_is),
-        (bridged6, no_ipv6), (bridged4, strangers_route),
+        (refused_further, as_it_is), (bridged6, no_ipv6), (bridged4, strangers_route),
     ],
     ids=lambda function: function.__name__,
 )  # fmt: skip
@@ -327,7 +337,8 @@ def test_a_call_that_is_refused_has_itself_taken_everything_back(paths: tuple[st
     driver = world(paths)
     netns.run(paths[1], "ip", "link", "set", "lo", "up")
     before = [holdings(path) for path in paths]
-    for plan in (refused_shaper, refused_route, refused_address, refused_own_route, refused_own_address):
+    own = (refused_own_route, refused_own_address, refused_further)
+    for plan in (refused_shaper, refused_route, refused_address, *own):
         told = linkpair.pack(plan(paths[1]), driver._masters, True)
         assert told is not None
         with driver._pool.take() as own:

@@ -12,6 +12,7 @@ import pytest
 
 from netplane.cni import frame as wire
 from netplane.cni.frame import Frame
+from netplane.cni.nodebridges import PODS
 from netplane.cni.render import CniConfig, CniRoom
 from netplane.cni.server import CniServer
 from netplane.cnihost import CniHost
@@ -66,7 +67,7 @@ class Machine:
         self.store = SqliteStore(str(directory / "state.db"))
         self.store.put(node(RANGE))
         config = CniConfig(cluster_cidrs=("10.244.0.0/16",), boot_id="boot-1")
-        path = PathConfig(("eth0",), FastPath(gateway_mac="02:00:00:00:00:01", bridge="npbr0"))
+        path = PathConfig(("eth0",), FastPath(gateway_mac="02:00:00:00:00:01"), "npbr0")
         policy = PolicyRoom("n1")
         rooms: list[Any] = [
             CniRoom("n1", config),
@@ -132,12 +133,15 @@ def test_an_add_and_a_del_cost_the_same_among_ten_pods_and_a_thousand(
     machine = Machine(tmp_path, make_netns("pod"))
     costs: dict[int, list[Counter[str]]] = {}
     there = 0
-    for pods in (10, 1000):
+    for pods in (10, PODS - 1, PODS + 10, 1000):
         for number in range(there, pods):
             machine("ADD", f"other-{number}")
         there = pods
         costs[pods] = [machine.costs(command) for command in ("ADD", "DEL")]
-    assert costs[10] == costs[1000]
+    assert costs[10] == costs[PODS - 1]
+    assert costs[PODS + 10] == costs[1000]
+    for first, further in zip(costs[10], costs[1000], strict=True):
+        assert further - first <= Counter(facts=1, diffed=6)  # its route; and its bridge, which is there
     add, delete = costs[10]
     assert add["statements"] <= 15 and add["plans"] <= 3 and add["renders"] <= 4, add
     assert add["wakes"] <= 1 and delete["wakes"] <= 1, (add, delete)  # of the loop, for what is not theirs

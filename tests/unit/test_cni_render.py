@@ -14,7 +14,7 @@ from netplane.cni.pods import CREATED, pod_down, pod_up
 from netplane.cni.render import BASE, CniConfig, CniRoom
 from netplane.cni.result import add_result
 from netplane.model.base import ObjectMeta, amend
-from netplane.model.facts import Address, Chain, Element, Link, Neighbour, Route, Scope
+from netplane.model.facts import Address, Chain, Element, Link, Neighbour, Route, Scope, Sysctl
 from netplane.model.own import Attachment, AttachmentIP, AttachmentRoute, AttachmentSpec
 from netplane.model.pods import Pod, PodSpec
 from netplane.model.snapshot import Snapshot
@@ -130,6 +130,26 @@ def test_an_attachment_is_a_veth_addresses_routes_and_neighbours() -> None:
         ("npbr0", "fd00:10:244:1::5", "02:00:00:00:00:05"),
     }
     assert ("link", "/n/c1", "lo") in {f.key for f in found}
+
+
+def test_a_pod_on_a_further_bridge_wants_that_bridge_and_its_own_route() -> None:
+    first, one = attachment(), attachment(bridge="npbr3")
+    config = msgspec.structs.replace(CONFIG, tunnel=True)
+    plain, found = (facts(node(), a, scope=Scope("cni", a.name), config=config) for a in (first, one))
+    more = [fact for fact in found if fact not in plain]
+    bridge, room, veth = (fact for fact in more if isinstance(fact, Link))
+    (own,) = (f for f in facts(node(), config=config) if isinstance(f, Link) and f.kind == "bridge")
+    assert bridge == msgspec.structs.replace(own, name="npbr3")  # its MAC, too
+    assert (room.name, room.master, dict(room.options)["id"]) == ("nphr3", "npbr3", 0xFFFFFF - 3)
+    assert veth.master == "npbr3" and dict(veth.options)["mcast_flood"] == 0
+    assert {f.address for f in more if isinstance(f, Address)} == {"10.244.1.1/32", "fd00:10:244:1::1/128"}
+    assert {(f.dst, f.link, f.scope) for f in more if isinstance(f, Route)} == {
+        ("10.244.1.5/32", "npbr3", "link"),
+        ("fd00:10:244:1::5/128", "npbr3", "link"),
+    }
+    assert {f.link for f in found if isinstance(f, Neighbour)} == {"npbr3"}
+    assert Sysctl("net/ipv4/conf/npbr3/route_localnet", "1") in more
+    assert Element(of="cni-localnet", item=("npbr3",)) in more
 
 
 def test_ports_of_a_bridge_share_a_mac_and_routed_ends_do_not() -> None:

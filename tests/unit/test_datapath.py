@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from prometheus_client import CollectorRegistry
 
 from netplane.agentconfig import AgentConfig
@@ -23,17 +24,17 @@ from netplane.pathedge import PathEdge
 MAC = "02:00:00:00:00:0a"
 PATH = FastPath(
     gateway_mac="02:00:00:00:00:01",
-    bridge="npbr0",
     tunnel="npvx0",
     tunnel_mac="02:00:00:00:00:02",
     vni=1,
     port=8472,
 )
-CONFIG = PathConfig(("eth0",), PATH, "boot-1")
+CONFIG = PathConfig(("eth0",), PATH, "npbr0", "boot-1")
 NODE = Node(metadata=ObjectMeta(name="n1"), spec=NodeSpec(pod_cidrs=("10.244.0.0/24",)))
 SPEC = AttachmentSpec(
     node="n1", container_id="c", ifname="eth0", netns="/n", network="x", host_ifname="npv1", bridge="npbr0"
 )
+POD_HOOK = Hook("npv1", "pod", bridge="npbr0")
 POD = Attachment(metadata=ObjectMeta(name="a.n1"), spec=SPEC, phase="Ready")
 
 
@@ -54,15 +55,16 @@ def test_the_node_has_hooks_at_its_bridge_tunnel_and_uplinks_once_it_has_pod_cid
 @pytest.mark.parametrize(
     ("changes", "hook"),
     [
-        ({}, Hook("npv1", "pod")),
-        ({"mac": MAC}, Hook("npv1", "pod", mac=MAC)),
-        ({"config": {"macspoofchk": True}}, Hook("npv1", "pod", barred=True)),
-        ({"bandwidth": Bandwidth(egress_rate=8)}, Hook("npv1", "pod", barred=True)),
-        ({"bandwidth": Bandwidth(ingress_rate=8)}, Hook("npv1", "pod", shaped=True)),
-        ({"boot_id": "boot-1"}, Hook("npv1", "pod")),
+        ({}, POD_HOOK),
+        ({"bridge": ""}, POD_HOOK),
+        ({"mac": MAC}, replace(POD_HOOK, mac=MAC)),
+        ({"config": {"macspoofchk": True}}, replace(POD_HOOK, barred=True)),
+        ({"bandwidth": Bandwidth(egress_rate=8)}, replace(POD_HOOK, barred=True)),
+        ({"bandwidth": Bandwidth(ingress_rate=8)}, replace(POD_HOOK, shaped=True)),
+        ({"boot_id": "boot-1"}, POD_HOOK),
         ({"boot_id": "boot-0"}, None),
         ({"kind": "ptp", "bridge": ""}, None),
-        ({"bridge": "cni0"}, None),
+        ({"bridge": "cni0", "ipam": "netplane"}, None),
         ({"kind": "macvlan", "bridge": "eth0"}, None),
         ({"node": "n2"}, None),
     ],
@@ -70,6 +72,11 @@ def test_the_node_has_hooks_at_its_bridge_tunnel_and_uplinks_once_it_has_pod_cid
 def test_a_pod_s_hook_follows_from_its_attachment(changes: dict[str, Any], hook: Hook | None) -> None:
     attachment = amend(POD, spec=amend(SPEC, **changes))
     assert rendered(attachment) == ([hook] if hook else [])
+
+
+def test_a_pod_on_a_further_bridge_has_that_bridge_s_hook_along() -> None:
+    further = amend(POD, spec=amend(SPEC, bridge="npbr3"))
+    assert rendered(further) == [Hook("npbr3", "bridge"), replace(POD_HOOK, bridge="npbr3")]
 
 
 def test_a_pod_has_no_hook_before_its_add_is_over_and_none_when_the_path_is_off() -> None:

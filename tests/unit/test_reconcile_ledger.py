@@ -56,6 +56,21 @@ def test_a_shared_fact_stays_until_nobody_wants_it() -> None:
     assert ledger.difference({B: ()}).plan.remove == (shared.key,)
 
 
+def test_what_somebody_else_changed_comes_back_for_one_holder_and_is_nobody_s_new_shape() -> None:
+    ledger, shared, other = Ledger(), element(80), element(80, "goto theirs")
+    ledger.commit(ledger.difference({A: (shared,), B: (shared,)}))
+    for _ in range(2):  # and it still is so at the next look
+        ledger.reset({shared.key: other.mark})
+    with pytest.raises(Conflict, match="another shape"):
+        ledger.difference({A: (element(80, "goto lb2"),)})
+    mended = ledger.difference({A: (shared,)})
+    assert mended.plan.change == (shared,)
+    ledger.commit(mended)
+    assert not ledger.difference({B: (shared,)}).plan
+    with pytest.raises(Conflict, match="another shape"):
+        ledger.difference({A: (other,)})
+
+
 def test_what_the_driver_cannot_see_goes_though_it_was_not_observed() -> None:
     """A macvlan lies in the pod's namespace: a DEL just after a look must take it away, too."""
     ledger = Ledger(unseen=lambda key: bool(key[1]))
