@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from netplane.cni.nodebridges import PODS
+from netplane.kernel import netns
 from netplane.lab import Lab
 from netplane.lab.settings import Settings
 
@@ -21,6 +23,7 @@ from ..cnirun import Cni, plain
 from ..datapath_world import Echo, eventually, remembered, talk
 from .test_cni_chain import host_state
 from .test_cni_features import pings
+from .test_cni_standalone import Machine
 
 pytestmark = pytest.mark.root
 MakeNetns = Callable[[str], str]
@@ -151,3 +154,22 @@ def test_an_agent_that_starts_anew_knows_which_bridges_are_full(world: Lab, make
     assert [cni.add(pod)["interfaces"][0]["name"] for pod in pods] == ["npbr0", "npbr1"]
     for pod in pods:
         cni.delete(pod)
+
+
+@pytest.mark.slow
+def test_without_an_agent_another_bridge_follows_one_that_has_no_port_left(
+    make_netns: MakeNetns, tmp_path: Path
+) -> None:
+    """Such an ADD sees no other pods until it is refused; so the first bridge has more of them."""
+    machine = Machine(make_netns("node"), tmp_path)
+    names = {machine("ADD", make_netns(f"p{n}"))["interfaces"][0]["name"] for n in range(PODS + 1)}
+    assert names == {"npbr0"}
+    lines = "".join(
+        f"link add d{n} type veth peer name e{n}\nlink set d{n} master npbr0\n"
+        for n in range(1023 - PODS - 1)
+    )
+    netns.run(machine.at, "ip", "-batch", "-", input=lines, stdin=None)
+    pod = make_netns("last")
+    assert machine("ADD", pod)["interfaces"][0]["name"] == "npbr1"
+    assert pings(pod, "10.244.7.1")
+    assert machine("DEL", pod) == "" and "npbr1" not in netns.run(machine.at, "ip", "link")
