@@ -11,10 +11,12 @@ import contextlib
 import functools
 import logging
 import os
+import select
 import socket
 import stat
 import struct
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -104,19 +106,20 @@ class CniServer:
             if not raw:
                 return
             try:
-                connection.sendall(_stranger(connection) or self.answer(raw))
+                given_up = functools.partial(_given_up, connection)
+                connection.sendall(_stranger(connection) or self.answer(raw, given_up))
             except OSError as exc:
                 log.warning("the answer to a CNI request was not taken (%s); the runtime will DEL", exc)
 
-    def answer(self, raw: bytes) -> bytes:
-        """One whole request frame into one answer frame; never raises."""
+    def answer(self, raw: bytes, given_up: Callable[[], bool] = lambda: False) -> bytes:
+        """One whole request frame into one answer frame; never raises. ``given_up`` as in `Verbs.run`."""
         frame = wire.Frame("")
         try:
             frame = wire.parse(raw)
             request = parse(frame)
             if frame.command != "DEL":  # a path under /proc may mean us by the time of DEL
                 _check_own_namespace(request.netns)
-            result = self.verbs.run(request)
+            result = self.verbs.run(request, given_up)
             return wire.answer(0, msgspec.json.encode(result) + b"\n" if result is not None else b"")
         except Exception as exc:
             return _failure(exc, frame.command, version_of(frame.config))
@@ -149,6 +152,13 @@ def _stranger(connection: socket.socket) -> bytes:
         return b""
     refused = Refused(ENVIRONMENT, f"this agent answers root and user {os.geteuid()}, not user {user}")
     return _failure(refused, "", "")
+
+
+def _given_up(connection: socket.socket) -> bool:
+    """Whether the other end is closed for both ways."""
+    poll = select.poll()
+    poll.register(connection, 0)
+    return bool(poll.poll(0))
 
 
 def _limit(connection: socket.socket) -> None:

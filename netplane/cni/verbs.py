@@ -61,12 +61,17 @@ class Verbs:
         self._begin = threading.Lock()
         self._cidrs: tuple[str, ...] = ()  # what the index and the base were last made for
 
-    def run(self, request: Request) -> dict[str, Any] | None:
-        """Carry one request out; the result for stdout, None for nothing. Raises NetplaneError."""
+    def run(self, request: Request, given_up: Callable[[], bool] = lambda: False) -> dict[str, Any] | None:
+        """Carry one request out; the result for stdout, None for nothing. Raises NetplaneError.
+
+        ``given_up``: nobody waits for the answer. Such an ADD is not begun: its DEL may have been answered.
+        """
         with delegate.clocked():
             verb = {"ADD": self.add, "DEL": self.remove, "CHECK": self.check}.get(request.command)
             if verb is not None:
                 with self._locks.hold((request.container_id, request.ifname)):
+                    if request.command == "ADD" and given_up():
+                        raise Unavailable("whoever asked for this ADD waits no longer; it is not done")
                     return verb(request)
             return {"STATUS": self.status, "GC": self.collect, "VERSION": _versions}[request.command](request)
 

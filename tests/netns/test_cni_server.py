@@ -23,6 +23,7 @@ from netplane.cni import delegate, tuning
 from netplane.cni.server import CniServer
 from netplane.commands.install import BINARY, install
 from netplane.kernel import netns
+from netplane.lab.runner import until
 from netplane.model.errors import Invalid
 from netplane.model.own import Attachment
 from tests.cnihost import CONFIG, MemoryHost
@@ -167,6 +168,30 @@ def test_a_dead_agents_socket_is_taken_over_and_a_file_is_not(host: NetnsHost, t
     with pytest.raises(Invalid, match="not a socket"):
         CniServer(path, host).start()
     assert Path(path).read_text() == "precious"
+
+
+def test_an_add_that_nobody_waits_for_is_not_done_after_its_del(
+    host: NetnsHost, tmp_path: Path, make_netns: MakeNetns
+) -> None:
+    """As when the agent stood still and takes up both at once: the ADD waits, for its DEL (us) came first."""
+    server, a = CniServer(str(tmp_path / "cni.sock"), host, CONFIG), make_netns("a")
+    server.start()
+    runtime = Runtime(server.path)
+    key = (os.path.basename(a), "eth0")
+    with server.verbs._locks.hold(key):
+        words = {"COMMAND": "ADD", "CONTAINERID": key[0], "NETNS": a, "IFNAME": "eth0", "PATH": "/"}
+        environment = {f"CNI_{word}": value for word, value in words.items()}
+        config = json.dumps(runtime.config).encode()
+        with subprocess.Popen([str(BINARY)], stdin=subprocess.PIPE, env=environment) as plugin:
+            assert plugin.stdin is not None
+            plugin.stdin.write(config)
+            plugin.stdin.close()
+            until(lambda: server.verbs._locks._held[key].users == 2, "the ADD")
+            plugin.kill()
+    until(lambda: not server.verbs._locks.busy(), "its end")
+    assert not host.snapshot().by(Attachment, "node", host.node)
+    assert "ips" in runtime("ADD", a)
+    server.stop()
 
 
 def test_the_administrators_list_of_sysctls_is_read_at_each_add(
