@@ -36,14 +36,16 @@ class Ledger:
     def __init__(self, unseen: Callable[[FactKey], bool] | None = None) -> None:
         self._unseen = unseen or (lambda _: False)
         self.have: dict[FactKey, Mark] = {}
-        self._meant: dict[FactKey, Mark] = {}  # what was committed of held facts that are otherwise now
+        self._meant: dict[FactKey, Mark] = {}  # what was committed of shared facts that are otherwise now
         self._claims: dict[Scope, tuple[FactKey, ...]] = {}  # a set would cost five times a tuple
         self._holders: dict[FactKey, Scope | set[Scope]] = {}
 
     def reset(self, observed: Mapping[FactKey, Mark]) -> None:
         """Believe the driver: ``observed`` is what there is. Claims stay."""
-        for key, mark in self.have.items():
-            if key in self._holders and observed.get(key, mark) != mark:
+        shared = [key for key, holders in self._holders.items() if isinstance(holders, set)]
+        for key in shared:
+            mark = self.have.get(key, _ABSENT)
+            if mark is not _ABSENT and observed.get(key, mark) != mark:
                 self._meant.setdefault(key, mark)
         known = {key: key for key in self._holders}  # one copy of each key is enough
         self.have = {known.get(key, key): mark for key, mark in observed.items()}
