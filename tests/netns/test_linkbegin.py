@@ -45,7 +45,7 @@ def test_what_was_begun_is_what_apply_makes(paths: tuple[str, str]) -> None:
 def test_what_is_sent_as_soon_as_it_is_done_arrives_though_it_is_the_bridge_s_first_port(
     paths: tuple[str, str], bridge: str
 ) -> None:
-    """A bridge has its carrier from its ports, and drops what is sent to it until the kernel has seen that."""
+    """A bridge has its carrier from its ports, and drops what it is sent until the kernel has seen that."""
     node, pod = paths
     driver, pair = world(paths), bridged4(pod)
     own = Link("npbr1", "bridge", alias="netplane:cni", mtu=1450, mac="02:00:00:00:01:01")
