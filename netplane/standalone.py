@@ -28,6 +28,7 @@ import msgspec
 
 from .cni import frame as wire
 from .cni.errors import NEWEST, error_json
+from .cni.names import headroom
 from .cni.render import BASE, CniConfig, CniRoom
 from .cni.server import CniServer
 from .cnihost import CniHost
@@ -183,13 +184,15 @@ def _silent(path: str, error: OSError) -> Unavailable:
 
 def _of_ours(path: str, state: Path, raw: bytes) -> bytes:
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    node, config = socket.gethostname().lower(), CniConfig(boot_id=boot)
+    node = socket.gethostname().lower()
     with ExitStack() as stack:
         store = SqliteStore(str(state / "state.db"))
         stack.callback(store.close)
         spare, journal = Spare(Path(path).parent, store), Journal(state / "standalone.journal")
         links = LinkDriver()
         stack.callback(links.close)
+        # an agent with an overlay made it: what goes with a bridge goes by our hand, too
+        config = CniConfig(boot_id=boot, tunnel=links.link_exists("", headroom(0)))
         work = Work(path, node, config, store, spare, journal, links)
         if spare.is_settled() and not journal.read():
             narrow = view(store, node, boot, raw)

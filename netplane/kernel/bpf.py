@@ -160,8 +160,8 @@ class Map:
         return bytes(abi().buffer(value, self._span))
 
     def put(self, key: bytes, value: bytes) -> None:
-        """``value`` of a per-CPU map: one, for every CPU."""
-        if self.per_cpu:
+        """``value`` of a per-CPU map: one for every CPU, or all, as `get` gives them."""
+        if self.per_cpu and len(value) != self._span:
             value = value.ljust(-(-self.value_size // 8) * 8, b"\0") * number_of_cpus()
         check(library().bpf_map_update_elem(self.fd, key, value, 0), f"write to {self.name}")
 

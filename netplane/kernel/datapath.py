@@ -170,7 +170,11 @@ class PathDriver:
         if not tags:
             return hook if hook and hook.barred else None
         wanted = [(one.name, one.tag) for one in self._wanted(hook).values()] if hook else []
-        return hook if tags == wanted else DIFFERS
+        if tags != wanted:
+            return DIFFERS
+        if hook and place != "pod":
+            self._base.setdefault(name, (hook, ifindex))  # an earlier process put it there
+        return hook
 
     def _wanted(self, hook: Hook) -> dict[int, bpf.Program]:
         """The programs of a hook by their side."""
@@ -209,9 +213,10 @@ class PathDriver:
     def _unhook_soon(self, link: str) -> None:
         """A pod's device is on its way out, and takes its programs along: what it leaves can wait."""
         if self._later is not None and link in self._awaited:
-            self._awaited.discard(link)
-            if self._ports is not None:
-                self._ports.drop(link)  # at once: its pod's MAC may come again
+            with self._lock:
+                self._awaited.discard(link)
+                if self._ports is not None:
+                    self._ports.drop(link)  # at once: its pod's MAC may come again
             self._later.put(link, None)
         else:
             self._unhook(link)
@@ -235,7 +240,9 @@ class PathDriver:
         if hook.place != "pod":
             self._base[hook.link] = (hook, ifindex)
         elif self._ports is not None:
-            self._ports.put(hook, ifindex, _ifindex(hook.bridge))
+            with self._lock:
+                if self._later is None or hook.link in self._awaited:  # else it went meanwhile
+                    self._ports.put(hook, ifindex, _ifindex(hook.bridge))
         ways = self._all_ways() if hook.place == "pod" else self._all_ways()[-1:]
         chosen = next(w for w in ways if all(w.attach(ifindex, side, one) for side, one in wanted.items()))
         for side, _ in SIDES:

@@ -137,7 +137,8 @@ def wait_carried(session: Session) -> None:
 
     The end that goes up first has its carrier from the other, and its queue and its bridge are told by a
     worker of the kernel (linkwatch), now or, when much happens, within a second: until then it drops.
-    Since 6.8 asking for the link has that done at once.
+    Since 6.8 asking for the link has that done at once; and then for the bridge, which has its carrier, and
+    by it the gateway's IPv6 address, from its first port.
     """
     give_up = time.monotonic() + _CARRIED
     rising: dict[str, list[Link]] = {}
@@ -154,7 +155,9 @@ def wait_carried(session: Session) -> None:
                 time.sleep(0.001)
         ports = session.indexes(netns, [fact.name for fact in facts if fact.master])
         if ports:
-            session.socket(netns).send([routemsg.no_multicast(name, index) for name, index in ports.items()])
+            looks = (linkmsg.get(name) for name in {fact.master: None for fact in facts if fact.master})
+            quiet = (routemsg.no_multicast(name, index) for name, index in ports.items())
+            session.socket(netns).send([*quiet, *looks])
 
 
 def _adopt(session: Session, fact: Link) -> None:

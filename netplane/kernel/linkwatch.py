@@ -3,7 +3,8 @@
 Rule 1: an event is a hint, never the truth: the callback should wait a moment (events come in
         flocks) and then `observe`.
 Rule 2: echoes of our own requests are left out where the kernel says who asked. What the kernel
-        does in consequence (routes that go with a link) bears no name and may come through.
+        does in consequence (routes that go with a link) bears no name and may come through; but not the
+        addresses of a link that we delete, of which it tells after the link's mark (ours.GROUP_DOOMED).
 Rule 3: a pod that comes or goes makes a dozen notices. A filter in the kernel keeps those that cannot
         matter, the rest gather for a moment, and of each link only the last state is read.
 """
@@ -40,6 +41,7 @@ class LinkMonitor(Monitor):
     ) -> None:
         self._callback = callback
         self._own = own
+        self._links: dict[int, bytes] = {}  # what was told of links the last time
         super().__init__("link monitor", socket.socket(fileno=netns.open_socket(netns_path, 0)), _BUFFER)
         _attach_filter(self._sock)
         self._sock.bind((0, _GROUPS))
@@ -47,7 +49,7 @@ class LinkMonitor(Monitor):
     def _hear(self) -> None:
         if self._closing(_GATHER):
             return
-        for words in events(self._waiting(), self._own()):
+        for words in events(self._waiting(), self._own(), self._links):
             self._callback(words)
 
     def _waiting(self) -> Iterator[bytes]:
@@ -62,11 +64,23 @@ class LinkMonitor(Monitor):
                 return
 
 
-def events(notifications: Iterable[bytes], own: frozenset[int]) -> Iterator[str]:
-    """What of these concerns us, in words; of a link, what its last one says."""
+def events(
+    notifications: Iterable[bytes], own: frozenset[int], known: dict[int, bytes] | None = None
+) -> Iterator[str]:
+    """What of these concerns us, in words; of a link, what its last one says.
+
+    ``known``: what the notifications before these told of links, by index; then what these do.
+    """
     last: dict[object, tuple[int, bytes]] = {}
+    links, before = {}, {} if known is None else known
     for data in notifications:
         for kind, _, number, portid, body in nl.messages(data):
+            if kind == nl.RTM_NEWLINK:
+                links[nl.IFINFOMSG.unpack_from(body)[2]] = body
+            elif kind == nl.RTM_DELADDR:
+                index = nl.IFADDRMSG.unpack_from(body)[4]
+                if _is_doomed(links.get(index) or before.get(index)):
+                    continue
             about = (
                 ("link", nl.IFINFOMSG.unpack_from(body)[2])
                 if kind in (nl.RTM_NEWLINK, nl.RTM_DELLINK)
@@ -75,10 +89,17 @@ def events(notifications: Iterable[bytes], own: frozenset[int]) -> Iterator[str]
             last.pop(about, None)
             if not (portid and portid in own):
                 last[about] = (kind, body)
+    before.clear()
+    before.update(links)
     for kind, body in last.values():
         words = _words(kind, body)
         if words:
             yield words
+
+
+def _is_doomed(link: bytes | None) -> bool:
+    """Whether we are deleting it."""
+    return link is not None and nl.u32(nl.first(link, 16, nl.IFLA_GROUP)) == ours.GROUP_DOOMED
 
 
 def _attach_filter(sock: socket.socket) -> None:

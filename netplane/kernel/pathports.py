@@ -43,20 +43,19 @@ class Ports:
         lib = bpf.constants()
         flags = hook.barred * lib["NP_PORT_BARRED"] | hook.shaped * lib["NP_PORT_SHAPED"]
         self._at[hook.link] = ifindex
-        self._write(_u32(ifindex), flags, bridge)
+        self._ports.put(_u32(ifindex), _STATE.pack(flags, bridge).ljust(self._ports.value_size, b"\0"))
         if hook.mac:
             self._macs[ifindex] = bytes.fromhex(hook.mac.replace(":", "")) + bytes(2)
             self._pods.put(self._macs[ifindex], _u32(ifindex))
 
-    def _write(self, key: bytes, flags: int, bridge: int) -> None:
-        self._ports.put(key, _STATE.pack(flags, bridge).ljust(self._ports.value_size, b"\0"))
-
     def move(self, before: int, after: int) -> None:
-        """A bridge was made again and has another index. Raises KernelError."""
-        for key, value in list(self._ports.items()):
-            flags, bridge = _STATE.unpack_from(value)
+        """A bridge was made again and has another index; what was counted stays. Raises KernelError."""
+        for key, values in list(self._ports.items()):
+            flags, bridge = _STATE.unpack_from(values)
             if bridge == before:
-                self._write(key, flags, after)
+                size = self._ports.value_size
+                kept = (values[at + _STATE.size : at + size] for at in range(0, len(values), size))
+                self._ports.put(key, b"".join(_STATE.pack(flags, after) + one for one in kept))
 
     def drop(self, link: str) -> None:
         """Also when the device went before, whose index no other will ever have."""

@@ -8,6 +8,9 @@ Rule 3: what somebody else changed is not what the holders want: a scope that wa
         have it back, alone.
 Rule 4: facts that nobody wants are removed by `sweep` only, which the caller allows once all scopes
         of a synced store are rendered.
+Rule 5: of differences that are carried out at once none takes away, or has yet to bring, what another
+        wants (`must_wait`); who is letting a fact go is its holder no more: the last of several at once takes
+        it away.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ class Difference(NamedTuple):
     plan: Plan
     claims: dict[Scope, dict[FactKey, Mark]]
     wanted: dict[FactKey, Mark]
+    moved: tuple[FactKey, ...] = ()  # what the plan touches
 
 
 class Ledger:
@@ -39,6 +43,8 @@ class Ledger:
         self._meant: dict[FactKey, Mark] = {}  # what was committed of shared facts that are otherwise now
         self._claims: dict[Scope, tuple[FactKey, ...]] = {}  # a set would cost five times a tuple
         self._holders: dict[FactKey, Scope | set[Scope]] = {}
+        self._under_way: dict[int, Difference] = {}
+        self._moving: set[FactKey] = set()  # what these touch
 
     def reset(self, observed: Mapping[FactKey, Mark]) -> None:
         """Believe the driver: ``observed`` is what there is. Claims stay."""
@@ -70,6 +76,7 @@ class Ledger:
         wanted: dict[FactKey, Mark] = {}
         add: list[Fact] = []
         change: list[Fact] = []
+        moved: list[FactKey] = []
         for scope, facts in updates.items():
             mine = claims[scope] = {}
             for fact in facts:
@@ -87,13 +94,36 @@ class Ledger:
                 wanted[key] = mark
                 if have is _ABSENT:
                     add.append(fact)
+                    moved.append(key)
                 elif have != mark:
                     if self._meant.get(key, have) != mark:
                         self._refuse_held(key, scope, updates)
                     change.append(fact)
+                    moved.append(key)
         dropped = (key for key in self._dropped(claims) if key not in wanted)
         remove = [key for key in dropped if key in self.have or self._unseen(key)]
-        return Difference(Plan(tuple(add), tuple(change), tuple(remove)), claims, wanted)
+        plan = Plan(tuple(add), tuple(change), tuple(remove))
+        return Difference(plan, claims, wanted, (*moved, *remove))
+
+    # --- differences that are carried out at once --------------------------------------------------
+
+    def begin(self, one: Difference) -> None:
+        """It is being carried out from now until `end`."""
+        self._under_way[id(one)] = one
+        self._moving.update(one.moved)
+
+    def end(self, one: Difference) -> None:
+        del self._under_way[id(one)]
+        self._moving.difference_update(one.moved)
+
+    def must_wait(self, one: Difference) -> bool:
+        """Whether something under way is to end first; then it is to be asked for anew."""
+        if not self._under_way:
+            return False
+        if not self._moving.isdisjoint(one.wanted):
+            return True
+        gone, others = one.plan.remove, self._under_way.values()
+        return bool(gone) and any(not other.wanted.keys().isdisjoint(gone) for other in others)
 
     def _refuse_held(self, key: FactKey, scope: Scope, updates: Updates) -> None:
         others = self.holders(key) - updates.keys() - {scope}
@@ -103,11 +133,16 @@ class Ledger:
     def _dropped(self, claims: Mapping[Scope, Mapping[FactKey, Mark]]) -> list[FactKey]:
         """Keys that lose their last holder, each once, in the order in which they were claimed."""
         dropped = []
+        known = claims
+        if self._under_way:
+            known = {s: keys for one in self._under_way.values() for s, keys in one.claims.items()} | dict(
+                claims
+            )
         for scope, mine in claims.items():
             for key in self._claims.get(scope, ()):
                 if key in mine:
                     continue
-                if self._holders.get(key) == scope or not self._kept(key, scope, claims):
+                if self._holders.get(key) == scope or not self._kept(key, scope, known):
                     dropped.append(key)
         return list(dict.fromkeys(dropped))
 

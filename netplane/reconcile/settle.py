@@ -2,8 +2,9 @@
 
 Rule 1: a refused transaction is split until the scope that is refused stands alone; the others go on.
 Rule 2: after the kernel refused something the ledger is in doubt: `stale` asks for a resync.
-Rule 3: a driver that is `parallel` applies plans of different scopes at once. For any other, what threads
-        ask for while a transaction is under way is the next one, together (the first rule still holds).
+Rule 3: a driver that is `parallel` applies plans of different scopes at once, unless one takes away or brings
+        what the other wants (ledger.py, rule 5): that one waits. For any other driver, what threads ask
+        for while a transaction is under way is the next one, together (the first rule still holds).
 Rule 4: a driver that can `begin` a plan carries it out while the caller goes on (model.facts.Driver).
 """
 
@@ -14,6 +15,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from typing import overload
 
 from ..model.errors import KernelError, NetplaneError, Unavailable
 from ..model.facts import Driver, Fact, FactKey, Mark, Plan, Scope
@@ -42,7 +44,7 @@ class Settler:
         self._meanwhile: dict[FactKey, Mark] | None = None  # what was committed while the driver looks
         self._lock = threading.Lock()  # a bare one: a Condition's own costs two calls more each time
         self._idle = threading.Condition(self._lock)
-        self._busy = 0
+        self._busy = self._waiting = 0  # transactions under way; threads that wait for one of these
         self.together = Gathering[_Asked](self._settle_all)
         self._start: Callable[[Plan], Callable[[], None] | None] | None = getattr(driver, "begin", None)
         self.apart: bool = getattr(driver, "apart", False)
@@ -67,31 +69,29 @@ class Settler:
         """
         if self._start is None or len(updates) != 1 or not all(updates.values()):
             return None  # what takes away waits for nobody, and is gathered
-        self._enter()
         difference, end = None, None
         try:
-            with self._lock:
-                difference = self.ledger.difference(updates)
-            end = self._start(difference.plan) if difference.plan else None
+            difference = self._enter(updates, wait=False)
+            end = self._start(difference.plan) if difference and difference.plan else None
         except NetplaneError:
             log.debug("%s: not begun: %s", self.driver.name, updates)
         finally:
-            if end is None or difference is None:
-                self._leave(None)
+            if end is None and difference is not None:
+                self._leave(difference, False)
         return partial(self._end, updates, difference, end) if difference and end else None
 
     def _end(self, updates: Updates, difference: Difference, end: Callable[[], None]) -> Failures:
         (scope,) = updates
-        done = None
+        done = False
         try:
             end()
-            done = difference
+            done = True
         except NetplaneError as exc:
             if not isinstance(exc, Unavailable):
                 self._doubt(scope, exc)
             return {scope: exc}
         finally:
-            self._leave(done)
+            self._leave(difference, done)
         self._refused.pop(scope, None)
         return {}
 
@@ -126,32 +126,48 @@ class Settler:
 
     def _transact(self, updates: Updates) -> None:
         """Without `contextmanager`, which would cost a tenth of an ADD in all."""
-        difference = None
-        self._enter()
+        difference = self._enter(updates)
+        done = False
         try:
-            with self._lock:
-                difference = self.ledger.difference(updates)
             if difference.plan:
                 self.driver.apply(difference.plan)
-        except BaseException:
-            difference = None
-            raise
+            done = True
         finally:
-            self._leave(difference)
+            self._leave(difference, done)
 
-    def _enter(self) -> None:
+    @overload
+    def _enter(self, updates: Updates) -> Difference: ...
+    @overload
+    def _enter(self, updates: Updates, wait: bool) -> Difference | None: ...
+    def _enter(self, updates: Updates, wait: bool = True) -> Difference | None:
+        """The difference, under way until `_leave`. None: not now, without waiting. Raises Conflict."""
+        parallel = self.driver.parallel
         with self._lock:
-            while self._busy < 0 or (self._busy and not self.driver.parallel):
+            while True:
+                while self._busy < 0 or (self._busy and not parallel):
+                    self._idle.wait()
+                difference = self.ledger.difference(updates)
+                if not parallel or not self.ledger.must_wait(difference):
+                    break
+                if not wait:
+                    return None
+                self._waiting += 1
                 self._idle.wait()
+                self._waiting -= 1
             self._busy += 1
+            if parallel:
+                self.ledger.begin(difference)
+            return difference
 
-    def _leave(self, done: Difference | None) -> None:
+    def _leave(self, difference: Difference, done: bool) -> None:
         with self._lock:
             self._busy -= 1
-            if done is not None:
-                self.ledger.commit(done)
-                self._note(done.plan)
-            if not self._busy:  # else nobody who waits may go on
+            if self.driver.parallel:
+                self.ledger.end(difference)
+            if done:
+                self.ledger.commit(difference)
+                self._note(difference.plan)
+            if not self._busy or self._waiting:  # else nobody who waits may go on
                 self._idle.notify_all()
 
     def _note(self, plan: Plan) -> None:

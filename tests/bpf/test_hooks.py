@@ -6,6 +6,7 @@ one namespace: v0 ── v1, and lo
 from __future__ import annotations
 
 import socket
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -141,13 +142,45 @@ def test_the_ports_of_a_bridge_that_was_made_again_lead_to_the_new_one(place: st
     held, port = driver(place, Clsact()), Hook("v0", "pod", shaped=True, bridge="bridge0")
     netns.run(place, "ip", "link", "add", "bridge0", "type", "bridge")
     netns.call(place, held.apply, Plan(add=(FACTS[0], Hook("bridge0", "bridge"), port, Hook("v1", "pod"))))
+    count(held, index(place, "v0"), 7)
     netns.run(place, "ip", "link", "del", "bridge0")
     netns.run(place, "ip", "link", "add", "bridge0", "type", "bridge")
     assert netns.call(place, held.observe)[port.key] == replace(port, bridge="")
     netns.call(place, held.look)
     found = netns.call(place, held.observe)
     assert (found[port.key], found["hook", "v1"]) == (port, Hook("v1", "pod"))
+    assert netns.call(place, held.ports)["v0"][0] == 7
     held.close()
+
+
+def count(held: PathDriver, port: int, packets: int) -> None:
+    """As the programs do, on one CPU."""
+    assert held._loaded is not None
+    ports, key = held._loaded.maps["np_ports"], port.to_bytes(4, sys.byteorder)
+    words = memoryview(bytearray(ports.get(key) or b"")).cast("Q")
+    words[1] += packets
+    ports.put(key, words.tobytes())
+
+
+def test_a_fresh_agent_knows_what_an_earlier_one_put_on_a_bridge(place: str) -> None:
+    """It adopts it as it is, and mends it when the bridge is made again; what was counted stays."""
+    first, port = driver(place, Clsact()), Hook("v0", "pod", bridge="bridge0")
+    facts = (FACTS[0], Hook("bridge0", "bridge"), port)
+    netns.run(place, "ip", "link", "add", "bridge0", "type", "bridge")
+    netns.call(place, first.apply, Plan(add=facts))
+    count(first, index(place, "v0"), 7)
+    first.close()
+    fresh = driver(place, Clsact())
+    found = netns.call(place, fresh.observe)
+    assert all(found[fact.key] == fact for fact in facts[1:])
+    netns.call(place, fresh.apply, Plan(change=facts[:1]))
+    netns.run(place, "ip", "link", "del", "bridge0")
+    netns.run(place, "ip", "link", "add", "bridge0", "type", "bridge")
+    assert fresh.rests_on("bridge0")
+    netns.call(place, fresh.look)
+    assert netns.call(place, fresh.observe) == {fact.key: fact for fact in facts}
+    assert netns.call(place, fresh.ports)["v0"][0] == 7
+    fresh.close()
 
 
 @pytest.mark.parametrize("queue", ["clsact", ""], ids=lambda queue: queue or "none")
@@ -201,6 +234,17 @@ def test_a_pod_is_attached_once_it_is_calm_and_leaves_no_entry(place: str) -> No
     assert ("hook", "v0") not in netns.call(place, held.observe)
     netns.call(place, held.clean)
     assert not entries(held)
+    held.close()
+
+
+def test_a_pod_that_goes_while_it_is_being_attached_leaves_no_entry(place: str) -> None:
+    held, hook = PathDriver(delay=60), Hook("v0", "pod", mac="02:00:00:00:00:0a")
+    assert netns.call(place, held.open), held.problem
+    netns.call(place, held.apply, Plan(add=(hook,)))
+    netns.call(place, held.apply, Plan(remove=(hook.key,)))
+    netns.call(place, held._hook_late, {"v0": hook})  # taken up by the other thread before it went
+    assert not entries(held)
+    netns.call(place, held.clean)
     held.close()
 
 

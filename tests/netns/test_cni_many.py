@@ -7,6 +7,7 @@ outside ── wire ──┬── node-1: npbr0 ── a, 127 more      npbr1 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,7 +22,7 @@ from netplane.lab.settings import Settings
 
 from ..cnirun import Cni, plain
 from ..datapath_world import Echo, eventually, remembered, talk
-from .test_cni_chain import host_state
+from .test_cni_chain import difference, host_state
 from .test_cni_features import pings
 from .test_cni_standalone import Machine
 
@@ -143,6 +144,24 @@ def test_a_second_bridge_comes_with_a_pod_and_leaves_nothing(world: Lab, make_ne
     assert pings(str(place(world, "a").netns), plain(result)[0])
     cni.delete(pod, config)
     assert host_state(world) == before
+
+
+def test_the_last_pod_of_a_bridge_goes_while_its_next_comes(world: Lab, make_netns: MakeNetns) -> None:
+    """At whatever moment: every pod has its network, and the last two leave nothing when they go at once."""
+    cni, a = Cni(world), str(place(world, "a").netns)
+    first, second = make_netns("one"), make_netns("two")
+    before = host_state(world)
+    cni.add(first)
+    with ThreadPoolExecutor(2) as runtime:
+        for turn in range(24):
+            gone = runtime.submit(cni.call, "DEL", first)
+            time.sleep(turn % 12 / 4000)
+            result = cni.add(second)
+            assert gone.result() == "" and pings(a, plain(result)[0]), turn
+            first, second = second, first
+        assert cni.add(second)["interfaces"][0]["name"] == "npbr1"
+        assert set(runtime.map(lambda pod: cni.call("DEL", pod), (first, second))) == {""}
+    assert difference(before, world) == {}
 
 
 def test_an_agent_that_starts_anew_knows_which_bridges_are_full(world: Lab, make_netns: MakeNetns) -> None:

@@ -25,6 +25,9 @@ from typing import Any
 
 import pytest
 
+from netplane import standalone
+from netplane.cni import names, nodebridges
+from netplane.cni.frame import Frame
 from netplane.kernel import netns
 
 pytestmark = pytest.mark.root
@@ -126,6 +129,24 @@ def test_processes_at_once_give_different_addresses(machine: Machine, make_netns
         assert machine.attachments() == [os.path.basename(pods[0])] and len(machine.links()) == 1
         assert set(pool.map(lambda pod: machine("DEL", pod), pods)) == {""}
     assert not machine.links() and not machine.attachments()
+
+
+def test_where_an_agent_had_an_overlay_the_last_pod_of_a_bridge_leaves_nothing_of_it(
+    machine: Machine, make_netns: MakeNetns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bridge's port of the overlay (nphr1) is not the agent's alone to take away."""
+    machine("ADD", make_netns("a"))
+    kind = ("alias", "netplane:cni", "master", "npbr0", "type", "vxlan", "id", "9", "dstport", "8472")
+    netns.run(machine.at, "ip", "link", "add", "nphr0", "mtu", "1450", *kind[2:])
+    netns.run(machine.at, "ip", "link", "set", "nphr0", *kind[:2])
+    monkeypatch.setattr(nodebridges, "node_bridge", lambda number: names.node_bridge(number + 1))
+    pod = make_netns("b")
+    for command, found in (("ADD", {"npbr0", "nphr0", "npbr1", "nphr1"}), ("DEL", {"npbr0", "nphr0"})):
+        config = json.dumps(machine.config).encode()
+        request = Frame(command, "b", pod, "eth0", "", os.environ["PATH"], config)
+        status, answer = netns.call(machine.at, standalone.carry_out, request)
+        assert status == 0, answer
+        assert set(re.findall(r"np[bh]r\d", netns.run(machine.at, "ip", "-br", "link"))) == found
 
 
 @pytest.mark.parametrize("command", ["ADD", "DEL"])

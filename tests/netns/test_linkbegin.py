@@ -7,9 +7,11 @@ npbr0 10.1.0.1/16 ── npv… ─── veth ─────── eth0
 from __future__ import annotations
 
 import os
+import socket
 import threading
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from netplane.kernel import netns
@@ -37,6 +39,36 @@ def test_what_was_begun_is_what_apply_makes(paths: tuple[str, str]) -> None:
         found.append([stripped(holdings(path)) for path in paths])
         driver.close()
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("bridge", ["there", "new"])
+def test_what_is_sent_as_soon_as_it_is_done_arrives_though_it_is_the_bridge_s_first_port(
+    paths: tuple[str, str], bridge: str
+) -> None:
+    """A bridge has its carrier from its ports, and drops what it is sent until the kernel has seen that."""
+    node, pod = paths
+    driver, pair = world(paths), bridged4(pod)
+    own = Link("npbr1", "bridge", alias="netplane:cni", mtu=1450, mac="02:00:00:00:01:01")
+    one = msgspec.structs.replace(pair[0], master="npbr1")
+    address = Address(link="npbr1", address="192.0.2.1/24")
+    facts = (one, *(Neighbour("npbr1", "192.0.2.2", dict(one.options)["peer_mac"]),))
+    inside = (Link(name="lo", netns=pod), Address(link="eth0", address="192.0.2.2/24", netns=pod))
+    if bridge == "there":
+        driver.apply(Plan(add=(own, address)))
+    with (
+        netns.call(node, socket.socket, socket.AF_INET, socket.SOCK_DGRAM) as sender,
+        netns.call(pod, socket.socket, socket.AF_INET, socket.SOCK_DGRAM) as receiver,
+    ):
+        receiver.bind(("", 5300))
+        receiver.settimeout(0.3)
+        for _ in range(8):
+            netns.run(node, "ip", "link")  # by which the kernel sees that the last port is gone
+            driver.apply(Plan(add=(*((own, address) if bridge == "new" else ()), *facts, *inside)))
+            sender.sendto(b"x", ("192.0.2.2", 5300))
+            assert receiver.recv(10) == b"x"
+            gone = (one.key, own.key) if bridge == "new" else (one.key, facts[1].key)
+            driver.apply(Plan(remove=gone))
+    driver.close()
 
 
 def test_only_a_fresh_pair_is_begun(paths: tuple[str, str]) -> None:

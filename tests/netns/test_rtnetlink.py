@@ -172,9 +172,14 @@ def test_the_monitor_tells_what_somebody_took_away(
 def test_the_monitor_is_silent_about_our_own_work_and_about_strangers(driver: LinkDriver, node: str) -> None:
     seen: queue.Queue[str] = queue.Queue()
     extra = (Address(link="npbr0", address="10.9.0.1/24"), Route(dst="10.8.0.0/16", link="npbr0"), bare(1))
+    bridge = Link("npbr1", "bridge", alias="netplane:cni", mac="02:00:00:00:00:01")
+    further = (bridge, *(Address("npbr1", one) for one in ("10.7.0.1/32", "fd00:7::1/128")))
     with LinkMonitor(seen.put, driver.netns, driver.portids):
         driver.apply(Plan(add=extra))
         driver.apply(removal(extra))
+        for _ in range(5):
+            driver.apply(Plan(add=further))
+            driver.apply(Plan(remove=tuple(fact.key for fact in further)))
         netns.run(node, "ip", "link", "add", "foreign", "type", "bridge")
         netns.run(node, "ip", "link", "del", "foreign")
         netns.run(node, "ip", "link", "del", "npbr0")  # the end of what is to be seen
@@ -182,6 +187,7 @@ def test_the_monitor_is_silent_about_our_own_work_and_about_strangers(driver: Li
         while words[-1] != "link npbr0 was removed":
             words.append(seen.get(timeout=10))
     assert not [w for w in words if "npv" in w or "foreign" in w or "10.8.0.0" in w or "10.9.0.1" in w]
+    assert not [w for w in words if "npbr1" in w or "10.7.0.1" in w or "fd00:7::1" in w]
 
 
 @pytest.mark.usefixtures("driver")
