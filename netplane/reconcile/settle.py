@@ -5,6 +5,10 @@ Rule 2: after the kernel refused something the ledger is in doubt: `stale` asks 
 Rule 3: a driver that is `parallel` applies plans of different scopes at once. For any other, what threads
         ask for while a transaction is under way is the next one, together (the first rule still holds).
 Rule 4: a driver that can `begin` a plan carries it out while the caller goes on (model.facts.Driver).
+Rule 5: plans that are carried out at once agree on what several scopes share. Who counts on a thing holds it
+        before his plan is carried out, and who leaves it to others holds it no more: so the last one takes
+        it away, and nobody else. What one plan is making or taking away is waited for by the next that
+        means it.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from typing import NamedTuple
 
 from ..model.errors import KernelError, NetplaneError, Unavailable
 from ..model.facts import Driver, Fact, FactKey, Mark, Plan, Scope
@@ -33,6 +38,13 @@ class _Asked:
         self.failures: Failures = {}
 
 
+class _Agreed(NamedTuple):
+    """What is to be done, and what nobody else may mean meanwhile."""
+
+    difference: Difference
+    moving: tuple[FactKey, ...]
+
+
 class Settler:
     def __init__(self, driver: Driver) -> None:
         self.driver = driver
@@ -43,6 +55,8 @@ class Settler:
         self._lock = threading.Lock()  # a bare one: a Condition's own costs two calls more each time
         self._idle = threading.Condition(self._lock)
         self._busy = 0
+        self._moving: set[FactKey] = set()  # what plans under way make or take away
+        self._waiting = 0  # for one of these
         self.together = Gathering[_Asked](self._settle_all)
         self._start: Callable[[Plan], Callable[[], None] | None] | None = getattr(driver, "begin", None)
         self.apart: bool = getattr(driver, "apart", False)
@@ -68,30 +82,30 @@ class Settler:
         if self._start is None or len(updates) != 1 or not all(updates.values()):
             return None  # what takes away waits for nobody, and is gathered
         self._enter()
-        difference, end = None, None
+        agreed, end = None, None
         try:
             with self._lock:
-                difference = self.ledger.difference(updates)
-            end = self._start(difference.plan) if difference.plan else None
+                agreed = self._agree(updates)
+            end = self._start(agreed.difference.plan) if agreed.difference.plan else None
         except NetplaneError:
             log.debug("%s: not begun: %s", self.driver.name, updates)
         finally:
-            if end is None or difference is None:
-                self._leave(None)
-        return partial(self._end, updates, difference, end) if difference and end else None
+            if end is None:
+                self._leave(agreed, done=False)
+        return partial(self._end, updates, agreed, end) if agreed and end else None
 
-    def _end(self, updates: Updates, difference: Difference, end: Callable[[], None]) -> Failures:
+    def _end(self, updates: Updates, agreed: _Agreed, end: Callable[[], None]) -> Failures:
         (scope,) = updates
-        done = None
+        done = False
         try:
             end()
-            done = difference
+            done = True
         except NetplaneError as exc:
             if not isinstance(exc, Unavailable):
                 self._doubt(scope, exc)
             return {scope: exc}
         finally:
-            self._leave(done)
+            self._leave(agreed, done)
         self._refused.pop(scope, None)
         return {}
 
@@ -126,18 +140,52 @@ class Settler:
 
     def _transact(self, updates: Updates) -> None:
         """Without `contextmanager`, which would cost a tenth of an ADD in all."""
-        difference = None
+        agreed, done = None, False
         self._enter()
         try:
             with self._lock:
-                difference = self.ledger.difference(updates)
-            if difference.plan:
-                self.driver.apply(difference.plan)
-        except BaseException:
-            difference = None
-            raise
+                agreed = self._agree(updates)
+            if agreed.difference.plan:
+                self.driver.apply(agreed.difference.plan)
+            done = True
         finally:
-            self._leave(difference)
+            self._leave(agreed, done)
+
+    def _agree(self, updates: Updates) -> _Agreed:
+        """With the lock held: what is to be done, when nothing of it is under way any more (rule 5).
+
+        Raises Conflict.
+        """
+        while True:
+            difference = self.ledger.difference(updates)
+            if self._moving.isdisjoint(difference.wanted) and self._moving.isdisjoint(difference.plan.remove):
+                break
+            self._waiting += 1
+            self._idle.wait()
+            self._waiting -= 1
+        if not self.driver.parallel:
+            return _Agreed(difference, ())
+        have = self.ledger.have
+        moving = (*difference.plan.remove, *(key for key in difference.wanted if key not in have))
+        self._moving.update(moving)
+        self._claim(difference)
+        return _Agreed(difference, moving)
+
+    def _claim(self, difference: Difference) -> None:
+        """Before the plan is carried out. What it adds is claimed when it is there, and what it removes until
+        that has gone: a plan that fails is made again."""
+        ledger, claims = self.ledger, {}
+        for scope, mine in difference.claims.items():
+            before = ledger.knows(scope)
+            claims[scope] = {
+                key: mark
+                for key, mark in mine.items()
+                if key in ledger.have or (before and scope in ledger.holders(key))
+            }
+        for key in difference.plan.remove:
+            for scope in ledger.holders(key):
+                claims[scope][key] = ""
+        ledger.commit(Difference(Plan(), claims, {}))
 
     def _enter(self) -> None:
         with self._lock:
@@ -145,13 +193,15 @@ class Settler:
                 self._idle.wait()
             self._busy += 1
 
-    def _leave(self, done: Difference | None) -> None:
+    def _leave(self, agreed: _Agreed | None, done: bool) -> None:
         with self._lock:
             self._busy -= 1
-            if done is not None:
-                self.ledger.commit(done)
-                self._note(done.plan)
-            if not self._busy:  # else nobody who waits may go on
+            if agreed is not None:
+                self._moving.difference_update(agreed.moving)
+                if done:
+                    self.ledger.commit(agreed.difference)
+                    self._note(agreed.difference.plan)
+            if not self._busy or self._waiting:  # else nobody who waits may go on
                 self._idle.notify_all()
 
     def _note(self, plan: Plan) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -129,6 +130,22 @@ def test_what_cannot_be_used_is_refused_and_left(
     assert (answer["code"], words in answer["msg"]) == (code, True), answer
     assert difference(before, lab) == {} and not records(lab)
     node.run("ip", "link", "del", "br-no")
+
+
+def test_a_bridge_goes_with_the_last_pod_and_not_from_under_one_that_comes(
+    lab: Lab, make_netns: MakeNetns
+) -> None:
+    cni, a, b, node = Cni(lab), make_netns("a"), make_netns("b"), lab.nodes[0]
+    config = {"name": "own", "ipam": OWN, "isDefaultGateway": True, "bridge": "br-own"}
+    with ThreadPoolExecutor(2) as threads:
+        for _ in range(5):
+            cni.add(a, config)
+            coming, going = threads.submit(cni.add, b, config), threads.submit(cni.delete, a, config)
+            coming.result(), going.result()
+            assert on_bridge(node, "br-own") == ["10.88.0.1/24", "fd00:88::1/64"]
+            cni.add(a, config)
+            list(threads.map(cni.delete, (a, b), (config, config)))
+            assert "br-own" not in node.run("ip", "link")
 
 
 # --- forceAddress ---------------------------------------------------------------------------------------
