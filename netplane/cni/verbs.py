@@ -40,7 +40,7 @@ from .ports import HostPorts, refuse_unreachable, udp_flows
 from .ranges import OURS, whole
 from .render import BASE, CniConfig
 from .request import Request
-from .result import add_result
+from .result import add_result, version_result
 from .wiring import ROOM
 
 log = logging.getLogger(__name__)
@@ -73,7 +73,9 @@ class Verbs:
                     if request.command == "ADD" and given_up():
                         raise Unavailable("whoever asked for this ADD waits no longer; it is not done")
                     return verb(request)
-            return {"STATUS": self.status, "GC": self.collect, "VERSION": _versions}[request.command](request)
+            return {"STATUS": self.status, "GC": self.collect, "VERSION": version_result}[request.command](
+                request
+            )
 
     # --- ADD ---------------------------------------------------------------------------------
 
@@ -373,24 +375,31 @@ class Verbs:
     def collect(self, request: Request) -> None:
         """GC: release what the runtime does not list; go on after an error, report them all.
 
-        What an ADD or DEL is under way for, the runtime could not list.
+        What an ADD or DEL is under way for, the runtime could not list. What another plugin gave is kept in
+        its record until that plugin is asked: what there is no time for is the next GC's.
         """
         busy = self._locks.busy()  # before the look at the records
         snapshot, valid = self._synced(), self._is_valid(request)
-        faults = []
-        for record in snapshot.by(Attachment, "node", self.host.node):
+        faults, later = [], 0
+        known = (*snapshot.by(Attachment, "node", self.host.node), *list(self._owed.values()))
+        for record in {record.name: record for record in known}.values():
             spec = record.spec
             interface = (spec.container_id, spec.ifname)
             if spec.network != request.config.name or valid(record) or interface in busy:
                 continue
+            if "delegate" in spec.config and delegate.spent():
+                later += 1
+                continue
             with self._locks.hold(interface):
-                if self.host.snapshot().get(Attachment, "", record.name) != record:
+                if self._record(self.host.snapshot(), record.name) != record:
                     continue
                 try:
                     self._release(record)
                 except NetplaneError as exc:
                     faults.append(f"{record.name}: {exc}")
-        if request.config.leases.delegated:
+        if later:
+            faults.append(f"{later} attachments stay for the next GC, since their plugin takes long")
+        if request.config.leases.delegated and not delegate.spent():
             try:
                 delegate.ask("GC", request.config.leases.type, request, request.config.document)
             except NetplaneError as exc:
@@ -487,13 +496,6 @@ class Verbs:
 
     def _record(self, snapshot: Snapshot, name: str) -> Attachment | None:
         return self._owed.get(name) or snapshot.get(Attachment, "", name)
-
-
-def _versions(request: Request) -> dict[str, Any]:
-    """The binary answers this by itself; others that speak to the socket may ask too."""
-    from .config import VERSIONS
-
-    return {"cniVersion": request.config.version, "supportedVersions": list(VERSIONS)}
 
 
 class _Claimed(Conflict):
