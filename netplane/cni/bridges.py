@@ -27,25 +27,42 @@ Records = Callable[[], Iterable[Attachment]]
 
 def settle(
     host: Host, attachment: Attachment, request: Request, records: Records
-) -> tuple[Attachment, list[Attachment]]:
-    """The record with what the bridge that is there means for it, and other records as they become.
+) -> tuple[Attachment, frozenset[str]]:
+    """The record with what the bridge that is there means for it, and which addresses give way to its own.
 
     Raises Refused, naming the bridge and what is in the way.
     """
     name = own_bridge(attachment)
     seen = host.look("", name) if name else None
     if seen is None:
-        return attachment, []
+        return attachment, frozenset()
 
     @cache
     def on_it() -> list[Attachment]:
         """Asked only where it matters, since it costs as much as there are pods."""
-        return [r for r in records() if own_bridge(r) == name and r.name != attachment.name]
+        return _beside(attachment, records())
 
     if not seen.ours:
         refuse_unusable(name, seen, bool(attachment.spec.config.get("promiscMode")))
         attachment = _with(attachment, **_foreign(host, attachment, seen, on_it))
     return attachment, _in_the_way(attachment, request, seen, on_it)
+
+
+def without(
+    attachment: Attachment, addresses: frozenset[str], records: Iterable[Attachment]
+) -> list[Attachment]:
+    """The other records of its bridge that are whole and want one of these addresses, as they become."""
+    holders = [(r, addresses.intersection(gateways(r))) for r in _beside(attachment, records)]
+    return [
+        _with(record, **{LEFT: sorted({*record.spec.config.get(LEFT, ()), *wanted})})
+        for record, wanted in holders
+        if wanted and record.phase == "Ready"
+    ]
+
+
+def _beside(attachment: Attachment, records: Iterable[Attachment]) -> list[Attachment]:
+    name = own_bridge(attachment)
+    return [r for r in records if own_bridge(r) == name and r.name != attachment.name]
 
 
 def mac(host: Host, attachment: Attachment) -> Attachment:
@@ -88,26 +105,23 @@ def _foreign(
 
 def _in_the_way(
     attachment: Attachment, request: Request, seen: Seen, on_it: Callable[[], list[Attachment]]
-) -> list[Attachment]:
-    """The records that must give their gateway's address up for the attachment's."""
+) -> frozenset[str]:
+    """The addresses on the bridge that must give way to the attachment's."""
     wanted = gateways(attachment)
     kept = {*wanted, *attachment.spec.config.get(LEFT, ()), *_of_ranges(request.config.leases.sets)}
     clashes = [
         (new, old) for new in wanted for old in seen.addresses if old not in kept and exclude(new, old)
     ]
-    name, moved = own_bridge(attachment), []
+    name = own_bridge(attachment)
     for new, old in clashes:
         if not request.config.force_address:
             words = f"bridge: {name} has the address {old}, and this network's gateway is {new}"
             raise Refused(CONFIG, f"{words}; name another bridge, or set forceAddress to replace it")
-        holders = [record for record in on_it() if old in gateways(record)]
-        if not seen.ours or (not holders and not seen.addresses[old]):
+        held = seen.addresses[old] or any(old in gateways(record) for record in on_it())
+        if not seen.ours or not held:
             words = f"forceAddress: {old} is on {name}, and not of a network of netplane's own bridge"
             raise Refused(CONFIG, f"{words}; remove it yourself: ip address del {old} dev {name}")
-        moved += [record for record in holders if record.phase == "Ready"]
-    old_ones = {old for _, old in clashes}
-    unique = {record.name: record for record in moved}.values()
-    return [_with(r, **{LEFT: sorted({*r.spec.config.get(LEFT, ()), *old_ones})}) for r in unique]
+    return frozenset(old for _, old in clashes)
 
 
 def exclude(new: str, old: str) -> bool:

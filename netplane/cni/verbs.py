@@ -15,7 +15,6 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from errno import EEXIST, EINVAL
-from pathlib import Path
 from typing import Any
 
 from ..model.base import amend
@@ -25,7 +24,7 @@ from ..model.facts import Scope
 from ..model.nodes import Node
 from ..model.own import Allocation, Attachment
 from ..model.snapshot import Snapshot
-from . import bridges, delegate, loopback, master, plan, tuning, turns
+from . import bridges, delegate, lookup, loopback, master, plan, turns
 from .delegate import Lease
 from .errors import CONFIG, DIFFERS, ENVIRONMENT, IO, LIMITED, UNKNOWN, Refused
 from .host import Host
@@ -83,12 +82,12 @@ class Verbs:
         if request.config.kind == "loopback":
             return loopback.add(self.host, request)
         snapshot = self._ready(request)
-        attachment = self._draft(request)
+        attachment = lookup.draft(self.host, self.config.pod_mtu, request)
         self._check_free(request, self._record(snapshot, attachment.name))
         attachment = self._leased(attachment, request)
         try:
             attachment = self._bridges.place(attachment)
-            attachment, moved = bridges.settle(self.host, attachment, request, self._every)
+            attachment, taken = bridges.settle(self.host, attachment, request, self._every)
             self._claim_ports(attachment)
             self.host.sync([Scope(ROOM, attachment.name)], lambda: self._claim(attachment))
             self.host.forget(udp_flows(attachment))
@@ -96,8 +95,13 @@ class Verbs:
             record = self.host.snapshot().get(Attachment, "", attachment.name)
             if record is None:
                 raise Conflict(f"the record of {attachment.name} was deleted while its ADD was at work")
-            puts = [Put(one, one.revision) for one in moved]
-            self._pods.up(ready, request.config.labels, [Put(ready, record.revision), *puts])
+            moved: list[Attachment] = []
+
+            def also(revision: int = record.revision) -> list[Put]:
+                moved[:] = bridges.without(ready, taken, self._every()) if taken else ()
+                return [Put(ready, revision), *(Put(one, one.revision) for one in moved)]
+
+            self._pods.up(ready, request.config.labels, also)
             with suppress(KernelError):  # it is written: the loop tries again
                 self.host.sync([Scope(ROOM, one.name) for one in moved])
             dns = pod_dns(ready, self.host.snapshot(), self.config) if plan.on_pod_network(ready) else None
@@ -112,31 +116,6 @@ class Verbs:
             elif isinstance(exc, KernelError) and exc.errno == EINVAL and attachment.spec.kind == "macvlan":
                 master.refuse_taken(attachment, self._records())
             raise
-
-    def _draft(self, request: Request) -> Attachment:
-        """The record without addresses, with what has to be looked up."""
-        config = request.config
-        if config.sysctl and Path(tuning.ALLOWED).exists():
-            why = tuning.refused(config.sysctl, Path(tuning.ALLOWED).read_text(errors="replace"))
-            if why:
-                raise Refused(CONFIG, why)
-        made = plan.draft(self.host.node, self.host.boot_id, request, self.config.pod_mtu)
-        spec = made.spec
-        if spec.kind == "chained":
-            spec = amend(spec, host_ifname=self.host.peer(request.netns, request.ifname))
-            needed = spec.bandwidth or spec.config.get("macspoofchk")
-            if needed and not spec.host_ifname:
-                raise Refused(
-                    CONFIG,
-                    f"bandwidth, macspoofchk: {request.ifname} is not a veth whose other end is on this node",
-                )
-        elif spec.kind == "macvlan":
-            link = spec.bridge or self.host.default_link()
-            spec = master.under(amend(spec, bridge=link), request.mac, *self.host.mtu_and_mac(link))
-        drafted: Attachment = amend(made, spec=spec)
-        for why in self._past_the_guard(drafted) if spec.kind == "chained" else ():
-            raise Refused(CONFIG, why)
-        return drafted
 
     def _check_free(self, request: Request, record: Attachment | None) -> None:
         """The netns is there. A record without its interface is released; one with it is an answer.
@@ -341,15 +320,7 @@ class Verbs:
             self._tell_delegate("CHECK", record, before)
             base = [BASE] if record.spec.kind in ("bridge", "ptp") and not record.spec.ipam else []
             yield from self.host.verify([*base, Scope(ROOM, record.name)])
-            yield from self._past_the_guard(record)
-
-    def _past_the_guard(self, record: Attachment) -> Iterator[str]:
-        link = record.spec.host_ifname
-        if record.spec.config.get("macspoofchk") and link and self.host.redirects(link):
-            yield (
-                f"macspoofchk: {link} has an ingress qdisc, which takes frames past the check (the bandwidth"
-                " plugin's egressRate); let this plugin limit the bandwidth"
-            )
+            yield from lookup.past_the_guard(self.host, record)
 
     def status(self, request: Request) -> None:
         leases = request.config.leases

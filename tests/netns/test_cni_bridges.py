@@ -193,6 +193,23 @@ def test_another_address_on_the_bridge_is_an_error_or_replaced(
     assert "br-force" not in node.run("ip", "link")
 
 
+def test_those_who_force_it_at_once_and_those_who_leave_meanwhile(lab: Lab, make_netns: MakeNetns) -> None:
+    """One of them moves the old network's pods; a pod that goes is none to move."""
+    cni, old, new = Cni(lab), ranged("one", "10.61.0.0/24"), ranged("two", "10.62.0.0/24", forceAddress=True)
+    before, after = [make_netns(f"a{i}") for i in range(4)], [make_netns(f"b{i}") for i in range(4)]
+    with ThreadPoolExecutor(8) as threads:
+        for pod in before:
+            cni.add(pod, old)
+        going = [threads.submit(cni.delete, pod, old) for pod in before[:2]]
+        list(threads.map(cni.add, after, [new] * 4))
+        for one in going:
+            one.result()
+        assert on_bridge(lab.nodes[0], "br-force") == ["10.62.0.1/24"]
+        assert pings(after[0], "10.62.0.1")
+        list(threads.map(cni.delete, after + before, [new] * 4 + [old] * 4))
+    assert "br-force" not in lab.nodes[0].run("ip", "link") and not records(lab)
+
+
 def test_two_subnets_of_ipv6_may_be_on_one_bridge(lab: Lab, make_netns: MakeNetns) -> None:
     cni, a, b = Cni(lab), make_netns("a"), make_netns("b")
     cni.add(a, ranged("one", "fd00:61::/64"))
