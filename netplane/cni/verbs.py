@@ -18,7 +18,7 @@ from errno import EEXIST, EINVAL
 from typing import Any
 
 from ..model.base import amend
-from ..model.changes import Put
+from ..model.changes import Put, Write
 from ..model.errors import Conflict, KernelError, NetplaneError, Unavailable
 from ..model.facts import Scope
 from ..model.nodes import Node
@@ -264,12 +264,16 @@ class Verbs:
     def _turn(self, network: str) -> Allocation | None:
         return self.host.snapshot().get(Allocation, "", turn_name(self.host.node, network))
 
-    def _keep_turn(self, record: Attachment) -> list[Put]:
+    def _keep_turn(self, record: Attachment) -> list[Write]:
         network, ipam = turns.network_of(record), self.networks.of(record)
         if network is None or ipam is None or not ipam.at_turn(record.spec.ips):
             return []
-        kept = turns.keep(self._turn(network), record)
-        return [kept] if kept is not None else []
+        before = self._turn(network)
+        kept = turns.keep(before, record)
+        if kept is None:
+            return []
+        new = bool(network) and before is None
+        return [kept, *(turns.outgrown(self.host.node, self.host.snapshot().list(Allocation)) if new else ())]
 
     def _give_back(self, record: Attachment) -> None:
         self.ports.release(record.name)
