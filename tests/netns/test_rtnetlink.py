@@ -255,6 +255,8 @@ def test_sysctls_are_of_the_namespace_that_is_named(node: str) -> None:
         sysctl.ensure([("net/ipv4/nosuch", "1")], node)
     with pytest.raises(Invalid, match="below /proc/sys"):
         sysctl.read("/etc/passwd")
+    with pytest.raises(Invalid, match="ip_forward: the value"):
+        sysctl.write([("net/ipv4/ip_forward", "1\0net/ipv4/tcp_ecn")], node)
 
 
 def test_a_path_that_is_no_namespace_any_more_is_nothing_to_remove_from(
