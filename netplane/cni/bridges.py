@@ -9,7 +9,10 @@ Rule 3: an address that is there and not ours stays, whatever is asked for.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from ipaddress import ip_interface
 from typing import Any
@@ -23,6 +26,36 @@ from .request import Request
 from .wiring import FOREIGN, LEFT, OPENED, gateways, own_bridge
 
 Records = Callable[[], Iterable[Attachment]]
+
+
+class Coming:
+    """Gateways' addresses that ADDs under way bring to bridges, where nobody sees them yet. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._of: dict[str, Counter[str]] = {}  # by bridge: address -> how many bring it
+
+    @contextmanager
+    def bringing(self, attachment: Attachment, request: Request) -> Iterator[None]:
+        """Raises Refused while an ADD of another network brings one that cannot be there beside its own."""
+        name, wanted = own_bridge(attachment), gateways(attachment)
+        if not wanted:
+            yield
+            return
+        with self._lock:
+            here = self._of.get(name, Counter())
+            kept = {*wanted, *_of_ranges(request.config.leases.sets)}
+            for old in (old for new in wanted for old in here if old not in kept and exclude(new, old)):
+                words = f"bridge: another network's ADD is putting {old} on {name} just now"
+                raise Refused(LATER, f"{words}; name another bridge, or try again")
+            self._of[name] = here + Counter(wanted)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._of[name] -= Counter(wanted)
+                if not self._of[name]:
+                    del self._of[name]
 
 
 def settle(

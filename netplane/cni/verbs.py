@@ -54,6 +54,7 @@ class Verbs:
         self.networks = Networks(self._records, self._turns)
         self.ports = HostPorts(self._records)
         self._bridges = NodeBridges(self._records)
+        self._coming = bridges.Coming()
         self._pods = PodWriter(host)
         self._locks = Locks()
         self._owed: dict[str, Attachment] = {}  # record gone, kernel not yet clean
@@ -87,9 +88,10 @@ class Verbs:
         attachment = self._leased(attachment, request)
         try:
             attachment = self._bridges.place(attachment)
-            attachment, taken = bridges.settle(self.host, attachment, request, self._every)
-            self._claim_ports(attachment)
-            self.host.sync([Scope(ROOM, attachment.name)], lambda: self._claim(attachment))
+            with self._coming.bringing(attachment, request):
+                attachment, taken = bridges.settle(self.host, attachment, request, self._every)
+                self._claim_ports(attachment)
+                self.host.sync([Scope(ROOM, attachment.name)], lambda: self._claim(attachment))
             self.host.forget(udp_flows(attachment))
             ready = bridges.mac(self.host, amend(attachment, phase="Ready"))
             record = self.host.snapshot().get(Attachment, "", attachment.name)

@@ -193,6 +193,19 @@ def test_another_address_on_the_bridge_is_an_error_or_replaced(
     assert "br-force" not in node.run("ip", "link")
 
 
+def test_of_two_networks_first_pods_at_once_one_has_the_bridge(lab: Lab, make_netns: MakeNetns) -> None:
+    cni, node = Cni(lab), lab.nodes[0]
+    pods = [make_netns(name) for name in "ab"]
+    networks = [ranged("one", "10.61.0.0/24"), ranged("two", "10.62.0.0/24")]
+    with ThreadPoolExecutor(2) as threads:
+        for _ in range(5):
+            answers = list(threads.map(cni.call, ("ADD", "ADD"), pods, networks))
+            assert len(on_bridge(node, "br-force")) == 1, answers
+            assert sum("ips" in answer for answer in answers) == 1
+            assert all(answer["code"] in (7, 11) for answer in answers if "ips" not in answer), answers
+            list(threads.map(cni.delete, pods, networks))
+
+
 def test_those_who_force_it_at_once_and_those_who_leave_meanwhile(lab: Lab, make_netns: MakeNetns) -> None:
     """One of them moves the old network's pods; a pod that goes is none to move."""
     cni, old, new = Cni(lab), ranged("one", "10.61.0.0/24"), ranged("two", "10.62.0.0/24", forceAddress=True)
