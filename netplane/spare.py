@@ -150,7 +150,7 @@ class Spare:
             except FileNotFoundError:
                 if not os.path.exists(f"{self._dir}/{name}"):
                     return
-                (self._dir / LEAVING).mkdir(mode=0o700)
+                (self._dir / LEAVING).mkdir(mode=0o700, exist_ok=True)  # DELs come together
                 os.rename(f"{self._dir}/{name}", aside)
         except OSError as exc:
             log.warning("%s cannot be put aside: %s", name, exc)
@@ -171,7 +171,7 @@ class Spare:
             try:
                 self._fill(name, data, os.O_EXCL)
             except FileNotFoundError:
-                self._dir.mkdir(mode=0o700, parents=True)
+                self._dir.mkdir(mode=0o700, parents=True, exist_ok=True)
                 self._fill(name, data, os.O_EXCL)
             except FileExistsError:
                 self._fill(f"{name}~", data, os.O_TRUNC)

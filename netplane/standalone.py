@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from .cni import delegate
 from .cni import frame as wire
 from .cni.errors import NEWEST, error_json
 from .cni.names import headroom
@@ -49,6 +50,7 @@ from .store.sqlite import SqliteStore
 STATE_DIR = "/var/lib/netplane"
 SOCKET = "/run/netplane/cni.sock"
 PATIENCE = 20.0  # seconds to wait for other requests, below the runtime's own
+ANSWER = 30.0  # seconds for an agent, as the binary gives it
 
 
 def main() -> int:
@@ -159,7 +161,7 @@ def exclusive(state: Path) -> Iterator[None]:
 def _of_agent(path: str, raw: bytes) -> bytes:
     """The agent's answer, if one listens by now; else b""."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        connection.settimeout(PATIENCE)
+        connection.settimeout(ANSWER)
         try:
             connection.connect(path)
         except (FileNotFoundError, ConnectionRefusedError):
@@ -178,7 +180,7 @@ def _of_agent(path: str, raw: bytes) -> bytes:
 
 def _silent(path: str, error: OSError) -> Unavailable:
     if isinstance(error, TimeoutError):
-        return Unavailable(f"the netplane agent at {path} does not answer within {PATIENCE:.0f} s")
+        return Unavailable(f"the netplane agent at {path} does not answer within {ANSWER:.0f} s")
     return Unavailable(f"the netplane agent at {path}: {error.strerror or error}")
 
 
@@ -186,6 +188,7 @@ def _of_ours(path: str, state: Path, raw: bytes) -> bytes:
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     node = socket.gethostname().lower()
     with ExitStack() as stack:
+        stack.enter_context(delegate.clocked())
         store = SqliteStore(str(state / "state.db"))
         stack.callback(store.close)
         spare, journal = Spare(Path(path).parent, store), Journal(state / "standalone.journal")
@@ -229,7 +232,10 @@ class Work(NamedTuple):
         return answer
 
     def narrowly(self, raw: bytes, narrow: Narrow) -> bytes:
-        """An ADD on what it needs; b"" when it is to be done wholly: it left nothing."""
+        """An ADD on what it needs; b"" when it is to be done wholly: it left nothing.
+
+        Where another plugin has taken the time for that, what it was refused for stands.
+        """
         room, core = self._core(narrow, [Careful(driver, narrow) for driver in self._drivers()])
         core.load()
         host = self._host(room, core)
@@ -245,7 +251,7 @@ class Work(NamedTuple):
         verbs.narrow, verbs.read_all = narrow, read_all
         verbs.recover()
         answer = server.answer(raw)
-        return answer if _is_well(answer) else b""
+        return answer if _is_well(answer) or delegate.spent() else b""
 
     def _drivers(self) -> list[Driver]:
         return [self.links, NftDriver(), LimitDriver(), GuardDriver()]

@@ -9,7 +9,10 @@ Rule 3: an address that is there and not ours stays, whatever is asked for.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from ipaddress import ip_interface
 from typing import Any
@@ -25,27 +28,74 @@ from .wiring import FOREIGN, LEFT, OPENED, gateways, own_bridge
 Records = Callable[[], Iterable[Attachment]]
 
 
+class Coming:
+    """Gateways' addresses that ADDs under way bring to bridges, where nobody sees them yet. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._of: dict[str, Counter[str]] = {}  # by bridge: address -> how many bring it
+
+    @contextmanager
+    def bringing(self, attachment: Attachment, request: Request) -> Iterator[None]:
+        """Raises Refused while an ADD of another network brings one that cannot be there beside its own."""
+        name, wanted = own_bridge(attachment), gateways(attachment)
+        if not wanted:
+            yield
+            return
+        with self._lock:
+            here = self._of.get(name, Counter())
+            kept = {*wanted, *_of_ranges(request.config.leases.sets)}
+            for old in (old for new in wanted for old in here if old not in kept and exclude(new, old)):
+                words = f"bridge: another network's ADD is putting {old} on {name} just now"
+                raise Refused(LATER, f"{words}; name another bridge, or try again")
+            self._of[name] = here + Counter(wanted)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._of[name] -= Counter(wanted)
+                if not self._of[name]:
+                    del self._of[name]
+
+
 def settle(
     host: Host, attachment: Attachment, request: Request, records: Records
-) -> tuple[Attachment, list[Attachment]]:
-    """The record with what the bridge that is there means for it, and other records as they become.
+) -> tuple[Attachment, frozenset[str]]:
+    """The record with what the bridge that is there means for it, and which addresses give way to its own.
 
     Raises Refused, naming the bridge and what is in the way.
     """
     name = own_bridge(attachment)
     seen = host.look("", name) if name else None
     if seen is None:
-        return attachment, []
+        return attachment, frozenset()
 
     @cache
     def on_it() -> list[Attachment]:
         """Asked only where it matters, since it costs as much as there are pods."""
-        return [r for r in records() if own_bridge(r) == name and r.name != attachment.name]
+        return _beside(attachment, records())
 
     if not seen.ours:
         refuse_unusable(name, seen, bool(attachment.spec.config.get("promiscMode")))
         attachment = _with(attachment, **_foreign(host, attachment, seen, on_it))
     return attachment, _in_the_way(attachment, request, seen, on_it)
+
+
+def without(
+    attachment: Attachment, addresses: frozenset[str], records: Iterable[Attachment]
+) -> list[Attachment]:
+    """The other records of its bridge that are whole and want one of these addresses, as they become."""
+    holders = [(r, addresses.intersection(gateways(r))) for r in _beside(attachment, records)]
+    return [
+        _with(record, **{LEFT: sorted({*record.spec.config.get(LEFT, ()), *wanted})})
+        for record, wanted in holders
+        if wanted and record.phase == "Ready"
+    ]
+
+
+def _beside(attachment: Attachment, records: Iterable[Attachment]) -> list[Attachment]:
+    name = own_bridge(attachment)
+    return [r for r in records if own_bridge(r) == name and r.name != attachment.name]
 
 
 def mac(host: Host, attachment: Attachment) -> Attachment:
@@ -88,26 +138,23 @@ def _foreign(
 
 def _in_the_way(
     attachment: Attachment, request: Request, seen: Seen, on_it: Callable[[], list[Attachment]]
-) -> list[Attachment]:
-    """The records that must give their gateway's address up for the attachment's."""
+) -> frozenset[str]:
+    """The addresses on the bridge that must give way to the attachment's."""
     wanted = gateways(attachment)
     kept = {*wanted, *attachment.spec.config.get(LEFT, ()), *_of_ranges(request.config.leases.sets)}
     clashes = [
         (new, old) for new in wanted for old in seen.addresses if old not in kept and exclude(new, old)
     ]
-    name, moved = own_bridge(attachment), []
+    name = own_bridge(attachment)
     for new, old in clashes:
         if not request.config.force_address:
             words = f"bridge: {name} has the address {old}, and this network's gateway is {new}"
             raise Refused(CONFIG, f"{words}; name another bridge, or set forceAddress to replace it")
-        holders = [record for record in on_it() if old in gateways(record)]
-        if not seen.ours or (not holders and not seen.addresses[old]):
+        held = seen.addresses[old] or any(old in gateways(record) for record in on_it())
+        if not seen.ours or not held:
             words = f"forceAddress: {old} is on {name}, and not of a network of netplane's own bridge"
             raise Refused(CONFIG, f"{words}; remove it yourself: ip address del {old} dev {name}")
-        moved += [record for record in holders if record.phase == "Ready"]
-    old_ones = {old for _, old in clashes}
-    unique = {record.name: record for record in moved}.values()
-    return [_with(r, **{LEFT: sorted({*r.spec.config.get(LEFT, ()), *old_ones})}) for r in unique]
+    return frozenset(old for _, old in clashes)
 
 
 def exclude(new: str, old: str) -> bool:

@@ -43,9 +43,14 @@ class Lease(msgspec.Struct, frozen=True):
 
 @contextmanager
 def clocked() -> Iterator[None]:
-    """All runs inside belong to one request of this thread."""
-    with _by(time.monotonic() + BUDGET):
+    """All runs inside belong to one request of this thread: to that of an outer one, if there is one."""
+    with _by(min(_until.get(), time.monotonic() + BUDGET)):
         yield
+
+
+def spent() -> bool:
+    """Whether only what undoing takes is left of the request's time: nothing more is to be begun."""
+    return _until.get() - time.monotonic() <= BUDGET - PATIENCE
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from ..model.changes import Delete, Put, Write
-from ..model.errors import NotFound
+from ..model.errors import Conflict, NotFound
 from ..model.nodes import Node
 from ..model.own import Attachment
 from ..model.pods import Pod
@@ -20,21 +20,27 @@ class PodWriter:
     def __init__(self, host: Host) -> None:
         self.host = host
 
-    def up(self, attachment: Attachment, labels: dict[str, str], also: Sequence[Write] = ()) -> None:
+    def up(self, attachment: Attachment, labels: dict[str, str], also: Callable[[], Sequence[Write]]) -> None:
         """The pod runs at the attachment's addresses; ``labels`` are for one that we create.
 
-        ``also`` is written in the same transaction, before the pod.
+        What ``also`` decides is written in the same transaction, before the pod. Raises Conflict.
         """
 
         def write() -> None:
+            try:
+                decide()
+            except NotFound as exc:  # somebody deleted one of them since it was read
+                raise Conflict(str(exc)) from exc
+
+        def decide() -> None:
             snapshot = self.host.snapshot()
             others = [a for a in _siblings(snapshot, attachment) if a.name != attachment.name]
             if attachment.spec.kind == "ipam" or is_second(attachment, others):
-                self.host.write(also)
+                self.host.write(also())
                 return
             pod = snapshot.get(Pod, attachment.spec.pod_namespace, attachment.spec.pod_name)
             after = pod_up(pod, attachment, labels, self._addresses(snapshot))
-            self.host.write([*also, Put(after, pod.revision if pod else 0)])
+            self.host.write([*also(), Put(after, pod.revision if pod else 0)])
 
         persist(write)
 

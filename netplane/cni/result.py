@@ -13,8 +13,9 @@ from typing import Any
 import msgspec
 
 from ..model.own import Attachment
-from .config import NetConf
+from .config import VERSIONS, NetConf
 from .names import BRIDGE, bridge_mac, host_mac
+from .request import Request
 from .wiring import FOREIGN, own_bridge
 
 LOOPBACK = ("127.0.0.1/8", "::1/128")
@@ -41,6 +42,11 @@ def add_result(attachment: Attachment, config: NetConf, dns: dict[str, Any] | No
     if not interfaces:
         del found["interfaces"]
     return found
+
+
+def version_result(request: Request) -> dict[str, Any]:
+    """The binary answers this by itself; others that speak to the socket may ask too."""
+    return {"cniVersion": request.config.version, "supportedVersions": list(VERSIONS)}
 
 
 def loopback_result(netns: str, config: NetConf, there: Collection[str] = LOOPBACK) -> dict[str, Any]:

@@ -7,6 +7,7 @@ transaction of the DEL. So an ADD writes nothing for it, and of many DELs the on
 Rule 1: one object for the addresses of a node, and one for each network with ranges of its own; its value
         has an entry for each subnet: address@revision, the revision at which the address was given.
 Rule 2: an entry yields to a newer one only, so records may go in any order.
+Rule 3: of networks that come and go there is no end, so a node remembers the last `MOST` that were in use.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ from collections.abc import Iterable, Iterator
 from ipaddress import ip_address, ip_interface
 
 from ..model.base import ObjectMeta, amend
-from ..model.changes import Put
+from ..model.changes import Delete, Put
 from ..model.own import Allocation, AllocationSpec, Attachment, AttachmentIP
 from .names import turn_name
 from .ranges import OURS
 
 Turn = tuple[str, int]  # an address, and the revision at which it was given
 HOLDER = "Network"
+MOST = 256
 
 
 def network_of(record: Attachment) -> str | None:
@@ -65,6 +67,17 @@ def keep(found: Allocation | None, record: Attachment) -> Put | None:
     spec = AllocationSpec(value=value, holder_kind=HOLDER, holder_name=network or record.spec.node)
     meta = ObjectMeta(name=turn_name(record.spec.node, network))
     return Put(Allocation(metadata=meta, spec=spec), 0)
+
+
+def outgrown(node: str, every: Iterable[Allocation]) -> list[Delete]:
+    """What is forgotten when one more network is to be remembered; the node's own addresses never are."""
+    mine = [
+        one
+        for one in every
+        if one.spec.holder_kind == HOLDER and one.name == turn_name(node, one.spec.holder_name)
+    ]
+    mine.sort(key=lambda one: one.revision)
+    return [Delete(one.key, one.revision) for one in mine[: max(0, len(mine) - MOST + 1)]]
 
 
 def _with(turns: list[Turn], entry: AttachmentIP, revision: int) -> list[Turn]:

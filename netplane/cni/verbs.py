@@ -15,17 +15,16 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from errno import EEXIST, EINVAL
-from pathlib import Path
 from typing import Any
 
 from ..model.base import amend
-from ..model.changes import Put
+from ..model.changes import Put, Write
 from ..model.errors import Conflict, KernelError, NetplaneError, Unavailable
 from ..model.facts import Scope
 from ..model.nodes import Node
 from ..model.own import Allocation, Attachment
 from ..model.snapshot import Snapshot
-from . import bridges, delegate, loopback, master, plan, tuning, turns
+from . import bridges, delegate, lookup, loopback, master, plan, turns
 from .delegate import Lease
 from .errors import CONFIG, DIFFERS, ENVIRONMENT, IO, LIMITED, UNKNOWN, Refused
 from .host import Host
@@ -40,7 +39,7 @@ from .ports import HostPorts, refuse_unreachable, udp_flows
 from .ranges import OURS, whole
 from .render import BASE, CniConfig
 from .request import Request
-from .result import add_result
+from .result import add_result, version_result
 from .wiring import ROOM
 
 log = logging.getLogger(__name__)
@@ -55,6 +54,7 @@ class Verbs:
         self.networks = Networks(self._records, self._turns)
         self.ports = HostPorts(self._records)
         self._bridges = NodeBridges(self._records)
+        self._coming = bridges.Coming()
         self._pods = PodWriter(host)
         self._locks = Locks()
         self._owed: dict[str, Attachment] = {}  # record gone, kernel not yet clean
@@ -73,7 +73,9 @@ class Verbs:
                     if request.command == "ADD" and given_up():
                         raise Unavailable("whoever asked for this ADD waits no longer; it is not done")
                     return verb(request)
-            return {"STATUS": self.status, "GC": self.collect, "VERSION": _versions}[request.command](request)
+            return {"STATUS": self.status, "GC": self.collect, "VERSION": version_result}[request.command](
+                request
+            )
 
     # --- ADD ---------------------------------------------------------------------------------
 
@@ -81,21 +83,27 @@ class Verbs:
         if request.config.kind == "loopback":
             return loopback.add(self.host, request)
         snapshot = self._ready(request)
-        attachment = self._draft(request)
+        attachment = lookup.draft(self.host, self.config.pod_mtu, request)
         self._check_free(request, self._record(snapshot, attachment.name))
         attachment = self._leased(attachment, request)
         try:
             attachment = self._bridges.place(attachment)
-            attachment, moved = bridges.settle(self.host, attachment, request, self._every)
-            self._claim_ports(attachment)
-            self.host.sync([Scope(ROOM, attachment.name)], lambda: self._claim(attachment))
+            with self._coming.bringing(attachment, request):
+                attachment, taken = bridges.settle(self.host, attachment, request, self._every)
+                self._claim_ports(attachment)
+                self.host.sync([Scope(ROOM, attachment.name)], lambda: self._claim(attachment))
             self.host.forget(udp_flows(attachment))
             ready = bridges.mac(self.host, amend(attachment, phase="Ready"))
             record = self.host.snapshot().get(Attachment, "", attachment.name)
             if record is None:
                 raise Conflict(f"the record of {attachment.name} was deleted while its ADD was at work")
-            puts = [Put(one, one.revision) for one in moved]
-            self._pods.up(ready, request.config.labels, [Put(ready, record.revision), *puts])
+            moved: list[Attachment] = []
+
+            def also(revision: int = record.revision) -> list[Put]:
+                moved[:] = bridges.without(ready, taken, self._every()) if taken else ()
+                return [Put(ready, revision), *(Put(one, one.revision) for one in moved)]
+
+            self._pods.up(ready, request.config.labels, also)
             with suppress(KernelError):  # it is written: the loop tries again
                 self.host.sync([Scope(ROOM, one.name) for one in moved])
             dns = pod_dns(ready, self.host.snapshot(), self.config) if plan.on_pod_network(ready) else None
@@ -110,31 +118,6 @@ class Verbs:
             elif isinstance(exc, KernelError) and exc.errno == EINVAL and attachment.spec.kind == "macvlan":
                 master.refuse_taken(attachment, self._records())
             raise
-
-    def _draft(self, request: Request) -> Attachment:
-        """The record without addresses, with what has to be looked up."""
-        config = request.config
-        if config.sysctl and Path(tuning.ALLOWED).exists():
-            why = tuning.refused(config.sysctl, Path(tuning.ALLOWED).read_text(errors="replace"))
-            if why:
-                raise Refused(CONFIG, why)
-        made = plan.draft(self.host.node, self.host.boot_id, request, self.config.pod_mtu)
-        spec = made.spec
-        if spec.kind == "chained":
-            spec = amend(spec, host_ifname=self.host.peer(request.netns, request.ifname))
-            needed = spec.bandwidth or spec.config.get("macspoofchk")
-            if needed and not spec.host_ifname:
-                raise Refused(
-                    CONFIG,
-                    f"bandwidth, macspoofchk: {request.ifname} is not a veth whose other end is on this node",
-                )
-        elif spec.kind == "macvlan":
-            link = spec.bridge or self.host.default_link()
-            spec = master.under(amend(spec, bridge=link), request.mac, *self.host.mtu_and_mac(link))
-        drafted: Attachment = amend(made, spec=spec)
-        for why in self._past_the_guard(drafted) if spec.kind == "chained" else ():
-            raise Refused(CONFIG, why)
-        return drafted
 
     def _check_free(self, request: Request, record: Attachment | None) -> None:
         """The netns is there. A record without its interface is released; one with it is an answer.
@@ -283,12 +266,16 @@ class Verbs:
     def _turn(self, network: str) -> Allocation | None:
         return self.host.snapshot().get(Allocation, "", turn_name(self.host.node, network))
 
-    def _keep_turn(self, record: Attachment) -> list[Put]:
+    def _keep_turn(self, record: Attachment) -> list[Write]:
         network, ipam = turns.network_of(record), self.networks.of(record)
         if network is None or ipam is None or not ipam.at_turn(record.spec.ips):
             return []
-        kept = turns.keep(self._turn(network), record)
-        return [kept] if kept is not None else []
+        before = self._turn(network)
+        kept = turns.keep(before, record)
+        if kept is None:
+            return []
+        new = bool(network) and before is None
+        return [kept, *(turns.outgrown(self.host.node, self.host.snapshot().list(Allocation)) if new else ())]
 
     def _give_back(self, record: Attachment) -> None:
         self.ports.release(record.name)
@@ -339,15 +326,7 @@ class Verbs:
             self._tell_delegate("CHECK", record, before)
             base = [BASE] if record.spec.kind in ("bridge", "ptp") and not record.spec.ipam else []
             yield from self.host.verify([*base, Scope(ROOM, record.name)])
-            yield from self._past_the_guard(record)
-
-    def _past_the_guard(self, record: Attachment) -> Iterator[str]:
-        link = record.spec.host_ifname
-        if record.spec.config.get("macspoofchk") and link and self.host.redirects(link):
-            yield (
-                f"macspoofchk: {link} has an ingress qdisc, which takes frames past the check (the bandwidth"
-                " plugin's egressRate); let this plugin limit the bandwidth"
-            )
+            yield from lookup.past_the_guard(self.host, record)
 
     def status(self, request: Request) -> None:
         leases = request.config.leases
@@ -373,24 +352,31 @@ class Verbs:
     def collect(self, request: Request) -> None:
         """GC: release what the runtime does not list; go on after an error, report them all.
 
-        What an ADD or DEL is under way for, the runtime could not list.
+        What an ADD or DEL is under way for, the runtime could not list. What another plugin gave is kept in
+        its record until that plugin is asked: what there is no time for is the next GC's.
         """
         busy = self._locks.busy()  # before the look at the records
         snapshot, valid = self._synced(), self._is_valid(request)
-        faults = []
-        for record in snapshot.by(Attachment, "node", self.host.node):
+        faults, later = [], 0
+        known = (*snapshot.by(Attachment, "node", self.host.node), *list(self._owed.values()))
+        for record in {record.name: record for record in known}.values():
             spec = record.spec
             interface = (spec.container_id, spec.ifname)
             if spec.network != request.config.name or valid(record) or interface in busy:
                 continue
+            if "delegate" in spec.config and delegate.spent():
+                later += 1
+                continue
             with self._locks.hold(interface):
-                if self.host.snapshot().get(Attachment, "", record.name) != record:
+                if self._record(self.host.snapshot(), record.name) != record:
                     continue
                 try:
                     self._release(record)
                 except NetplaneError as exc:
                     faults.append(f"{record.name}: {exc}")
-        if request.config.leases.delegated:
+        if later:
+            faults.append(f"{later} attachments stay for the next GC, since their plugin takes long")
+        if request.config.leases.delegated and not delegate.spent():
             try:
                 delegate.ask("GC", request.config.leases.type, request, request.config.document)
             except NetplaneError as exc:
@@ -487,13 +473,6 @@ class Verbs:
 
     def _record(self, snapshot: Snapshot, name: str) -> Attachment | None:
         return self._owed.get(name) or snapshot.get(Attachment, "", name)
-
-
-def _versions(request: Request) -> dict[str, Any]:
-    """The binary answers this by itself; others that speak to the socket may ask too."""
-    from .config import VERSIONS
-
-    return {"cniVersion": request.config.version, "supportedVersions": list(VERSIONS)}
 
 
 class _Claimed(Conflict):

@@ -19,10 +19,11 @@ from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..model.errors import KernelError
+from ..model.errors import KernelError, Unavailable
 from .nft_dump import TABLE
 
 PLUGIN, USERS = "CNI-FORWARD", "DOCKER-USER"
+WAIT = 5  # seconds for the lock that all of iptables share
 _FAMILIES = ("ip", "ip6", "inet")
 _LEGACY = (("ip", "iptables-legacy"), ("ip6", "ip6tables-legacy"))
 
@@ -35,7 +36,10 @@ class Dropping(NamedTuple):
 
 
 def dropping(bridges: Collection[str]) -> list[Dropping]:
-    """All such chains of this namespace; ``bridges`` are those of pods. Raises KernelError, ImportError."""
+    """All such chains of this namespace; ``bridges`` are those of pods.
+
+    Raises KernelError, ImportError, Unavailable.
+    """
     found = []
     chains = [entry["chain"] for entry in _nft("list chains") if "chain" in entry]
     for chain in chains:
@@ -98,12 +102,22 @@ def _accepted(rules: Collection[str], way: str, link: str) -> bool:
 def _legacy(bridges: Collection[str]) -> Iterator[Dropping]:
     for family, name in _LEGACY:
         program = shutil.which(name, path="/usr/sbin:/sbin:/usr/bin")
-        tables = Path(f"/proc/net/{'ip' if family == 'ip' else 'ip6'}_tables_names")
+        tables = Path(f"/proc/thread-self/net/{'ip' if family == 'ip' else 'ip6'}_tables_names")
         if program is None or not tables.exists() or "filter" not in tables.read_text().split():
             continue
-        done = subprocess.run([program, "-S"], capture_output=True, text=True, timeout=10, check=False)
-        lines = done.stdout.splitlines()
+        lines = _told([program, "-w", str(WAIT), "-S"]).splitlines()
         if "-P FORWARD DROP" in lines:
             mine = [line.partition(" ")[2].partition(" ") for line in lines if line.startswith("-A ")]
             rules = [rule for chain, _, rule in mine if chain in ("FORWARD", USERS)]
             yield Dropping(f"{name} FORWARD", _opened(rules, bridges))
+
+
+def _told(words: list[str]) -> str:
+    """What the program prints. Raises Unavailable: it does not say what holds."""
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=2 * WAIT, check=False)
+    except subprocess.TimeoutExpired:
+        raise Unavailable(f"{' '.join(words)}: no end after {2 * WAIT} s") from None
+    if done.returncode:
+        raise Unavailable(f"{' '.join(words)}: {done.stderr.strip() or f'exit status {done.returncode}'}")
+    return done.stdout

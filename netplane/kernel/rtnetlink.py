@@ -208,12 +208,6 @@ class LinkDriver:
         with self._session() as session:
             return name in session.states(netns, [name])
 
-    def link_mac(self, name: str, netns: str = "") -> str:
-        """The link's hardware address, "" when there is no such link."""
-        with self._session() as session:
-            state = session.states(netns, [name]).get(name)
-            return state.mac if state else ""
-
     def mtu_and_mac(self, name: str) -> tuple[int, str]:
         """Of the link in our namespace; (0, "") when there is no such link."""
         with self._session() as session:

@@ -18,8 +18,12 @@ from typing import Any
 
 import pytest
 
+from netplane import standalone
+from netplane.cni import delegate
+from netplane.cni import frame as wire
 from netplane.kernel import netns
 from tests.cnirun import reference, run
+from tests.netns.test_cni_server import HANGS
 from tests.netns.test_cni_standalone import Machine, plain
 
 pytestmark = pytest.mark.root
@@ -167,3 +171,23 @@ def test_the_reference_bridge_plugin_gets_our_addresses(machine: Machine, make_n
     for pod in (a, b):
         assert call("DEL", pod) == ""
     assert not machine.attachments()
+
+
+def test_a_plugin_that_hangs_is_not_asked_again_on_all_records(
+    machine: Machine, make_netns: MakeNetns, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A request has one time in all, here too, and the plugin that took it is named."""
+    plain(machine("ADD", make_netns("a"), **OWN))  # from now on an ADD reads what it needs
+    monkeypatch.setattr(delegate, "PATIENCE", 0.7)
+    monkeypatch.setattr(delegate, "BUDGET", 1.2)
+    binary, b = tmp_path / "slow-ipam", make_netns("b")
+    binary.write_text(HANGS)
+    binary.chmod(0o755)
+    Path(f"{binary}.ADD").touch()
+    config = {**machine.config, "name": "slow", "bridge": "br-slow", "ipam": {"type": "slow-ipam"}}
+    frame = wire.Frame("ADD", "b", b, "eth0", "", str(tmp_path), json.dumps(config).encode())
+    status, text = netns.call(machine.at, lambda: standalone.carry_out(frame))
+    assert status == 1 and json.loads(text)["code"] == 11
+    assert "ipam.type slow-ipam: did not answer ADD in 0.7 s" in json.loads(text)["msg"]
+    assert Path(f"{binary}.log").read_text().split() == ["VERSION", "ADD", "DEL"]
+    assert machine.attachments() == ["ns-a"]

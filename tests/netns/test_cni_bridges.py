@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -131,6 +132,22 @@ def test_what_cannot_be_used_is_refused_and_left(
     node.run("ip", "link", "del", "br-no")
 
 
+def test_a_bridge_goes_with_the_last_pod_and_not_from_under_one_that_comes(
+    lab: Lab, make_netns: MakeNetns
+) -> None:
+    cni, a, b, node = Cni(lab), make_netns("a"), make_netns("b"), lab.nodes[0]
+    config = {"name": "own", "ipam": OWN, "isDefaultGateway": True, "bridge": "br-own"}
+    with ThreadPoolExecutor(2) as threads:
+        for _ in range(5):
+            cni.add(a, config)
+            coming, going = threads.submit(cni.add, b, config), threads.submit(cni.delete, a, config)
+            coming.result(), going.result()
+            assert on_bridge(node, "br-own") == ["10.88.0.1/24", "fd00:88::1/64"]
+            cni.add(a, config)
+            list(threads.map(cni.delete, (a, b), (config, config)))
+            assert "br-own" not in node.run("ip", "link")
+
+
 # --- forceAddress ---------------------------------------------------------------------------------------
 
 
@@ -174,6 +191,36 @@ def test_another_address_on_the_bridge_is_an_error_or_replaced(
     assert pings(b, gateway)
     cni.delete(b, second)
     assert "br-force" not in node.run("ip", "link")
+
+
+def test_of_two_networks_first_pods_at_once_one_has_the_bridge(lab: Lab, make_netns: MakeNetns) -> None:
+    cni, node = Cni(lab), lab.nodes[0]
+    pods = [make_netns(name) for name in "ab"]
+    networks = [ranged("one", "10.61.0.0/24"), ranged("two", "10.62.0.0/24")]
+    with ThreadPoolExecutor(2) as threads:
+        for _ in range(5):
+            answers = list(threads.map(cni.call, ("ADD", "ADD"), pods, networks))
+            assert len(on_bridge(node, "br-force")) == 1, answers
+            assert sum("ips" in answer for answer in answers) == 1
+            assert all(answer["code"] in (7, 11) for answer in answers if "ips" not in answer), answers
+            list(threads.map(cni.delete, pods, networks))
+
+
+def test_those_who_force_it_at_once_and_those_who_leave_meanwhile(lab: Lab, make_netns: MakeNetns) -> None:
+    """One of them moves the old network's pods; a pod that goes is none to move."""
+    cni, old, new = Cni(lab), ranged("one", "10.61.0.0/24"), ranged("two", "10.62.0.0/24", forceAddress=True)
+    before, after = [make_netns(f"a{i}") for i in range(4)], [make_netns(f"b{i}") for i in range(4)]
+    with ThreadPoolExecutor(8) as threads:
+        for pod in before:
+            cni.add(pod, old)
+        going = [threads.submit(cni.delete, pod, old) for pod in before[:2]]
+        list(threads.map(cni.add, after, [new] * 4))
+        for one in going:
+            one.result()
+        assert on_bridge(lab.nodes[0], "br-force") == ["10.62.0.1/24"]
+        assert pings(after[0], "10.62.0.1")
+        list(threads.map(cni.delete, after + before, [new] * 4 + [old] * 4))
+    assert "br-force" not in lab.nodes[0].run("ip", "link") and not records(lab)
 
 
 def test_two_subnets_of_ipv6_may_be_on_one_bridge(lab: Lab, make_netns: MakeNetns) -> None:

@@ -6,6 +6,7 @@ outside (ns) ── wire ── node-1 (ns), iptables -P FORWARD DROP ── npb
 
 from __future__ import annotations
 
+import fcntl
 import json
 import shutil
 import sys
@@ -15,7 +16,8 @@ from typing import Any
 
 import pytest
 
-from netplane.kernel import netns
+from netplane.commands.doctor import Check, Lack, _forward_policy, examine
+from netplane.kernel import forwarding, netns
 from netplane.lab import Lab
 from netplane.lab.node import Node
 from tests.cnirun import REFERENCE, Cni
@@ -128,3 +130,18 @@ def test_the_older_iptables_is_seen_too(make_netns: MakeNetns, tmp_path: Path) -
     text = netns.run(at, doctor, "doctor", "--state-dir", str(tmp_path), "-o", "json", check=False)
     found = next(one for one in json.loads(text) if one["name"] == "forward policy")
     assert not found["ok"] and "iptables-legacy FORWARD" in found["detail"]
+
+
+def test_a_lock_that_somebody_keeps_is_said_and_no_traceback(
+    make_netns: MakeNetns, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at, lock = make_netns("locked"), tmp_path / "xtables.lock"
+    if netns.run(at, "sh", "-c", "iptables-legacy -P FORWARD DROP && echo set", check=False).strip() != "set":
+        pytest.skip("needs iptables-legacy and its kernel modules")
+    monkeypatch.setenv("XTABLES_LOCKFILE", str(lock))
+    monkeypatch.setattr(forwarding, "WAIT", 1)
+    with lock.open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        check = Check("forward policy", lambda: netns.call(at, _forward_policy), Lack("reach", "remedy"))
+        found = examine(check)
+    assert not found.ok and "iptables-legacy -w 1 -S" in found.detail and "lock" in found.detail

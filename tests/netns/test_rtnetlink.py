@@ -225,7 +225,7 @@ def test_links_are_looked_up_by_name(driver: LinkDriver, make_netns: Callable[[s
     driver.apply(Plan(add=attachment(1, pod)))
     assert driver.link_exists(pod, "eth0") and driver.link_exists("", "npbr0")
     assert not driver.link_exists(pod, "eth1")
-    assert driver.link_mac("eth0", pod).count(":") == 5 and driver.link_mac("nosuch") == ""
+    assert driver.mtu_and_mac("npbr0")[1].count(":") == 5 and driver.mtu_and_mac("nosuch") == (0, "")
     with pytest.raises(KernelError, match="nowhere"):
         driver.link_exists("/nowhere", "eth0")
 
@@ -233,12 +233,12 @@ def test_links_are_looked_up_by_name(driver: LinkDriver, make_netns: Callable[[s
 def test_a_bridge_keeps_its_mac_while_pods_come_and_go(
     driver: LinkDriver, make_netns: Callable[[str], str]
 ) -> None:
-    before = driver.link_mac("npbr0")
+    before = driver.mtu_and_mac("npbr0")
     facts = attachment(1, make_netns("pod"))
     driver.apply(Plan(add=facts))
-    assert driver.link_mac("npbr0") == before
+    assert driver.mtu_and_mac("npbr0") == before
     driver.apply(removal(facts))
-    assert driver.link_mac("npbr0") == before
+    assert driver.mtu_and_mac("npbr0") == before
 
 
 def test_existing_links_are_configured_and_never_removed(driver: LinkDriver, node: str) -> None:
@@ -261,6 +261,8 @@ def test_sysctls_are_of_the_namespace_that_is_named(node: str) -> None:
         sysctl.ensure([("net/ipv4/nosuch", "1")], node)
     with pytest.raises(Invalid, match="below /proc/sys"):
         sysctl.read("/etc/passwd")
+    with pytest.raises(Invalid, match="ip_forward: the value"):
+        sysctl.write([("net/ipv4/ip_forward", "1\0net/ipv4/tcp_ecn")], node)
 
 
 def test_a_path_that_is_no_namespace_any_more_is_nothing_to_remove_from(

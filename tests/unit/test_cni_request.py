@@ -173,3 +173,9 @@ def test_what_is_no_frame_is_known_by_its_head(start: bytes) -> None:
 def test_the_version_of_an_error_is_the_one_asked_for_when_it_can_be_read() -> None:
     assert version_of(b'{"cniVersion": "0.4.0", "x": 1}') == "0.4.0"
     assert version_of(b"{") == "" == version_of(b"[1]") == version_of(b'{"cniVersion": 1}')
+
+
+def test_an_error_with_words_that_are_no_text_can_be_encoded() -> None:
+    doc = error_json(KeyError("\udcff"), "ADD", "1.0.0")
+    assert json.dumps(doc, ensure_ascii=False).encode() and doc["msg"] == "KeyError: '\\udcff'"
+    assert error_json(Invalid("/n/\udcff"), "ADD", "1.0.0")["msg"] == "/n/\\udcff"

@@ -11,15 +11,28 @@ import msgspec
 import pytest
 
 from netplane.cni import frame as wire
+from netplane.cni import turns
 from netplane.cni.config import NetConf, parse_config
 from netplane.cni.frame import Frame
 from netplane.cni.render import BASE
 from netplane.cni.server import CniServer
 from netplane.model.base import ObjectMeta, amend
 from netplane.model.errors import KernelError, Unavailable
-from netplane.model.own import Attachment, AttachmentSpec
+from netplane.model.own import Allocation, Attachment, AttachmentIP, AttachmentSpec
 from netplane.model.pods import Pod
 from tests.cnihost import CONFIG, MemoryHost, no_fault, node
+
+OWN_RANGE = {"type": "netplane", "ranges": [[{"subnet": "10.9.0.0/24"}]]}
+
+
+def record(network: str, node: str) -> Attachment:
+    """Of a network with ranges of its own."""
+    ip = AttachmentIP(address="10.9.0.2/24")
+    spec = AttachmentSpec(
+        node=node, container_id="c", ifname="eth0", netns="/n/c", network=network, pod_namespace="default",
+        pod_name="c", host_ifname="npv1", ipam="netplane", ips=(ip,),
+    )  # fmt: skip
+    return Attachment(metadata=ObjectMeta(name=f"c.{node}"), spec=spec)
 
 
 class Runtime:
@@ -401,6 +414,23 @@ def test_gc_without_a_list_releases_only_what_has_no_namespace_any_more(runtime:
     runtime.host.gone.add("/n/dead")
     assert runtime("GC") == ""
     assert {a.spec.container_id for a in runtime.host.snapshot().list(Attachment)} == {"alive"}
+
+
+def test_networks_that_come_and_go_are_not_remembered_without_end(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(turns, "MOST", 3)
+    host, other = runtime.host, turns.keep(None, record("elsewhere", node="n2"))
+    assert other is not None
+    host.put(other.object)
+    runtime("ADD")
+    assert runtime("DEL") == ""  # the node's own network
+    for name in ("a", "b", "a", "c", "d"):
+        network = {"name": name, "ipam": OWN_RANGE, "bridge": "br-own"}
+        assert "ips" in runtime("ADD", **network) and runtime("DEL", **network) == ""
+    left = {one.spec.holder_name: one.spec.value for one in host.snapshot().list(Allocation)}
+    assert left.keys() == {"elsewhere", "n1", "a", "c", "d"}, "b is the one that rests longest"
+    assert left["a"].startswith("10.9.0.3@"), "its second turn"
 
 
 def test_a_declared_pod_stays_and_its_labels_win(runtime: Runtime) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
@@ -138,3 +139,23 @@ def test_what_is_being_deleted_is_known_until_it_is_gone(world: World) -> None:
     assert world.names() == []
     world.spare.gone("a.n1")
     assert world.spare.leaving() == []
+
+
+def test_the_first_that_are_deleted_together_are_all_put_aside(world: World, tmp_path: Path) -> None:
+    """Each of them meets that there is no directory for it yet."""
+    for turn in range(8):
+        spare, records = Spare(tmp_path / f"run{turn}", world.store), [attachment(f"c{i}") for i in range(8)]
+        for record in records:
+            spare.keep([record])
+        together = threading.Barrier(len(records))
+
+        def drop(record: Attachment, spare: Spare = spare, together: threading.Barrier = together) -> None:
+            together.wait(5)
+            spare.drop([Delete(record.key)])
+
+        threads = [threading.Thread(target=drop, args=(record,)) for record in records]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(5)
+        assert sorted(one.name for one in spare.leaving()) == [record.name for record in records]

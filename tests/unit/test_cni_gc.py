@@ -1,0 +1,79 @@
+"""GC where another plugin gives the addresses: every address goes back to it, however long it takes."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from netplane.cni import delegate
+from netplane.cni.delegate import BUDGET, PATIENCE, Lease
+from netplane.cni.errors import LATER, Refused
+from netplane.cni.request import Request
+from netplane.model.own import Attachment, AttachmentIP
+from tests.cnihost import MemoryHost
+from tests.unit.test_cni_verbs import Runtime
+
+NONE_VALID = {"cni.dev/valid-attachments": []}
+CONFIG: dict[str, Any] = {"ipam": {"type": "other-ipam"}, "bridge": "br-other"}
+
+
+class Plugin:
+    """Each of its answers takes ``seconds``; what it gave and was not asked to take back is ``held``."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now, self.seconds = 1000.0, 0.0
+        self.held: list[str] = []
+        self.asked: list[str] = []
+        monkeypatch.setattr(delegate, "time", SimpleNamespace(monotonic=lambda: self.now))
+        monkeypatch.setattr(delegate, "lease", self.lease)
+        monkeypatch.setattr(delegate, "ask", self.ask)
+
+    def lease(self, _name: str, request: Request) -> Lease:
+        self.held.append(request.container_id)
+        return Lease((AttachmentIP(address=f"10.5.0.{len(self.held)}/24"),))
+
+    def ask(self, command: str, _name: str, request: Request, _config: object) -> dict[str, Any]:
+        self.asked.append(command)
+        left = delegate._until.get() - self.now
+        if self.seconds > min(left, PATIENCE):
+            self.now += min(left, PATIENCE)
+            raise Refused(LATER, f"did not answer {command}")
+        self.now += self.seconds
+        if command == "DEL":
+            self.held.remove(request.container_id)
+        return {}
+
+
+@pytest.fixture
+def plugin(monkeypatch: pytest.MonkeyPatch) -> Plugin:
+    return Plugin(monkeypatch)
+
+
+@pytest.fixture
+def runtime(plugin: Plugin) -> Runtime:
+    made = Runtime(MemoryHost())
+    for i in range(6):
+        assert "ips" in made("ADD", container=f"c{i}", **CONFIG)
+    assert len(plugin.held) == 6
+    return made
+
+
+def test_what_there_is_no_time_for_is_the_next_ones(runtime: Runtime, plugin: Plugin) -> None:
+    plugin.seconds = (BUDGET - PATIENCE) * 0.9
+    begin = plugin.now
+    answer = runtime("GC", **NONE_VALID, **CONFIG)
+    assert "3 attachments stay for the next GC" in answer["msg"] and plugin.now - begin <= BUDGET
+    left = {record.spec.container_id for record in runtime.host.snapshot().list(Attachment)}
+    assert left == set(plugin.held) and len(left) == 3, "nothing is forgotten that was not given back"
+    assert "GC" not in plugin.asked
+    assert runtime("GC", **NONE_VALID, **CONFIG) == "" and not plugin.held and runtime.nothing_left()
+
+
+def test_what_hung_is_asked_for_again(runtime: Runtime, plugin: Plugin) -> None:
+    plugin.seconds = PATIENCE + 1
+    answer = runtime("GC", **NONE_VALID, **CONFIG)
+    assert "did not answer DEL" in answer["msg"] and "5 attachments stay" in answer["msg"]
+    plugin.seconds = 0
+    assert runtime("GC", **NONE_VALID, **CONFIG) == "" and not plugin.held and runtime.nothing_left()
