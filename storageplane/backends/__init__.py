@@ -159,14 +159,18 @@ def ensure(root: Path, data: Data) -> None:
 
 
 def fill(root: Path, data: Data) -> None:
-    """Make the data a copy of its source; done already: fine. Raises KernelError (ENOENT, ENOSPC)."""
+    """Make the data a copy of its source, durably: whoever is told so may let the source go.
+
+    Done already: fine. Raises KernelError (ENOENT, ENOSPC).
+    """
     if data.backend == "directory":
         _fill_directory(root, data)
-        return
-    tree.make(root, data.path, 0o711)
-    with locked(root, data.path):
-        here, backend = place(root, data), BACKENDS[data.backend]
-        backend.copy(Place(root, data.source, data.size, data.fstype, data.block), here)
+    else:
+        tree.make(root, data.path, 0o711)
+        with locked(root, data.path):
+            here, backend = place(root, data), BACKENDS[data.backend]
+            backend.copy(Place(root, data.source, data.size, data.fstype, data.block), here)
+    tree.kept(root, data.path)
 
 
 def refuse_crowding(root: Path, data: Data) -> None:

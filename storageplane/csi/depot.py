@@ -34,7 +34,7 @@ from .. import backends
 from ..backends import BACKENDS, Machine, Place
 from ..host import binds, trash, tree
 from ..host.durable import Shelf
-from ..host.journal import sync_folder
+from ..host.tree import sync_folder
 from .refusal import CODE, Refused, missing
 from .volumes import ADVICE, Volume, Volumes
 

@@ -261,6 +261,27 @@ def _unlinked(at: int, name: str) -> bool:
     return True
 
 
+def sync_folder(folder: Path) -> None:
+    """The names in a directory are durable. Raises OSError."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def kept(root: Path, path: str) -> None:
+    """What a directory beneath the root holds has its names durably, and so has each on the way to it.
+
+    Raises KernelError (EIO, ENOSPC).
+    """
+    with translated(f"sync {root / path}"):
+        for folder in (root / path, *(root / path).parents):
+            sync_folder(folder)
+            if folder == root:
+                return
+
+
 class translated:
     """An OSError as KernelError."""
 
