@@ -75,10 +75,12 @@ class CsiServer:
                 log.info("%s", line)
 
     def stop(self) -> None:
+        """After `start`. A call that has not ended keeps the root from other drivers until the process ends."""
         self._over.set()
-        self._server.stop(GRACE, PATIENCE)
-        self._depot.close()
-        self._path.unlink(missing_ok=True)
+        ended = self._server.stop(GRACE, PATIENCE)
+        self._path.unlink(missing_ok=True)  # while it is ours: the next driver listens here
+        if ended:
+            self._depot.close()
 
 
 def socket_path(endpoint: str) -> Path:
