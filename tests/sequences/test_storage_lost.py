@@ -168,10 +168,9 @@ def test_a_volume_that_others_keep_writing_to_is_not_said_to_be_free(monkeypatch
         return put(obj, expect)
 
     monkeypatch.setattr(world, "put", busy)
-    said = []
+    said: list[str] = []
     with pytest.raises(Invalid, match="PersistentVolume shared: others keep writing to it"):
-        for line in lost.give_up(world, "n1"):
-            said.append(line)
+        said.extend(lost.give_up(world, "n1"))
     assert said and not [line for line in said if "shared" in line]
     assert world.pv("vc") is None, "the others are given up"
 
