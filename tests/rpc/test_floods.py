@@ -28,17 +28,22 @@ def pour(wire: Wire, pieces: Iterator[bytes]) -> None:
             wire.socket.sendall(piece)
 
 
-def opened(number: int) -> bytes:
+def opened(number: int, path: str = "/t.T/Echo") -> bytes:
     """A call's headers, spelt out: no table of HPACK is needed."""
     pairs = {
-        ":method": "POST", ":scheme": "http", ":path": "/t.T/Echo", ":authority": "x",
+        ":method": "POST", ":scheme": "http", ":path": path, ":authority": "x",
         "content-type": "application/grpc",
     }  # fmt: skip
-    block = b"".join(
-        b"\0" + bytes([len(name)]) + name.encode() + bytes([len(value)]) + value.encode()
-        for name, value in pairs.items()
-    )
+    block = b"".join(b"\0" + spelt(name) + spelt(value) for name, value in pairs.items())
     return frame(HEADERS, 4, 2 * number + 1, block)
+
+
+def spelt(text: str) -> bytes:
+    """RFC 7541, 5.2; at most 16,510 bytes."""
+    size = len(text)
+    if size < 127:
+        return bytes([size]) + text.encode()
+    return bytes([127, size - 127 & 127 | 128, size - 127 >> 7]) + text.encode()
 
 
 FLOODS: dict[str, Callable[[int], bytes]] = {
@@ -148,6 +153,18 @@ def test_more_calls_than_its_client_knew_of(program: Program) -> None:
         refused = frame(RESET, 0, 201, struct.pack(">I", 7))  # REFUSED_STREAM: it may come again
         while refused not in data:
             data += bare.recv(65536)
+
+
+def test_the_paths_of_calls_without_an_end(program: Program) -> None:
+    """10,000 of 16 KB, of which it keeps no more than a method's name may have."""
+    before = program.memory()
+    with contextlib.ExitStack() as stack:
+        for _ in range(100):
+            bare = stack.enter_context(program.connect())
+            calls = (opened(i, "/" + "x" * 15900) for i in range(100))
+            bare.sendall(PREFACE + frame(SETTINGS, 0, 0) + b"".join(calls))
+        program.answers()
+        assert program.memory() < before + 40
 
 
 def test_all_messages_together_are_bounded(program: Program) -> None:
