@@ -165,13 +165,17 @@ class Snapshots:
             group = self._depot.peek(self._depot.groups, request.group_snapshot_id)
             if group is not None:
                 _refuse_others(group, request.snapshot_ids)
-                self._depot.less(self._depot.groups, amend(group, phase="removing"))
-                for name in group.snapshots:
-                    snapshot = self._depot.peek(self._depot.snapshots, name)
-                    if snapshot is not None:
-                        self._remove(snapshot)
-                self._depot.groups.remove(group.id)
+                with self._depot.alone(*group.snapshots):  # a volume may be made from one
+                    self._remove_group(group)
         return message("DeleteVolumeGroupSnapshotResponse")()
+
+    def _remove_group(self, group: Group) -> None:
+        self._depot.less(self._depot.groups, amend(group, phase="removing"))
+        for name in group.snapshots:
+            snapshot = self._depot.peek(self._depot.snapshots, name)
+            if snapshot is not None:
+                self._remove(snapshot)
+        self._depot.groups.remove(group.id)
 
     def GetVolumeGroupSnapshot(self, request: Any) -> Any:
         checks.required(request, "group_snapshot_id")
