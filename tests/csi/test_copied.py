@@ -1,0 +1,77 @@
+"""While something is copied: its source stays, and its room is nobody else's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from storageplane import backends
+from storageplane.csi.controller import Controller
+from storageplane.csi.depot import Depot
+from storageplane.csi.protocol import message
+from storageplane.csi.refusal import CODE, Refused
+from storageplane.csi.snapshots import Snapshots
+from storageplane.host import images
+
+from .conftest import MIB, WRITER
+
+pytestmark = pytest.mark.root
+SIZE = 4 * MIB
+
+
+@pytest.fixture
+def depot(tmp_path: Path) -> Iterator[Depot]:
+    made = Depot(tmp_path / "root")
+    yield made
+    made.close()
+
+
+def create(depot: Depot, name: str, source: str = "") -> Any:
+    """A directory, or the copy of one."""
+    given = {"volume_content_source": {"volume": {"volume_id": source}}} if source else {}
+    return Controller(depot, "n1").CreateVolume(
+        message("CreateVolumeRequest")(
+            name=name, volume_capabilities=[WRITER], parameters={"backend": "directory"}, **given
+        )
+    ).volume.volume_id  # fmt: skip
+
+
+def test_a_group_is_not_deleted_while_a_volume_is_made_from_a_member(depot: Depot) -> None:
+    volumes = [create(depot, name) for name in ("one", "two")]
+    asked = message("CreateVolumeGroupSnapshotRequest")(name="g", source_volume_ids=volumes)
+    driver = Snapshots(depot, "n1")
+    group = driver.CreateVolumeGroupSnapshot(asked).group_snapshot
+    last = group.snapshots[-1].snapshot_id
+    gone = message("DeleteVolumeGroupSnapshotRequest")(group_snapshot_id=group.group_snapshot_id)
+    with depot.alone("vol-x", last):  # as CreateVolume has it while it copies
+        with pytest.raises(Refused, match=f"an operation on {last} is in progress") as caught:
+            driver.DeleteVolumeGroupSnapshot(gone)
+        assert caught.value.code == CODE.ABORTED
+        assert [s.phase for s in depot.snapshots.all()] == ["ready", "ready"]
+    driver.DeleteVolumeGroupSnapshot(gone)
+    assert depot.snapshots.all() == []
+
+
+def test_the_room_of_a_directory_that_is_copied_is_promised_to_nobody_else(
+    depot: Depot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = create(depot, "source")
+    (depot.home(source) / "tree" / "data").write_bytes(bytes(SIZE))
+    monkeypatch.setattr(images, "shares_blocks", lambda _: False)
+    monkeypatch.setattr(backends, "room", lambda _: 100 * MIB)
+    during: list[int] = []
+    real = images.copy_tree
+    monkeypatch.setattr(images, "copy_tree", lambda *a: (during.append(depot.free()), real(*a)))
+    copy = create(depot, "copy", source)
+    assert depot.free() == 100 * MIB
+    assert 0 <= 100 * MIB - SIZE - during[0] < MIB  # and its directories
+    assert (depot.home(copy) / "tree" / "data").read_bytes() == bytes(SIZE)
+
+    monkeypatch.setattr(backends, "room", lambda _: MIB)
+    with pytest.raises(Refused, match="are not promised yet") as caught:
+        create(depot, "another", source)
+    assert caught.value.code == CODE.RESOURCE_EXHAUSTED
+    assert {v.id for v in depot.volumes.all()} == {source, copy}, "what is refused leaves nothing"
