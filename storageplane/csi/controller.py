@@ -79,7 +79,7 @@ class Controller:
         return self._depot.keep(amend(volume, phase="ready"))
 
     def _room(self, volume: Volume, source: Volume | Snapshot | None) -> AbstractContextManager[None]:
-        """For a copied directory, whose size is no promise: what is copied. Others have theirs by their record."""
+        """What is copied, for a directory: its size is no promise. Others have theirs by their record."""
         if source is None or BACKENDS[volume.backend].draws or self._depot.content(volume).exists():
             return nullcontext()
         return self._depot.copying([source], self._depot.place(volume).overcommit)

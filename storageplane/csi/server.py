@@ -75,7 +75,7 @@ class CsiServer:
                 log.info("%s", line)
 
     def stop(self) -> None:
-        """After `start`. A call that has not ended keeps the root from other drivers until the process ends."""
+        """After `start`. While a call has not ended, the root stays with this process to its end."""
         self._over.set()
         ended = self._server.stop(GRACE, PATIENCE)
         self._path.unlink(missing_ok=True)  # while it is ours: the next driver listens here
