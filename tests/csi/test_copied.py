@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from netplane.model.base import amend
 from storageplane import backends
 from storageplane.csi.controller import Controller
 from storageplane.csi.depot import Depot
 from storageplane.csi.protocol import message
 from storageplane.csi.refusal import CODE, Refused
 from storageplane.csi.snapshots import Snapshots
-from storageplane.host import images
+from storageplane.csi.volumes import Stage
+from storageplane.host import freeze, images, syscalls
 
 from .conftest import MIB, WRITER
 
@@ -53,6 +56,37 @@ def test_a_group_is_not_deleted_while_a_volume_is_made_from_a_member(depot: Depo
         assert [s.phase for s in depot.snapshots.all()] == ["ready", "ready"]
     driver.DeleteVolumeGroupSnapshot(gone)
     assert depot.snapshots.all() == []
+
+
+def nobody_elses(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is synced, where a sync of all the machine would not come back."""
+    synced: list[str] = []
+    real = syscalls.syncfs
+    monkeypatch.setattr(os, "sync", lambda: pytest.fail("a disk that never answers"))
+    monkeypatch.setattr(syscalls, "syncfs", lambda path: (synced.append(path), real(path)))
+    return synced
+
+
+def test_a_directory_in_use_is_copied_without_other_disks(
+    depot: Depot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volume = depot.volumes.get(create(depot, "v"))
+    assert volume is not None
+    depot.keep(amend(volume, stage=Stage("/where", "")))
+    synced = nobody_elses(monkeypatch)
+    asked = message("CreateSnapshotRequest")(name="s", source_volume_id=volume.id)
+    assert Snapshots(depot, "n1").CreateSnapshot(asked).snapshot.ready_to_use
+    assert str(depot.root) in synced
+
+
+def test_a_directory_of_a_store_is_copied_without_other_disks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced = nobody_elses(monkeypatch)
+    with freeze.still(tmp_path / "image"):
+        assert synced == [str(tmp_path)]
+    with freeze.still(tmp_path / "gone" / "image"):  # who copies will say so
+        pass
 
 
 def test_the_room_of_a_directory_that_is_copied_is_promised_to_nobody_else(
