@@ -58,7 +58,7 @@ class CsiServer:
         serve(_service("Identity", Identity(depot, options.name)))
         serve(_service("Controller", controller, snapshots, health))
         serve(_service("GroupController", snapshots))
-        serve(_service("Node", Inline(depot, controller, self.node), self.node, health))
+        serve(_service("Node", Inline(depot, controller, self.node, health), self.node, health))
 
     def start(self) -> None:
         """Reconcile what a crash left, then listen, readable and writable for root alone."""
