@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from netplane.model.base import amend
 from storageplane import backends
 from storageplane.csi.controller import Controller
-from storageplane.csi.depot import Depot
+from storageplane.csi.depot import Depot, Snapshot, id_of
 from storageplane.csi.protocol import message
 from storageplane.csi.refusal import CODE, Refused
 from storageplane.csi.snapshots import Snapshots
@@ -56,6 +57,31 @@ def test_a_group_is_not_deleted_while_a_volume_is_made_from_a_member(depot: Depo
         assert [s.phase for s in depot.snapshots.all()] == ["ready", "ready"]
     driver.DeleteVolumeGroupSnapshot(gone)
     assert depot.snapshots.all() == []
+
+
+def test_a_snapshot_that_was_cut_off_is_of_the_instant_and_size_of_the_repeat(depot: Depot) -> None:
+    volume = depot.volumes.get(create(depot, "v"))
+    assert volume is not None
+    left = Snapshot(
+        id=id_of("snap", "s"), name="s", volume=volume.id, size=1, backend="directory", created=7.0
+    )
+    depot.snapshots.put(left.id, left)  # before anything was copied; the volume has grown since
+    asked = message("CreateSnapshotRequest")(name="s", source_volume_id=volume.id)
+    made = Snapshots(depot, "n1").CreateSnapshot(asked).snapshot
+    assert made.size_bytes == volume.size and made.creation_time.seconds > time.time() - 60
+
+
+def test_what_is_left_of_a_snapshot_that_was_to_go_is_not_the_next_ones(depot: Depot) -> None:
+    volume = create(depot, "v")
+    word = depot.home(volume) / "tree" / "word"
+    word.write_text("old")
+    driver = Snapshots(depot, "n1")
+    asked = message("CreateSnapshotRequest")(name="s", source_volume_id=volume)
+    name = driver.CreateSnapshot(asked).snapshot.snapshot_id
+    depot.snapshots.put(name, amend(depot.snapshot(name), phase="removing"))  # and then the disk failed
+    word.write_text("new")
+    assert driver.CreateSnapshot(asked).snapshot.snapshot_id == name
+    assert (depot.home(name) / "tree" / "word").read_text() == "new"
 
 
 def nobody_elses(monkeypatch: pytest.MonkeyPatch) -> list[str]:
