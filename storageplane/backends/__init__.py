@@ -173,12 +173,18 @@ def fill(root: Path, data: Data) -> None:
     tree.kept(root, data.path)
 
 
+def there(root: Path, data: Data) -> bool:
+    """Whether the data has its name, which it gets when it is whole."""
+    directory = data.backend == "directory"  # which lies there itself
+    return (root / data.path if directory else BACKENDS[data.backend].content(place(root, data))).exists()
+
+
 def refuse_crowding(root: Path, data: Data) -> None:
     """Raises Unavailable when a copy of a volume would take room that other volumes were promised.
 
     Where the disk shares blocks that is what the source needs to be written again.
     """
-    if data.backend == "directory":  # which lies there itself
+    if data.backend == "directory":
         need, draws = copied(root, root / data.source), "disk"
     else:
         backend = BACKENDS[data.backend]

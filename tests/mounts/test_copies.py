@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from netplane.model.base import amend
 from netplane.model.codec import parse
 from netplane.model.errors import NetplaneError
 from netplane.model.facts import Plan
@@ -91,6 +92,25 @@ def test_a_copy_takes_no_room_that_others_were_promised(bed: Bed, on_btrfs: Path
     finally:
         run("umount", disk)
     assert images.shares_blocks(on_btrfs) and not images.shares_blocks(Path("/dev/shm"))
+
+
+def test_a_snapshot_that_waited_has_the_size_that_its_volume_has_by_then(
+    bed: Bed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = site(bed.root, "image", "10Mi", volumeMode="Block")
+    with monkeypatch.context() as full:
+        full.setattr(backends, "room", lambda _: 0)
+        full.setattr(images, "shares_blocks", lambda _: False)
+        with open(node.data("pvc-u1") / "image", "r+b") as file:
+            file.write(os.urandom(MIB))
+        node.put(volume_snapshot())
+        assert "ResourceExhausted" in node.snap().status.error.message
+    volume = node.world.pv("pvc-u1")
+    node.world.put(amend(volume, spec=amend(volume.spec, capacity={"storage": "20Mi"})))
+    node.run()
+    copy = node.root / "snapshots/data/snapshot-uid-s/image"
+    assert node.snap().status.ready_to_use
+    assert node.content().status.restore_size == copy.stat().st_size == 20 * MIB
 
 
 def test_a_copied_directory_takes_none_either(bed: Bed) -> None:
