@@ -135,3 +135,16 @@ def test_the_room_of_a_directory_that_is_copied_is_promised_to_nobody_else(
         create(depot, "another", source)
     assert caught.value.code == CODE.RESOURCE_EXHAUSTED
     assert {v.id for v in depot.volumes.all()} == {source, copy}, "what is refused leaves nothing"
+
+
+def test_memory_that_overcommits_is_promised_to_nobody(depot: Depot) -> None:
+    for name, over, promised in (("over", "true", 0), ("kept", "false", SIZE)):
+        Controller(depot, "n1").CreateVolume(
+            message("CreateVolumeRequest")(
+                name=name, volume_capabilities=[WRITER], capacity_range={"required_bytes": SIZE},
+                parameters={"backend": "tmpfs", "overcommit": over},
+            )
+        )  # fmt: skip
+        assert backends.promised(depot.root, "memory") == promised
+    for volume in depot.volumes.all():
+        depot.discard(volume)
