@@ -117,8 +117,10 @@ class Agent:
     def look_again(self) -> None:
         for line in self._data.trash.empty():
             log.info("%s", line)
-        self.follow_the_journal()
-        self.grow_what_waits()
+        try:
+            self.follow_the_journal()
+        finally:
+            self.grow_what_waits()
 
     def follow_the_journal(self) -> None:
         """What volumes say of this node's use of them, as its records have it, where either has changed."""

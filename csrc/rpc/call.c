@@ -72,7 +72,7 @@ int np_call_header(struct np_call *call, const uint8_t *name, size_t name_size, 
 		return 0; /* trailers say nothing */
 	if (is(":path", name, name_size)) {
 		free(call->path);
-		call->path = strndup((const char *)value, size);
+		call->path = strndup((const char *)value, size < NP_RPC_PATH ? size : NP_RPC_PATH);
 		return call->path ? 0 : -ENOMEM;
 	}
 	if (is(":method", name, name_size))

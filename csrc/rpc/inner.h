@@ -48,7 +48,7 @@ struct np_conn {
 	int blocked;                /* the socket is full: epoll tells when it is not */
 	struct np_calls calls;
 	size_t block;               /* bytes since the last frame with headers began; 0: another came since */
-	uint64_t second;            /* in which this many frames came that carry no call */
+	uint64_t second;            /* in which this many frames came that carry no call; nghttp2 tells of its own kinds */
 	unsigned int chatter;
 	size_t out_size, out_sent;
 	uint8_t out[65536];         /* what nghttp2 gave and the socket did not take yet */

@@ -18,6 +18,7 @@ enum {
 	NP_RPC_MESSAGE = 4194304,      /* bytes of one message, as gRPC has it everywhere */
 	NP_RPC_HELD = 67108864,        /* bytes of all messages that are held; more are refused */
 	NP_RPC_HEADERS = 16384,        /* bytes of one call's headers, counted as HTTP/2 does (RFC 9113 6.5.2) */
+	NP_RPC_PATH = 256,             /* bytes of a method's path that are kept; no method has as many */
 	NP_RPC_STREAMS = 100,          /* calls of one connection */
 	NP_RPC_CONNECTIONS = 256,      /* beyond, idle ones are closed, or new ones wait */
 	NP_RPC_CHATTER = 10000,        /* frames of one connection in a second that carry no call */

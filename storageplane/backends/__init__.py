@@ -44,7 +44,7 @@ from netplane.model.storage_facts import Data, Directory, Mount
 from ..host import images, loops, syscalls, tree
 from .base import Backend, Place
 from .btrfs import Btrfs, settled
-from .directory import InDirectory
+from .directory import InDirectory, copied
 from .image import InImage
 from .tmpfs import Tmpfs
 
@@ -159,14 +159,24 @@ def ensure(root: Path, data: Data) -> None:
 
 
 def fill(root: Path, data: Data) -> None:
-    """Make the data a copy of its source; done already: fine. Raises KernelError (ENOENT, ENOSPC)."""
+    """Make the data a copy of its source, durably: whoever is told so may let the source go.
+
+    Done already: fine. Raises KernelError (ENOENT, ENOSPC).
+    """
     if data.backend == "directory":
         _fill_directory(root, data)
-        return
-    tree.make(root, data.path, 0o711)
-    with locked(root, data.path):
-        here, backend = place(root, data), BACKENDS[data.backend]
-        backend.copy(Place(root, data.source, data.size, data.fstype, data.block), here)
+    else:
+        tree.make(root, data.path, 0o711)
+        with locked(root, data.path):
+            here, backend = place(root, data), BACKENDS[data.backend]
+            backend.copy(Place(root, data.source, data.size, data.fstype, data.block), here)
+    tree.kept(root, data.path)
+
+
+def there(root: Path, data: Data) -> bool:
+    """Whether the data has its name, which it gets when it is whole."""
+    directory = data.backend == "directory"  # which lies there itself
+    return (root / data.path if directory else BACKENDS[data.backend].content(place(root, data))).exists()
 
 
 def refuse_crowding(root: Path, data: Data) -> None:
@@ -174,13 +184,15 @@ def refuse_crowding(root: Path, data: Data) -> None:
 
     Where the disk shares blocks that is what the source needs to be written again.
     """
-    source, backend = Place(root, data.source, data.size, data.fstype, data.block), BACKENDS[data.backend]
-    if not backend.draws:
-        return  # a directory: the disk itself refuses what does not fit
-    need = backend.costs(source)
-    have = memory(root) if backend.draws == "memory" else room(root)
+    if data.backend == "directory":
+        need, draws = copied(root, root / data.source), "disk"
+    else:
+        backend = BACKENDS[data.backend]
+        need = backend.costs(Place(root, data.source, data.size, data.fstype, data.block))
+        draws = backend.draws
+    have = memory(root) if draws == "memory" else room(root)
     if need > have:
-        raise Unavailable(f"ResourceExhausted: {crowded(need, have, backend.draws)}; free some")
+        raise Unavailable(f"ResourceExhausted: {crowded(need, have, draws)}; free some")
 
 
 def crowded(need: int, have: int, draws: str) -> str:

@@ -187,14 +187,11 @@ class SnapshotData:
     def _taken(self, content: VolumeSnapshotContent) -> Kept:
         handle = content.name.replace("snapcontent-", "snapshot-", 1)
         kept = self._shelf.get(handle)
-        if kept is None:
-            kept = self._record(handle, content.spec.source.volume_handle)
-        if kept.phase == "ready":
+        if kept is not None and kept.phase == "ready":
             return kept
-        data = Data(
-            path=f"{SNAPSHOT_DIR}/{handle}", backend=kept.backend, size=kept.size, fstype=kept.fstype,
-            block=kept.block, overcommit=True, source=f"{names.FILESYSTEM_DIR}/{kept.volume}",
-        )  # fmt: skip
+        if kept is None or not backends.there(self.root, _data(kept)):  # the volume may have grown meanwhile
+            kept = self._record(handle, content.spec.source.volume_handle)
+        data = _data(kept)
         backends.refuse_crowding(self.root, data)
         created = time.time()
         with (
@@ -239,6 +236,13 @@ class SnapshotData:
         if self._shelf.path(handle).exists():
             self._shelf.remove(handle)
         let_go(self._store, content)
+
+
+def _data(kept: Kept) -> Data:
+    return Data(
+        path=f"{SNAPSHOT_DIR}/{kept.handle}", backend=kept.backend, size=kept.size, fstype=kept.fstype,
+        block=kept.block, overcommit=True, source=f"{names.FILESYSTEM_DIR}/{kept.volume}",
+    )  # fmt: skip
 
 
 # --- what the driver of other people's snapshots does too --------------------------------------------

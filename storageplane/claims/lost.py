@@ -214,6 +214,7 @@ def _free(store: Store, volume: PersistentVolume, node: str) -> None:
         except Conflict:
             continue
         return
+    raise Conflict(f"{volume.key}: others keep writing to it; give the node up again")
 
 
 def _mark_of(obj: PersistentVolumeClaim) -> str:

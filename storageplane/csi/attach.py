@@ -26,7 +26,7 @@ from ..host import mountinfo, tree
 from ..host.corrupt import replaced
 from .client import Client, Clients
 from .intents import FOLDER, Attached, attached
-from .shape import access_mode
+from .shape import capability
 
 
 class Attachments:
@@ -164,15 +164,9 @@ class Steps:
         secrets = self._secrets.get(method, {})
         if secrets:
             fields["secrets"] = secrets
-        fields["volume_capability"] = capability_of(self._want, self._client)
-        return self._client.call(method, volume_id=self._want.handle, **fields)
-
-
-def capability_of(want: CsiVolume, client: Client) -> dict[str, Any]:
-    kind: dict[str, Any] = (
-        {"block": {}} if want.block else {"mount": {"fs_type": want.fstype, "mount_flags": want.flags}}
-    )
-    return {**kind, "access_mode": {"mode": access_mode(want.mode, client)}}
+        want = self._want
+        asked = capability(self._client, want.mode, want.block, want.fstype, want.flags)
+        return self._client.call(method, volume_id=want.handle, volume_capability=asked, **fields)
 
 
 def _name(driver: str, handle: str) -> str:

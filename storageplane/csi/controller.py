@@ -7,6 +7,7 @@ cut-off call stopped. The codes are those of the specification's tables.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from netplane.model.base import amend
@@ -72,9 +73,16 @@ class Controller:
     def _whole(self, volume: Volume, source: Volume | Snapshot | None) -> Volume:
         if volume.plain:
             return self._depot.found(volume)
-        with frozen(self._depot, [source] if isinstance(source, Volume) else []):
+        with frozen(self._depot, [source] if isinstance(source, Volume) else []), self._room(volume, source):
+            self._depot.keep(volume)
             self._depot.fill(volume, source)
         return self._depot.keep(amend(volume, phase="ready"))
+
+    def _room(self, volume: Volume, source: Volume | Snapshot | None) -> AbstractContextManager[None]:
+        """What is copied, for a directory: its size is no promise. Others have theirs by their record."""
+        if source is None or BACKENDS[volume.backend].draws or self._depot.content(volume).exists():
+            return nullcontext()
+        return self._depot.copying([source], self._depot.place(volume).overcommit)
 
     def _admit(
         self,
@@ -83,7 +91,7 @@ class Controller:
         source_id: tuple[str, str],
         source: Volume | Snapshot | None,
     ) -> Volume:
-        """The record, once there is room for what it promises; of a directory, which promises nothing, later.
+        """Kept, once there is room for what it promises; a directory, which promises nothing, is kept later.
 
         ``called``: its id and its name. Raises Refused(RESOURCE_EXHAUSTED).
         """
@@ -104,12 +112,10 @@ class Controller:
             block=want.block, parameters=want.parameters, mutable=want.mutable, source=source_id,
             created=now(),
         )  # fmt: skip
-        if volume.plain:
+        if not BACKENDS[choice.backend].draws:
             return volume
         with self._depot.admission():
             self._refuse_full(choice, size, CODE.RESOURCE_EXHAUSTED)
-            if source is not None and not BACKENDS[choice.backend].draws:
-                self._depot.refuse_crowding([source], choice.overcommit)
             return self._depot.keep(volume)
 
     def _refuse_full(self, choice: Choice, size: int, code: Any) -> None:

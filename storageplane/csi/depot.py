@@ -34,7 +34,7 @@ from .. import backends
 from ..backends import BACKENDS, Machine, Place
 from ..host import binds, trash, tree
 from ..host.durable import Shelf
-from ..host.journal import sync_folder
+from ..host.tree import sync_folder
 from .refusal import CODE, Refused, missing
 from .volumes import ADVICE, Volume, Volumes
 
@@ -94,7 +94,7 @@ class Depot:
         self.groups = Shelf(self.root / "csi" / "groups", Group, ADVICE)
         self._busy: set[str] = set()
         self._admission = threading.Lock()
-        self._copies: list[dict[str, int]] = []  # under way: bytes by what they draw on
+        self._copies: tuple[dict[str, int], ...] = ()  # under way: bytes by what they draw on
         self._lock = threading.Lock()
         self.data.mkdir(mode=0o700, parents=True, exist_ok=True)
         for shelf in (self.volumes, self.snapshots, self.groups):
@@ -247,26 +247,24 @@ class Depot:
             yield
 
     @contextmanager
-    def copying(self, sources: Sequence[Volume | Snapshot]) -> Iterator[None]:
+    def copying(self, sources: Sequence[Volume | Snapshot], over: bool | None = None) -> Iterator[None]:
         """While these are copied nobody else is promised the room for it.
 
-        Raises Refused(RESOURCE_EXHAUSTED) where others were promised it before.
+        ``over``: whether the copies overcommit; None: each as its source. Raises Refused(RESOURCE_EXHAUSTED)
+        where others were promised it before.
         """
         with self.admission():
-            needs = self.refuse_crowding(sources)
-            self._copies.append(needs)
+            needs = self._needed(sources, over)
+            with self._lock:
+                self._copies = (*self._copies, needs)
         try:
             yield
         finally:
-            self._copies.remove(needs)
+            with self._lock:
+                self._copies = tuple(other for other in self._copies if other is not needs)
 
-    def refuse_crowding(
-        self, sources: Sequence[Volume | Snapshot], over: bool | None = None
-    ) -> dict[str, int]:
-        """What copies of these take, by what they draw on. Raises Refused(RESOURCE_EXHAUSTED).
-
-        ``over``: whether the copies overcommit; None: each as its source.
-        """
+    def _needed(self, sources: Sequence[Volume | Snapshot], over: bool | None) -> dict[str, int]:
+        """What copies of these take, by what they draw on. Raises Refused(RESOURCE_EXHAUSTED)."""
         needs: dict[str, int] = {}
         for source in sources:
             backend, place = BACKENDS[source.backend], self.place(source)

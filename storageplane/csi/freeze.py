@@ -1,7 +1,8 @@
 """Volumes that are copied while they are used: image file systems of one instant.
 
 Rule: what has no instant (a directory, raw blocks) is synced, so that a copy has every write that was done
-      before it. Several images are frozen before the first is copied.
+      before it; a directory by its own file system alone, since others may have a disk that never answers.
+      Several images are frozen before the first is copied.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
-from ..host import freeze, loops
+from ..host import freeze, loops, syscalls
 from ..host.freeze import thaw
 from .depot import Depot
 from .volumes import Volume
@@ -22,8 +23,11 @@ __all__ = ["frozen", "thaw"]
 def frozen(depot: Depot, volumes: Sequence[Volume]) -> Iterator[None]:
     """The mounted file systems of these images take no write inside; what else is in use is synced."""
     shown = [v for v in volumes if v.backend == "image" and v.stage and os.path.ismount(v.stage.path)]
-    if any(_used(depot, v) for v in volumes if v not in shown):
+    rest = [v for v in volumes if v not in shown and _used(depot, v)]
+    if any(v.backend == "image" for v in rest):  # raw blocks, or what is mounted where we do not see it
         os.sync()
+    elif rest:
+        syscalls.syncfs(str(depot.root))
     with ExitStack() as stack:
         for volume in shown:
             assert volume.stage is not None

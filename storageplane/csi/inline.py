@@ -6,7 +6,7 @@ root; so crashes, reboots and full disks are met as for others.
 
 Rule 1: a publication that fails takes back what it made; one that was there before stays.
 Rule 2: with its last target goes the volume. What a crash left of it goes with the next call.
-Rule 3: no controller call shows it: nobody but its pod has it.
+Rule 3: no list of volumes shows it: nobody but its pod has it.
 Source: kubernetes-csi docs, "CSI ephemeral inline volumes"; kubernetes pkg/volume/csi.
 """
 
@@ -23,6 +23,7 @@ from ..host import tree
 from . import checks
 from .controller import Controller
 from .depot import INLINE, Depot, id_of
+from .health import Health
 from .node import Node
 from .protocol import message
 from .refusal import Refused, invalid
@@ -37,8 +38,8 @@ MOST = 1 << 63  # bytes that CSI has numbers for
 class Inline:
     """Those calls of the Node service that may be about such a volume; all others are the node's."""
 
-    def __init__(self, depot: Depot, controller: Controller, node: Node) -> None:
-        self._depot, self._controller, self._node = depot, controller, node
+    def __init__(self, depot: Depot, controller: Controller, node: Node, health: Health) -> None:
+        self._depot, self._controller, self._node, self._health = depot, controller, node, health
 
     def NodePublishVolume(self, request: Any) -> Any:
         if request.volume_context.get(EPHEMERAL) != "true":
@@ -99,6 +100,14 @@ class Inline:
             more = {"volume_path": request.volume_path}
             request = message("NodeGetVolumeStatsRequest")(volume_id=volume.id, **more)
         return self._node.NodeGetVolumeStats(request)
+
+    def NodeGetVolumeHealth(self, request: Any) -> Any:
+        volume = self._known(request.volume_id)
+        if volume is None:
+            return self._health.NodeGetVolumeHealth(request)
+        answer = self._health.NodeGetVolumeHealth(message("NodeGetVolumeHealthRequest")(volume_id=volume.id))
+        answer.volume_health.volume_id = request.volume_id
+        return answer
 
     def _known(self, handle: str) -> Volume | None:
         """By the orchestrator's id."""

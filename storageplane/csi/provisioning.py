@@ -201,7 +201,7 @@ class CsiProvisioning:
             more = {
                 "capacity_range": {"required_bytes": fact.size},
                 "secrets": secrets,
-                "volume_capability": shape.capability(volume, client),
+                "volume_capability": shape.capability_of(volume, client),
             }
             answer = client.call("ControllerExpandVolume", volume_id=handle, **more)
             size, onward = answer.capacity_bytes, answer.node_expansion_required
@@ -223,7 +223,7 @@ class CsiProvisioning:
                 volume_path=target,
                 staging_target_path=staging if client.can("Node", "STAGE_UNSTAGE_VOLUME") else "",
                 capacity_range={"required_bytes": size},
-                volume_capability=shape.capability(volume, client),
+                volume_capability=shape.capability_of(volume, client),
                 secrets=self._secret(shape.secret_of(volume, "node-expand")),
             )
 

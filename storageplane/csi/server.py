@@ -58,7 +58,7 @@ class CsiServer:
         serve(_service("Identity", Identity(depot, options.name)))
         serve(_service("Controller", controller, snapshots, health))
         serve(_service("GroupController", snapshots))
-        serve(_service("Node", Inline(depot, controller, self.node), self.node, health))
+        serve(_service("Node", Inline(depot, controller, self.node, health), self.node, health))
 
     def start(self) -> None:
         """Reconcile what a crash left, then listen, readable and writable for root alone."""
@@ -75,10 +75,12 @@ class CsiServer:
                 log.info("%s", line)
 
     def stop(self) -> None:
+        """After `start`. While a call has not ended, the root stays with this process to its end."""
         self._over.set()
-        self._server.stop(GRACE, PATIENCE)
-        self._depot.close()
-        self._path.unlink(missing_ok=True)
+        ended = self._server.stop(GRACE, PATIENCE)
+        self._path.unlink(missing_ok=True)  # while it is ours: the next driver listens here
+        if ended:
+            self._depot.close()
 
 
 def socket_path(endpoint: str) -> Path:

@@ -7,6 +7,7 @@ secrets); the others go to the driver as they are. Source: kubernetes-csi/extern
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from typing import Any
 
 from netplane.model.base import ObjectMeta
@@ -46,20 +47,25 @@ _MODES = {
 }
 
 
-def access_mode(mode: str, client: Client) -> str:
-    """CSI's word for Kubernetes' access mode; drivers before CSI 1.5 know only SINGLE_NODE_WRITER."""
+def capability(
+    client: Client, mode: str, block: bool = False, fstype: str = "", flags: Sequence[str] = ()
+) -> dict[str, Any]:
+    """How a volume is used, as CSI's VolumeCapability. ``mode``: Kubernetes' access mode."""
+    kind: dict[str, Any] = {"block": {}} if block else {"mount": {"fs_type": fstype, "mount_flags": flags}}
+    return {**kind, "access_mode": {"mode": _access_mode(mode, client)}}
+
+
+def capability_of(volume: PersistentVolume, client: Client) -> dict[str, Any]:
+    spec, fstype = volume.spec, volume.spec.csi.fs_type if volume.spec.csi else ""
+    block = spec.volume_mode == "Block"
+    return capability(client, spec.access_modes[0], block, fstype, spec.mount_options)
+
+
+def _access_mode(mode: str, client: Client) -> str:
+    """CSI's word for an access mode; drivers before CSI 1.5 know only SINGLE_NODE_WRITER."""
     if mode not in ("ReadWriteOnce", "ReadWriteOncePod") or client.can("Node", "SINGLE_NODE_MULTI_WRITER"):
         return _MODES[mode]
     return "SINGLE_NODE_WRITER"
-
-
-def capability(volume: PersistentVolume, client: Client) -> dict[str, Any]:
-    """How a volume is used, as CSI's VolumeCapability."""
-    spec = volume.spec
-    fstype = spec.csi.fs_type if spec.csi else ""
-    mount = {"mount": {"fs_type": fstype, "mount_flags": spec.mount_options}}
-    kind: dict[str, Any] = {"block": {}} if spec.volume_mode == "Block" else mount
-    return {**kind, "access_mode": {"mode": access_mode(spec.access_modes[0], client)}}
 
 
 def intent(claim: PersistentVolumeClaim, cls: StorageClass, source: tuple[str, str]) -> Intent:
@@ -81,11 +87,10 @@ def intent(claim: PersistentVolumeClaim, cls: StorageClass, source: tuple[str, s
 
 def request(intent: Intent, client: Client, secrets: dict[str, str]) -> dict[str, Any]:
     """The fields of CreateVolumeRequest."""
-    kind: dict[str, Any] = {"block": {}} if intent.block else {"mount": {"fs_type": intent.fstype}}
     fields: dict[str, Any] = {
         "name": intent.name,
         "capacity_range": {"required_bytes": intent.size},
-        "volume_capabilities": [{**kind, "access_mode": {"mode": access_mode(intent.mode, client)}}],
+        "volume_capabilities": [capability(client, intent.mode, intent.block, intent.fstype)],
         "parameters": intent.parameters,
         "secrets": secrets,
     }

@@ -31,29 +31,26 @@ class Snapshots:
         name = id_of("snap", request.name)
         with self._depot.alone(name, request.source_volume_id):
             known = self._depot.peek(self._depot.snapshots, name)
+            if known is not None and known.phase == "removing":  # a deletion that was cut off: finished
+                self._remove(known)
+                known = None
             if known is not None and known.volume != request.source_volume_id:
                 message_ = f"a snapshot named {request.name!r} exists of {known.volume}; use another name"
                 raise Refused(CODE.ALREADY_EXISTS, message_)
             if known is None or known.phase != "ready":
                 volume = self._depot.volume(request.source_volume_id)
-                with frozen(self._depot, [volume]), self._depot.copying(self._uncopied(known, volume)):
-                    known = self._record(known, name, request.name, volume)
+                if known is not None and not self._depot.content(known).exists():
+                    known = None  # cut off before it was copied: instant and size are this call's
+                with frozen(self._depot, [volume]), self._depot.copying([volume] if known is None else []):
+                    known = known or self._record(name, request.name, volume)
                     known = self._copied(known, volume)
         made = self._shown(known)
         if request.HasField("accessibility_requirements"):
             del made["accessible_topology"]  # the caller knows; csi-test 5.6 compares it by its internals
         return message("CreateSnapshotResponse")(snapshot=made)
 
-    def _uncopied(self, known: Snapshot | None, volume: Volume) -> list[Volume]:
-        """The volume, unless a call that was cut off has copied it."""
-        return [] if known is not None and self._depot.content(known).exists() else [volume]
-
-    def _record(
-        self, known: Snapshot | None, name: str, called: str, volume: Volume, group: str = ""
-    ) -> Snapshot:
+    def _record(self, name: str, called: str, volume: Volume, group: str = "") -> Snapshot:
         """Written before anything is copied."""
-        if known is not None and known.phase == "making":
-            return known
         fresh = Snapshot(
             id=name, name=called, volume=volume.id, size=volume.size, backend=volume.backend,
             fstype=volume.fstype, block=volume.block, group=group, created=now(),
@@ -151,7 +148,7 @@ class Snapshots:
         self._depot.groups.put(group.id, group)
         made = []
         for name, volume in zip(snapshots, sources, strict=True):
-            made.append(self._record(None, name, f"{called}/{volume.name}", volume, group.id))
+            made.append(self._record(name, f"{called}/{volume.name}", volume, group.id))
             self._depot.fill(made[-1], volume)
         for snapshot in made:  # none is shown before all are there
             self._ready(snapshot)
@@ -165,13 +162,17 @@ class Snapshots:
             group = self._depot.peek(self._depot.groups, request.group_snapshot_id)
             if group is not None:
                 _refuse_others(group, request.snapshot_ids)
-                self._depot.less(self._depot.groups, amend(group, phase="removing"))
-                for name in group.snapshots:
-                    snapshot = self._depot.peek(self._depot.snapshots, name)
-                    if snapshot is not None:
-                        self._remove(snapshot)
-                self._depot.groups.remove(group.id)
+                with self._depot.alone(*group.snapshots):  # a volume may be made from one
+                    self._remove_group(group)
         return message("DeleteVolumeGroupSnapshotResponse")()
+
+    def _remove_group(self, group: Group) -> None:
+        self._depot.less(self._depot.groups, amend(group, phase="removing"))
+        for name in group.snapshots:
+            snapshot = self._depot.peek(self._depot.snapshots, name)
+            if snapshot is not None:
+                self._remove(snapshot)
+        self._depot.groups.remove(group.id)
 
     def GetVolumeGroupSnapshot(self, request: Any) -> Any:
         checks.required(request, "group_snapshot_id")

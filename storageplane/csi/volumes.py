@@ -26,8 +26,8 @@ from netplane.model.base import amend
 from netplane.model.errors import Invalid, KernelError
 
 from ..host.durable import Shelf
-from ..host.journal import Journal, boot, sync_folder
-from ..host.tree import translated
+from ..host.journal import Journal, boot
+from ..host.tree import sync_folder, translated
 
 ADVICE = "it was damaged; look at its data beneath csi/data, then remove the file"
 PATIENCE = 8.0  # seconds for a driver that ends

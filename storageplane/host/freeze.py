@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from . import loops, mountinfo
+from . import loops, mountinfo, syscalls
 from .tree import translated
 
 FIFREEZE, FITHAW = 0xC0045877, 0xC0045878
@@ -51,13 +51,17 @@ def thaw(path: str) -> bool:
 @contextmanager
 def still(image: Path) -> Iterator[None]:
     """An image, mounted here or not, at one instant. What is no image, or raw blocks, is only synced."""
-    points = points_of(loops.find(image))
-    if not points:
-        os.sync()
-        yield
+    device = loops.find(image)
+    points = points_of(device)
+    if points:
+        with frozen(points[0]):
+            yield
         return
-    with frozen(points[0]):
-        yield
+    if device:  # raw blocks, or what is mounted where we do not see it
+        os.sync()
+    elif image.parent.is_dir():  # others may have a disk that never answers
+        syscalls.syncfs(str(image.parent))
+    yield
 
 
 def thaw_beneath(folder: Path) -> list[str]:

@@ -18,7 +18,7 @@ from pathlib import Path
 from netplane.model.errors import Invalid
 from netplane.model.gather import Gathering
 
-from .tree import translated
+from .tree import sync_folder, translated
 
 SIZE = 1 << 18  # bytes
 VERSION = 1
@@ -125,12 +125,3 @@ class Journal:
 def _header(generation: bytes) -> bytes:
     raw = _HEAD.pack(_MAGIC, VERSION, generation, boot().encode(), 0)
     return raw[:-4] + struct.pack("<I", zlib.crc32(raw[:-4]))
-
-
-def sync_folder(folder: Path) -> None:
-    """The names in a directory are durable. Raises OSError."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -94,7 +94,7 @@ def _call(operation: str, number: int, *args: object) -> int:
 
 
 def rename_to_free(at: int, old: str, new: str) -> None:
-    """In one directory, to a name that nothing has (RENAME_NOREPLACE). Raises OSError (EEXIST, ENOENT)."""
+    """In one directory, to a name that nothing has. Raises OSError (EEXIST, ENOENT; EINVAL: it cannot)."""
     if _libc.renameat2(at, old.encode(_ENCODING, _ERRORS), at, new.encode(_ENCODING, _ERRORS), 1) < 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), new)

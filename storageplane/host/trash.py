@@ -78,6 +78,7 @@ class Trash:
                 raise NotFound(f"{item} is not in the trash {self._root / self.folder} (any more)")
             tree.make(self._root, os.path.dirname(path), 0o755)
             self._move(f"{self.folder}/{item}", path, f"move {item} from the trash")
+            tree.kept(self._root, os.path.dirname(path))  # before it is forgotten, and said to be back
             self._forget(item)
 
     def _move(self, path: str, to: str, what: str) -> None:

@@ -134,12 +134,25 @@ def _make_one(at: int, name: str, mode: int, owner: tuple[int, int]) -> None:
         with opened(at, staging(name), _DIRECTORY) as fresh:
             os.fchown(fresh, *owner)
             os.fchmod(fresh, mode)
-        syscalls.rename_to_free(at, staging(name), name)  # an empty one of another maker has users by now
+        _give_name(at, name)
     except (OSError, KernelError):
         if not _is_made(at, name):
             raise
         with suppress(OSError):  # another maker was quicker
             os.rmdir(staging(name), dir_fd=at)
+
+
+def _give_name(at: int, name: str) -> None:
+    """A name that nothing has: an empty directory of another maker has users by now.
+
+    nfs, ceph, 9p and many a FUSE server rename in one way only (EINVAL): there a look before it must do.
+    """
+    try:
+        syscalls.rename_to_free(at, staging(name), name)
+    except OSError as exc:
+        if exc.errno != errno.EINVAL or _exists(at, name):
+            raise
+        os.rename(staging(name), name, src_dir_fd=at, dst_dir_fd=at)
 
 
 def _is_made(at: int, name: str) -> bool:
@@ -246,6 +259,27 @@ def _unlinked(at: int, name: str) -> bool:
     except IsADirectoryError:
         return False
     return True
+
+
+def sync_folder(folder: Path) -> None:
+    """The names in a directory are durable. Raises OSError."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def kept(root: Path, path: str) -> None:
+    """What a directory beneath the root holds has its names durably, and so has each on the way to it.
+
+    Raises KernelError (EIO, ENOSPC).
+    """
+    with translated(f"sync {root / path}"):
+        for folder in (root / path, *(root / path).parents):
+            sync_folder(folder)
+            if folder == root:
+                return
 
 
 class translated:

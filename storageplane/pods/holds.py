@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from netplane.model.base import Key
-from netplane.model.errors import Conflict, Unavailable
+from netplane.model.errors import Conflict, Invalid, Unavailable
 from netplane.model.pods import Pod
 from netplane.model.snapshot import Snapshot
 from netplane.model.storage import PersistentVolume, PersistentVolumeClaim
@@ -58,21 +58,30 @@ def take(store: Writer, found: tuple[Pod, Snapshot], node: str) -> None:
 def followed(
     store: Writer, snapshot: Snapshot, volumes: Iterable[PersistentVolume], where: Where
 ) -> Snapshot:
-    """What these volumes say of this node made to agree with its journal; the snapshot with it written."""
+    """What these volumes say of this node made to agree with its journal; the snapshot with it written.
+
+    Raises Invalid, after the others, for those whose annotation cannot be read; Unavailable.
+    """
     node, root = where
-    journal = Journal(root)
+    journal, unread = Journal(root), list[str]()
     records = {r.uid: r for r in journal.records()}
     shown = {name for r in records.values() for name in r.modes}
     for volume in volumes:
         if names.IN_USE not in volume.metadata.annotations and volume.name not in shown:
             continue
-        held = access.holds(volume)
+        try:
+            held = access.holds(volume)
+        except Invalid as exc:
+            unread.append(str(exc))
+            continue
         here = {uid for uid, hold in held.items() if hold.node == node}
         want = {uid for uid, r in records.items() if volume.name in r.modes}
         for uid in sorted((here - want) | (want - held.keys())):
             with suppress(Unavailable), under_way(root, uid, wait=False):
                 live = _changed(store, volume.key, _as_recorded(journal, uid, volume.name))
                 snapshot = snapshot.with_put(live) if live is not None else snapshot
+    if unread:
+        raise Invalid("; ".join(unread))
     return snapshot
 
 
@@ -87,7 +96,10 @@ def _as_recorded(journal: Journal, uid: str, volume: str) -> Callable[[Holds, Pe
     """Of this pod what its record says, as it is now."""
 
     def change(held: Holds, _: PersistentVolume) -> Holds:
-        record = journal.read(uid)
+        try:
+            record = journal.read(uid)
+        except Invalid:
+            return held  # its own publication says so
         if record is not None and volume in record.modes:
             mine = Hold(f"{record.namespace}/{record.name}", record.modes[volume], record.node)
             return held if uid in held else {**held, uid: mine}

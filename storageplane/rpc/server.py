@@ -54,15 +54,17 @@ class Server:
         self._methods |= {path.encode(): method for path, method in methods.items()}
 
     def start(self, path: Path) -> None:
-        """Listen at a path that is free, for root alone. Raises Invalid."""
+        """Listen at a path that is free, for root alone. Raises Invalid; Unavailable without resources."""
         listener, error = _listener(path), ffi.new("int *")
         self._handle = lib.np_rpc_open(listener.detach(), self._most, error)
         if self._handle == ffi.NULL:
             raise Unavailable(f"{path} cannot be served: {os.strerror(-error[0])}")
-        self._hire()
+        if not self._hire():
+            lib.np_rpc_close(self._handle)
+            raise Unavailable(f"{path} cannot be served: no thread can be made; are there too many?")
 
     def stop(self, grace: float, patience: float) -> bool:
-        """No new call; those that are here have ``grace`` seconds to be answered, then all is closed.
+        """After `start`. No new call; those here have ``grace`` seconds to be answered, then all is closed.
 
         What is still carried out goes on to its end, and is waited for, ``patience`` seconds at most. False:
         it has not ended; its thread and what it needs stay until the process ends.
@@ -78,11 +80,19 @@ class Server:
         lib.np_rpc_close(self._handle)
         return True
 
-    def _hire(self) -> None:
+    def _hire(self) -> bool:
+        """One more thread, unless there are enough; False: none can be had now, and the others go on."""
         with self._lock:
-            if len(self._threads) <= self._most:
-                self._threads.append(threading.Thread(target=self._work, name="rpc", daemon=True))
-                self._threads[-1].start()
+            if len(self._threads) > self._most:
+                return True
+            made = threading.Thread(target=self._work, name="rpc", daemon=True)
+            try:
+                made.start()
+            except RuntimeError as exc:  # a limit of processes or of memory
+                log.warning("calls wait for those that run: %s", exc)
+                return False
+            self._threads.append(made)
+            return True
 
     def _work(self) -> None:
         request = ffi.new("struct np_rpc_request *")

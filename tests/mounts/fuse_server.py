@@ -14,6 +14,7 @@ import os
 import signal
 import struct
 import sys
+from collections.abc import Callable
 
 LOOKUP, FORGET, GETATTR, STATFS, INIT, INTERRUPT, BATCH_FORGET = 1, 2, 3, 17, 26, 36, 42
 MODE = 0o40755
@@ -21,12 +22,17 @@ broken: list[int] = []
 
 
 def main() -> None:
+    signal.signal(signal.SIGUSR1, lambda *_: (broken.append(int(sys.argv[2])), print("broken", flush=True)))
+    serve(sys.argv[1], lambda opcode, node, _: answer(opcode, node))
+
+
+def serve(place: str, answer: Callable[[int, int, bytes], tuple[int, bytes]]) -> None:
+    """Mount and answer until it is unmounted. ``answer``: by opcode, node and body, an errno and a body."""
     fuse = os.open("/dev/fuse", os.O_RDWR)
     options = f"fd={fuse},rootmode={MODE:o},user_id=0,group_id=0".encode()
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.mount(b"test", os.fsencode(sys.argv[1]), b"fuse", 0, options) < 0:
+    if libc.mount(b"test", os.fsencode(place), b"fuse", 0, options) < 0:
         raise OSError(ctypes.get_errno(), "mount")
-    signal.signal(signal.SIGUSR1, lambda *_: (broken.append(int(sys.argv[2])), print("broken", flush=True)))
     print("ready", flush=True)
     while True:
         try:
@@ -37,7 +43,7 @@ def main() -> None:
             raise
         _, opcode, unique, node, _ = struct.unpack_from("<IIQQI", asked)
         if opcode not in (FORGET, INTERRUPT, BATCH_FORGET):
-            error, body = answer(opcode, node)
+            error, body = answer(opcode, node, asked[40:])
             os.write(fuse, struct.pack("<IiQ", 16 + len(body), -error, unique) + body)
 
 

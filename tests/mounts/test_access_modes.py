@@ -19,10 +19,10 @@ from prometheus_client import CollectorRegistry
 
 from netplane.model.base import Key
 from netplane.model.codec import parse
-from netplane.model.errors import NetplaneError, Unavailable
+from netplane.model.errors import Invalid, NetplaneError, Unavailable
 from netplane.store import open_store
 from storageplane import agent, cli, names
-from storageplane.claims import access, lost
+from storageplane.claims import access, lost, steps
 from storageplane.host import mountinfo
 from storageplane.host.mounts import Mounts
 from storageplane.pods import publish, session
@@ -188,6 +188,32 @@ def test_what_was_published_before_anybody_wrote_it_down_is_written_down(cluster
     running.look_again()
     running.core.stop()
     assert cluster.using() == [("a", RWO, "n1")]
+
+
+def test_a_volume_that_says_nonsense_keeps_no_other_waiting(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster.claim(RWO).pods("a").publish("a", "n1")
+    cluster.forget()
+    broken: Any = parse(pv("a-first", accessModes=[RWO], hostPath={"path": str(cluster.base / "data")}))
+    cluster.store.put(steps.annotated(broken, {names.IN_USE: "nonsense"}))
+    running = cluster.agent("n1")
+    grown: list[bool] = []
+    monkeypatch.setattr(running, "grow_what_waits", lambda: grown.append(True))
+    with pytest.raises(Invalid, match=r"a-first: metadata\.annotations: .* remove it"):
+        running.look_again()
+    running.core.stop()
+    assert cluster.using() == [("a", RWO, "n1")] and grown == [True]
+
+
+def test_a_damaged_record_lets_nothing_go_and_stops_no_other_pod(cluster: Cluster) -> None:
+    cluster.claim(RWO).pods("a", "b").publish("a", "n1")
+    path = next(Journal(cluster.root("n1")).folder.glob("*.json"))
+    good = path.read_bytes()
+    path.write_bytes(b"damaged")
+    cluster.publish("b", "n1")
+    assert cluster.using() == [("a", RWO, "n1"), ("b", RWO, "n1")]
+    path.write_bytes(good)
 
 
 def test_of_two_nodes_at_once_one_gets_it(cluster: Cluster) -> None:

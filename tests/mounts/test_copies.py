@@ -14,9 +14,11 @@ from typing import Any
 
 import pytest
 
+from netplane.model.base import amend
 from netplane.model.codec import parse
 from netplane.model.errors import NetplaneError
 from netplane.model.facts import Plan
+from netplane.model.storage_facts import Data
 from storageplane import backends
 from storageplane.host import images, syscalls, tree
 from storageplane.host.durable import Shelf
@@ -92,6 +94,43 @@ def test_a_copy_takes_no_room_that_others_were_promised(bed: Bed, on_btrfs: Path
     assert images.shares_blocks(on_btrfs) and not images.shares_blocks(Path("/dev/shm"))
 
 
+def test_a_snapshot_that_waited_has_the_size_that_its_volume_has_by_then(
+    bed: Bed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = site(bed.root, "image", "10Mi", volumeMode="Block")
+    with monkeypatch.context() as full:
+        full.setattr(backends, "room", lambda _: 0)
+        full.setattr(images, "shares_blocks", lambda _: False)
+        with open(node.data("pvc-u1") / "image", "r+b") as file:
+            file.write(os.urandom(MIB))
+        node.put(volume_snapshot())
+        assert "ResourceExhausted" in node.snap().status.error.message
+    volume = node.world.pv("pvc-u1")
+    node.world.put(amend(volume, spec=amend(volume.spec, capacity={"storage": "20Mi"})))
+    node.run()
+    copy = node.root / "snapshots/data/snapshot-uid-s/image"
+    assert node.snap().status.ready_to_use
+    assert node.content().status.restore_size == copy.stat().st_size == 20 * MIB
+
+
+def test_a_copied_directory_takes_none_either(bed: Bed) -> None:
+    """A disk of 48 MiB: 30 MiB are promised to an image, and a directory has 10."""
+    disk = bed.base / "disk"
+    disk.mkdir()
+    run("mount", "-t", "tmpfs", "-o", "size=48M", "disk", disk)
+    try:
+        node = site(disk / "root")
+        (node.data("pvc-u1") / "file").write_bytes(os.urandom(10 * MIB))
+        backends.ensure(node.root, Data(path="volumes/big", backend="image", size=30 * MIB, block=True))
+        node.put(volume_snapshot())
+        assert "ResourceExhausted: a copy takes" in node.snap().status.error.message
+        backends.erase(node.root, "volumes/big")
+        node.run()
+        assert node.snap().status.ready_to_use and node.snap().status.error is None
+    finally:
+        run("umount", disk)
+
+
 @pytest.mark.parametrize("backend", ["image", "btrfs"])
 def test_a_source_whose_blocks_a_snapshot_shares_keeps_the_room_to_be_written(
     on_btrfs: Path, backend: str
@@ -115,7 +154,10 @@ def test_a_source_whose_blocks_a_snapshot_shares_keeps_the_room_to_be_written(
 
 
 @pytest.mark.parametrize("left", [0, 2], ids=["for its record", "for its data"])
-def test_a_disk_that_is_full_is_said_and_the_copy_made_when_it_is_not(bed: Bed, left: int) -> None:
+def test_a_disk_that_is_full_is_said_and_the_copy_made_when_it_is_not(
+    bed: Bed, left: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backends, "refuse_crowding", lambda *_: None)  # it was filled after that was asked
     disk = bed.base / "disk"
     disk.mkdir()
     run("mount", "-t", "tmpfs", "-o", "size=24M", "disk", disk)

@@ -12,6 +12,7 @@ from pathlib import Path
 import grpc
 import pytest
 
+from netplane.model.errors import Unavailable
 from storageplane.rpc.codes import Code
 from storageplane.rpc.server import Server
 
@@ -161,6 +162,29 @@ def test_the_deadline_of_a_client(served: Served) -> None:
     with served.channel() as channel, pytest.raises(grpc.RpcError) as caught:
         channel.unary_unary("/t.T/Wait")(b"x", timeout=0.2)
     assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+def test_without_another_thread_calls_are_answered_one_after_another(
+    served: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    real = threading.Thread.start
+
+    def start(thread: threading.Thread) -> None:
+        if thread.name == "rpc":
+            raise RuntimeError("can't start new thread")
+        real(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with Wire(served.path) as wire:
+        streams = [wire.begin() for _ in range(3)]
+        for stream in streams:
+            wire.send(stream, framed(b"x"))
+        assert [wire.answer(stream).status for stream in streams] == ["0"] * 3
+        assert "calls wait for those that run: can't start new thread" in caplog.text
+        with pytest.raises(Unavailable, match="no thread can be made"):
+            Server(1).start(served.path.with_name("other.sock"))
+        monkeypatch.undo()
+        assert wire.call().status == "0"
 
 
 def inherited() -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import socket
 import struct
 from collections.abc import Callable, Iterator
 
@@ -28,17 +29,22 @@ def pour(wire: Wire, pieces: Iterator[bytes]) -> None:
             wire.socket.sendall(piece)
 
 
-def opened(number: int) -> bytes:
-    """A call's headers, spelt out: no table of HPACK is needed."""
+def opened(number: int, path: str = "/t.T/Echo", more: bytes = b"") -> bytes:
+    """A call's headers, spelt out: no table of HPACK is needed. ``more``: encoded ones."""
     pairs = {
-        ":method": "POST", ":scheme": "http", ":path": "/t.T/Echo", ":authority": "x",
+        ":method": "POST", ":scheme": "http", ":path": path, ":authority": "x",
         "content-type": "application/grpc",
     }  # fmt: skip
-    block = b"".join(
-        b"\0" + bytes([len(name)]) + name.encode() + bytes([len(value)]) + value.encode()
-        for name, value in pairs.items()
-    )
-    return frame(HEADERS, 4, 2 * number + 1, block)
+    block = b"".join(b"\0" + spelt(name) + spelt(value) for name, value in pairs.items())
+    return frame(HEADERS, 4, 2 * number + 1, block + more)
+
+
+def spelt(text: str) -> bytes:
+    """RFC 7541, 5.2; at most 16,510 bytes."""
+    size = len(text)
+    if size < 127:
+        return bytes([size]) + text.encode()
+    return bytes([127, size - 127 & 127 | 128, size - 127 >> 7]) + text.encode()
 
 
 FLOODS: dict[str, Callable[[int], bytes]] = {
@@ -148,6 +154,51 @@ def test_more_calls_than_its_client_knew_of(program: Program) -> None:
         refused = frame(RESET, 0, 201, struct.pack(">I", 7))  # REFUSED_STREAM: it may come again
         while refused not in data:
             data += bare.recv(65536)
+
+
+def hung_up(bare: socket.socket, *pieces: bytes) -> bool:
+    """Whether the server closes the connection by what comes; False: it is silent."""
+    bare.settimeout(2)
+    try:
+        for piece in pieces:
+            bare.sendall(piece)
+        while bare.recv(65536):
+            pass
+    except TimeoutError:
+        return False
+    except (BrokenPipeError, ConnectionResetError):
+        pass
+    return True
+
+
+def test_ten_thousand_frames_in_a_second_that_carry_no_call(program: Program) -> None:
+    nothing, start = frame(UPDATE, 0, 0, struct.pack(">I", 1)) * 1000, PREFACE + frame(SETTINGS, 0, 0)
+    with program.connect() as few, program.connect() as many:
+        assert not hung_up(few, start, *[nothing] * 9)
+        assert hung_up(many, start, *[nothing] * 25)  # in two seconds at most
+
+
+def test_64_kib_of_one_block(program: Program) -> None:
+    """As they are counted (RFC 9113 6.5.2): one byte may be a header of 60. Or as they come, for a call that
+    is refused, of which nothing is counted."""
+    start = PREFACE + frame(SETTINGS, 0, 0)
+    refused = frame(HEADERS, 0, 201) + frame(CONTINUATION, 0, 201, b"\0\1x\1y" * 3200) * 5
+    with program.connect() as less, program.connect() as more, program.connect() as other:
+        assert not hung_up(less, start, opened(0, more=b"\x90" * 900))
+        assert hung_up(more, start, opened(0, more=b"\x90" * 2000))
+        assert hung_up(other, start, *(opened(i) for i in range(100)), refused)
+
+
+def test_the_paths_of_calls_without_an_end(program: Program) -> None:
+    """10,000 of 16 KB, of which it keeps no more than a method's name may have."""
+    before = program.memory()
+    with contextlib.ExitStack() as stack:
+        for _ in range(100):
+            bare = stack.enter_context(program.connect())
+            calls = (opened(i, "/" + "x" * 15900) for i in range(100))
+            bare.sendall(PREFACE + frame(SETTINGS, 0, 0) + b"".join(calls))
+        program.answers()
+        assert program.memory() < before + 40
 
 
 def test_all_messages_together_are_bounded(program: Program) -> None:

@@ -47,7 +47,7 @@ def test_a_long_reason_is_cut_between_characters(wire: Wire) -> None:
     assert 4000 < len(message) <= 4096 and message == "%C3%9F" * (len(message) // 6)
 
 
-@pytest.mark.parametrize("path", ["/t.T/None", "/t.None/Echo", "/", "/t.T/Echo/"])
+@pytest.mark.parametrize("path", ["/t.T/None", "/t.None/Echo", "/", "/t.T/Echo/", "/" + "x" * 9000])
 def test_what_is_not_served_is_unimplemented(wire: Wire, path: str) -> None:
     assert wire.call(path=path).status == "12"
 

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from netplane.model.base import Key, Object, amend
-from netplane.model.errors import Invalid
+from netplane.model.errors import Conflict, Invalid
 from netplane.model.storage_facts import Erase
 from storageplane import names
-from storageplane.claims import lost, pulse
+from storageplane.claims import access, lost, pulse
 from storageplane.claims.bind import Binder
 from storageplane.claims.reclaim import Reclaimer, Volumes
 from storageplane.claims.snapshots import Snapshotter
@@ -154,6 +154,25 @@ def test_a_volume_that_somebody_else_holds_is_named_and_keeps_none_of_the_others
     with pytest.raises(Invalid, match=r"PersistentVolume va is given up, and held by x\.org/y"):
         list(lost.give_up(world, "n1"))
     assert world.pv("vc") is None
+
+
+def test_a_volume_that_others_keep_writing_to_is_not_said_to_be_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = settled(shop(*pair("c", "vc", "n1")))
+    used = access.Hold("default/x", "ReadWriteOnce", "n1")
+    world.put(access.held_by(world.pv("shared"), {"uid-x": used}))
+    put = world.put
+
+    def busy(obj: Object, expect: int | None = None) -> Object:
+        if obj.key == world.pv("shared").key:
+            raise Conflict("somebody was faster")
+        return put(obj, expect)
+
+    monkeypatch.setattr(world, "put", busy)
+    said: list[str] = []
+    with pytest.raises(Invalid, match="PersistentVolume shared: others keep writing to it"):
+        said.extend(lost.give_up(world, "n1"))
+    assert said and not [line for line in said if "shared" in line]
+    assert world.pv("vc") is None, "the others are given up"
 
 
 def test_a_node_that_comes_back_leaves_alone_what_was_given_up(tmp_path: Path) -> None:
