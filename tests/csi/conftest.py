@@ -9,7 +9,9 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +61,10 @@ class Driver:
         self._channel.close()
         self._log.close()
         self._log = None
+
+    def end(self) -> None:
+        """The last of it."""
+        self.kill()
 
     def settled(self) -> None:
         """Killed, with a file of every volume: a start empties the journal into them."""
@@ -122,12 +128,26 @@ class Driver:
         self.call("NodeUnstageVolume", volume_id=volume, staging_target_path=staging)
 
 
+@contextmanager
+def running(
+    home: Path, *options: str, kind: Callable[..., Any] = Driver, disk: int = 0, **more: Any
+) -> Iterator[Any]:
+    """A driver for a while, then nothing that it has left; ``disk``: MiB of a disk that is its root."""
+    with ExitStack() as stack:
+        stack.callback(tidy, home)
+        if disk:
+            (home / "root").mkdir()
+            argv = ["mount", "-t", "tmpfs", "-o", f"size={disk}M", "disk", str(home / "root")]
+            subprocess.run(argv, check=True)
+        driver = kind(home, *options, **more)
+        stack.callback(driver.end)
+        yield driver
+
+
 @pytest.fixture
 def driver(tmp_path: Path) -> Iterator[Driver]:
-    driver = Driver(tmp_path)
-    yield driver
-    driver.kill()
-    tidy(tmp_path)
+    with running(tmp_path) as driver:
+        yield driver
 
 
 @pytest.fixture
@@ -135,10 +155,8 @@ def other(tmp_path: Path) -> Iterator[Driver]:
     """Another driver beneath TMP/plugins (`foreign`)."""
     from .foreign import beside  # which needs this module
 
-    driver = beside(tmp_path, Driver)
-    yield driver
-    driver.kill()
-    tidy(tmp_path)
+    with running(tmp_path, kind=partial(beside, Driver)) as driver:
+        yield driver
 
 
 @pytest.fixture
@@ -147,10 +165,8 @@ def mortal(tmp_path: Path) -> Iterator[Any]:
     from .foreign import beside
     from .test_kill_steps import Mortal
 
-    driver = beside(tmp_path, Mortal)
-    yield driver
-    driver.end()
-    tidy(tmp_path)
+    with running(tmp_path, kind=partial(beside, Mortal)) as driver:
+        yield driver
 
 
 def tidy(home: Path) -> None:

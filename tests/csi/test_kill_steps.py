@@ -21,9 +21,10 @@ from typing import Any
 import grpc
 import pytest
 
+from netplane.model.errors import Unavailable
 from storageplane import backends
 
-from .conftest import MIB, WRITER, Driver, loops, mounts, qgroups, tidy
+from .conftest import MIB, WRITER, Driver, loops, mounts, qgroups, running
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(600)]
 STEPS = 200  # more than there are
@@ -67,10 +68,16 @@ class Mortal(Driver):
 
     def dies(self, step: int, call: Call) -> bool:
         """Whether a call dies at its ``step``-th operation; else it was carried out."""
+        return self.dies_while(step, lambda: self.call(call[0], **call[1]))
+
+    def dies_while(self, step: int, do: Callable[..., Any], *args: Any) -> bool:
+        """The same of something that calls it; then it lives again. Other refusals of a call are not told."""
         self.death.write_text(str(step))
         died = False
         try:
-            self.call(call[0], **call[1])
+            do(*args)
+        except Unavailable:
+            died = True
         except grpc.RpcError as exc:
             died = exc.code() is grpc.StatusCode.UNAVAILABLE
         self.death.unlink()
@@ -135,14 +142,8 @@ def mortal(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Mortal]:
     kind = request.node.callspec.params.get("kind")
     home: Path = request.getfixturevalue("on_btrfs") if kind == "btrfs" else tmp_path
     (home / "stage").mkdir()  # the orchestrator's
-    (home / "root").mkdir()
-    if kind != "btrfs":
-        argv = ["mount", "-t", "tmpfs", "-o", "size=256M", "disk", str(home / "root")]
-        subprocess.run(argv, check=True)
-    made = Mortal(home)
-    yield made
-    made.end()
-    tidy(home)
+    with running(home, kind=Mortal, disk=0 if kind == "btrfs" else 256) as driver:
+        yield driver
 
 
 class Life:
