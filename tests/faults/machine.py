@@ -16,6 +16,7 @@ from typing import Any
 
 from netplane.commands.install import BINARY
 from netplane.kernel import netns
+from netplane.store import open_store
 
 NETPLANE = str(Path(sys.executable).parent / "netplane")
 ROOT = Path(__file__).parents[2]
@@ -154,13 +155,11 @@ class Machine:
         netns.call(pod, _send, ("192.0.2.1", "10.99.0.1", "fd00:99::1"), port)
 
     def objects(self) -> list[str]:
-        found = []
-        for kind in ("Attachment", "Pod"):
-            text = self.netplane("get", kind, "-A", "-o", "json", "--store", self.store)
-            doc = json.loads(text) if text.strip() else {}
-            items = doc.get("items", [doc] if doc else [])
-            found += [f"{kind} {item['metadata']['name']}" for item in items]
-        return sorted(found)
+        store = open_store(self.store)
+        try:
+            return sorted(f"{o.KIND} {o.name}" for o in store.list(["Attachment", "Pod"])[0])
+        finally:
+            store.close()
 
 
 def _send(targets: tuple[str, ...], port: int) -> None:
