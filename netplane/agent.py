@@ -66,6 +66,8 @@ log = logging.getLogger(__name__)
 
 TO_BE_DELETED = "ToBeDeletedByClusterAutoscaler"  # the taint that kube-proxy looks for too
 CNI_SOCKET = "cni.sock"
+EDGES = ("dns", "cni")  # the rooms with a server, which opens last
+NOT_OPEN = "its server is not open yet"
 CALM = 0.2  # seconds that link events are gathered before everything is compared again
 
 
@@ -81,7 +83,8 @@ class Agent:
         self._checks = HealthChecks(self.proxy_healthy)
         self._flows: PolicyFlows | None = None
         self._policy: PolicyRoom | None = None
-        self._edge_failures: dict[str, str] = {}
+        # a room is not in sync before its server answers: who waits for us sends it the next request
+        self._edge_failures = {edge: NOT_OPEN for edge in EDGES if edge in config.rooms}
         self._controls: Controls = {"/explain": self._explain}  # what operators ask, on the agent's socket
         self.dns = DnsEdge(config, self._registry, self._controls)
         self._path = PathEdge(config, self._registry, self._controls)
@@ -155,10 +158,10 @@ class Agent:
         core.resync()
 
     def status(self) -> dict[str, Any]:
-        """Core's status with the node's name and the edges that could not be opened."""
+        """Core's status with the node's name and the edges that are not open."""
         assert self._core is not None
         status = self._core.status()
-        for edge, why in self._edge_failures.items():
+        for edge, why in tuple(self._edge_failures.items()):
             room = status["rooms"].setdefault(edge, {"scopes": 0, "failing": {}})
             room["failing"]["server"] = why
             status["synced"] = False

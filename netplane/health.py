@@ -7,6 +7,7 @@ Prometheus. /status: all of it as JSON, what `netplane status` prints. Controls 
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -148,6 +149,8 @@ class HealthServer:
 
     def stop(self) -> None:
         for server in self._servers:
+            with contextlib.suppress(OSError):
+                server.socket.shutdown(socket.SHUT_RDWR)  # wakes its thread, which else looks twice a second
             server.shutdown()
             server.server_close()
 

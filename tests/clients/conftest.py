@@ -14,14 +14,31 @@ from .machine import Machine
 
 
 @pytest.fixture(scope="module")
-def machine() -> Iterator[Machine]:
-    """One machine for the tests of a file, its agent in sync; gone with all its processes afterwards."""
+def bare() -> Iterator[Machine]:
+    """A machine for the tests of a file, nothing installed in it; gone with all its processes afterwards."""
     with tempfile.TemporaryDirectory(prefix="npm") as work:
         outside = f"{work}/outside"
         netns.create(outside)
         try:
             with Machine(Path(work), outside) as made:
-                made.start_agent()
                 yield made
         finally:
             netns.delete(outside)
+
+
+@pytest.fixture(scope="module")
+def machine(bare: Machine) -> Machine:
+    """The same, its agent in sync."""
+    bare.start_agent()
+    return bare
+
+
+@pytest.fixture
+def pods(machine: Machine) -> Iterator[None]:
+    """Two namespaces, a and b, of this test alone."""
+    for pod in "ab":
+        machine.run("ip", "netns", "add", pod)
+    yield
+    for pod in "ab":
+        machine.run("ip", "netns", "delete", pod)
+    machine.run("rm", "-rf", "/var/lib/cni")

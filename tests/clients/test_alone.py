@@ -6,14 +6,10 @@ outside (ns) ── w0 machine ── br-alone ── eth0 containers; pods a, b
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-
-from netplane.kernel import netns
 
 from .cnitool import Cnitool
 from .machine import BIN_DIR, CONF_DIR, MACHINE, OUTSIDE, Machine, url
@@ -35,17 +31,10 @@ PLUGIN: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def machine() -> Iterator[Machine]:
+def machine(bare: Machine) -> Machine:
     """As conftest's, but that nothing is started."""
-    with tempfile.TemporaryDirectory(prefix="npm") as work:
-        outside = f"{work}/outside"
-        netns.create(outside)
-        try:
-            with Machine(Path(work), outside) as made:
-                made.install()
-                yield made
-        finally:
-            netns.delete(outside)
+    bare.install()
+    return bare
 
 
 @pytest.fixture(scope="module")
@@ -87,16 +76,6 @@ def test_podman_runs_containers_whose_published_port_is_reached(podman: Podman) 
         podman("rm", "-f", "-t", "0", "-a")
     podman("network", "rm", "alone")
     assert "30-alone.conflist" not in machine.run("ls", CONF_DIR)
-
-
-@pytest.fixture
-def pods(machine: Machine) -> Iterator[None]:
-    for pod in "ab":
-        machine.run("ip", "netns", "add", pod)
-    yield
-    for pod in "ab":
-        machine.run("ip", "netns", "delete", pod)
-    machine.run("rm", "-rf", "/var/lib/cni")
 
 
 @pytest.mark.usefixtures("pods")

@@ -6,7 +6,6 @@ outside (ns) ── w0 machine ── npbr0 ── eth0 pods a, b (ns)
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,7 +14,7 @@ from .cnitool import Cnitool
 from .machine import BIN_DIR, OUTSIDE, Machine
 from .peers import program
 
-pytestmark = [pytest.mark.root, pytest.mark.peer]
+pytestmark = [pytest.mark.root, pytest.mark.peer, pytest.mark.usefixtures("pods")]
 
 
 GATEWAYS = ("10.244.0.1", "fd00:10:244::1")
@@ -52,17 +51,6 @@ def expected(machine: Machine, version: str) -> dict[str, Any]:
         "routes": [{"dst": "0.0.0.0/0", "gw": GATEWAYS[0]}, {"dst": "::/0", "gw": GATEWAYS[1]}],
         **dns,
     }
-
-
-@pytest.fixture(autouse=True)
-def pods(machine: Machine) -> Iterator[None]:
-    """Two namespaces, a and b, of this test alone."""
-    for pod in "ab":
-        machine.run("ip", "netns", "add", pod)
-    yield
-    for pod in "ab":
-        machine.run("ip", "netns", "delete", pod)
-    machine.run("rm", "-rf", "/var/lib/cni")
 
 
 @pytest.mark.parametrize("version", ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"])

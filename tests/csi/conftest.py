@@ -9,7 +9,9 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +20,27 @@ import pytest
 
 from storageplane.csi import protocol
 
+from .nursery import Life
+
 MIB = 1 << 20
-PROGRAM = (str(Path(sys.executable).parent / "storageplane"),)
+PROGRAM = (str(Path(sys.executable).parent / "storageplane"),)  # as it is installed
 WRITER = {"mount": {}, "access_mode": {"mode": 1}}
 
 
 class Driver:
-    """`storageplane csi` on ``root``; `call("CreateVolume", …)` raises grpc.RpcError."""
+    """`storageplane csi` on ``root``; `call("CreateVolume", …)` raises grpc.RpcError.
+
+    ``program``: another one than that, or that as it is installed; else it is born in the `nursery`.
+    """
+
+    death: Path | None = None  # for one that is to die (`dying`)
 
     def __init__(
-        self, home: Path, *options: str, socket: Path | None = None, program: tuple[str, ...] = PROGRAM
+        self, home: Path, *options: str, socket: Path | None = None, program: tuple[str, ...] = ()
     ) -> None:
         self.home, self.root, self.socket = home, home / "root", socket or home / "csi.sock"
         self._program = program
         self.process: Any = None
-        self._log: Any = None
         self._options = options
         self._methods = {
             method: (service, kinds)
@@ -44,21 +52,22 @@ class Driver:
     def start(self) -> None:
         where = ("--endpoint", f"unix://{self.socket}", "--root", str(self.root), "--node", "n1")
         self.socket.unlink(missing_ok=True)
-        self._log = self._log or open(self.home / "log", "ab")  # noqa: SIM115 - the driver's, as long as it lives
-        self.launch([*self._program, "csi", *where, *self._options])
+        self.launch(["csi", *where, *self._options])
         until_there(self.socket)  # a channel that is refused once waits a second
         self._channel = grpc.insecure_channel(f"unix:{self.socket}")
         grpc.channel_ready_future(self._channel).result(timeout=20)
 
     def launch(self, argv: list[str]) -> None:
-        self.process = subprocess.Popen(argv, stderr=self._log)
+        if self._program:
+            with open(self.home / "log", "ab") as log:
+                self.process = subprocess.Popen([*self._program, *argv], stderr=log)
+        else:
+            self.process = Life(self.home / "log", argv, self.death)
 
     def kill(self) -> None:
         self.process.kill()
         self.process.wait(10)
         self._channel.close()
-        self._log.close()
-        self._log = None
 
     def settled(self) -> None:
         """Killed, with a file of every volume: a start empties the journal into them."""
@@ -122,12 +131,26 @@ class Driver:
         self.call("NodeUnstageVolume", volume_id=volume, staging_target_path=staging)
 
 
+@contextmanager
+def running(
+    home: Path, *options: str, kind: Callable[..., Any] = Driver, disk: int = 0, **more: Any
+) -> Iterator[Any]:
+    """A driver for a while, then nothing that it has left; ``disk``: MiB of a disk that is its root."""
+    with ExitStack() as stack:
+        stack.callback(tidy, home)
+        if disk:
+            (home / "root").mkdir()
+            argv = ["mount", "-t", "tmpfs", "-o", f"size={disk}M", "disk", str(home / "root")]
+            subprocess.run(argv, check=True)
+        driver = kind(home, *options, **more)
+        stack.callback(driver.kill)
+        yield driver
+
+
 @pytest.fixture
 def driver(tmp_path: Path) -> Iterator[Driver]:
-    driver = Driver(tmp_path)
-    yield driver
-    driver.kill()
-    tidy(tmp_path)
+    with running(tmp_path) as driver:
+        yield driver
 
 
 @pytest.fixture
@@ -135,10 +158,8 @@ def other(tmp_path: Path) -> Iterator[Driver]:
     """Another driver beneath TMP/plugins (`foreign`)."""
     from .foreign import beside  # which needs this module
 
-    driver = beside(tmp_path, Driver)
-    yield driver
-    driver.kill()
-    tidy(tmp_path)
+    with running(tmp_path, kind=partial(beside, Driver)) as driver:
+        yield driver
 
 
 @pytest.fixture
@@ -147,10 +168,8 @@ def mortal(tmp_path: Path) -> Iterator[Any]:
     from .foreign import beside
     from .test_kill_steps import Mortal
 
-    driver = beside(tmp_path, Mortal)
-    yield driver
-    driver.end()
-    tidy(tmp_path)
+    with running(tmp_path, kind=partial(beside, Mortal)) as driver:
+        yield driver
 
 
 def tidy(home: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 from netplane.model.base import Key, amend
 from netplane.model.codec import parse
 from netplane.model.errors import NetplaneError, Unavailable
-from netplane.model.facts import Plan
+from netplane.model.facts import Fact, Plan
 from netplane.model.storage_facts import CsiVolume, Provision, Withdraw
 from storageplane.claims.bind import Binder
 from storageplane.claims.snapshots import Snapshotter
@@ -31,7 +31,7 @@ from .conftest import Driver
 NAME = "foreign.example"
 
 
-def beside(tmp_path: Path, kind: Callable[..., Any]) -> Any:
+def beside(kind: Callable[..., Any], tmp_path: Path) -> Any:
     """The other driver: its own root, its socket where drivers are found beneath ours."""
     place = tmp_path / "ours" / "plugins" / NAME
     place.mkdir(parents=True)
@@ -66,6 +66,10 @@ class Bench:
 
     def volume(self) -> Any:
         return self.world.get(Key("PersistentVolume", "", str(self.fact.key[1])))
+
+    def attempt(self, *facts: Fact) -> None:
+        """Once. Raises as the driver does."""
+        self.driver().apply(Plan(add=facts))
 
     def converge(self, plan: Plan) -> None:
         give_up = time.monotonic() + 20

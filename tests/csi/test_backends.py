@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import os
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +19,7 @@ from netplane.model.storage_facts import Data
 from storageplane import backends
 from storageplane.host.mounts import Mounts
 
-from .conftest import MIB, Driver, loops, mounts, qgroups
+from .conftest import MIB, Driver, loops, mounts, qgroups, running
 
 pytestmark = pytest.mark.root
 
@@ -29,11 +28,8 @@ pytestmark = pytest.mark.root
 def enforced(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Driver, str]]:
     """A driver, and the backend to ask it for."""
     home = request.getfixturevalue("on_btrfs") if request.param == "btrfs" else tmp_path
-    driver = Driver(home)
-    yield driver, request.param
-    driver.kill()
-    for mount in reversed(mounts(home)):
-        subprocess.run(["umount", mount], check=False)
+    with running(home) as driver:
+        yield driver, request.param
 
 
 def fill(target: Path, size: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from storageplane.csi.client import Client
 from storageplane.csi.conformance.bed import Bed, run
 from storageplane.csi.conformance.checklist import CHECKS
 
-from .conftest import MIB, PROGRAM, Driver, mounts, tidy, until_there
+from .conftest import MIB, PROGRAM, Driver, mounts, running, until_there
 
 pytestmark = pytest.mark.root
 LIMITLESS = {"size-is-enforced", "stats-tell-the-volume"}  # what a directory is found to be
@@ -55,17 +56,12 @@ def test_a_directory_is_found_to_have_no_limit(driver: Driver) -> None:
 
 
 def test_what_green_drivers_do_wrong_is_found(tmp_path: Path) -> None:
-    driver = Driver(tmp_path, program=(sys.executable, "-m", "tests.csi.sloppy"))
-    try:
+    with running(tmp_path, program=(sys.executable, "-m", "tests.csi.sloppy")) as driver:
         status, lines = judged(driver)
-    finally:
-        driver.kill()
-        subprocess.run(f"losetup -n -O NAME,BACK-FILE | grep {tmp_path}/ | cut -d' ' -f1"
-                       " | xargs -r losetup -d", shell=True, check=True)  # fmt: skip
+        assert mounts(tmp_path) == []
     assert status == 1
     assert failures(lines) >= SLOPPY
     assert "DeleteVolume: OK; FAILED_PRECONDITION is right" in lines["delete-while-published"]
-    assert mounts(tmp_path) == []
 
 
 FAULTS = {  # the fault put into the driver: the check that finds it, and its words
@@ -89,15 +85,10 @@ FAULTS = {  # the fault put into the driver: the check that finds it, and its wo
 @pytest.mark.parametrize("fault", FAULTS)
 def test_each_fault_is_found_by_its_check(tmp_path: Path, fault: str) -> None:
     name, words = FAULTS[fault]
-    driver = Driver(tmp_path, program=(sys.executable, "-m", "tests.csi.faulty", fault))
-    client = Client(driver.socket)
-    try:
+    program = (sys.executable, "-m", "tests.csi.faulty", fault)
+    with running(tmp_path, program=program) as driver, closing(Client(driver.socket)) as client:
         judged = Bed(client, tmp_path, {"backend": "directory"}, 16 * MIB)
         (outcome,) = run(judged, {name: CHECKS[name]})
-    finally:
-        client.close()
-        driver.kill()
-        tidy(tmp_path)
     assert outcome.word == "FAIL" and words in outcome.why, outcome
 
 

@@ -25,10 +25,11 @@ from storageplane.csi.snapshotting import Snapshotting
 from storageplane.host.durable import Shelf
 from storageplane.host.mounts import Mounts
 from storageplane.pods import publish, session
-from tests.sequences.storage_world import Crash, World, pod, pvc, storage_class
+from tests.sequences.storage_world import World, pod, pvc, storage_class
 from tests.sequences.test_storage_snapshots import CLONE, content, volume_snapshot
 
 from .conftest import MIB, Driver, loops, mounts
+from .crashes import crashing
 from .foreign import NAME, Bench, Shots, read, snapshots, until, volumes, write
 from .test_kill_steps import Mortal
 
@@ -89,21 +90,12 @@ def test_a_claim_is_provisioned_published_grown_and_deleted(other: Driver, tmp_p
 def test_the_driver_dies_at_every_step_of_making_a_volume(mortal: Mortal, tmp_path: Path, goes: bool) -> None:
     bench = Bench(tmp_path / "ours")
     for step in range(1, 100):
-        mortal.death.write_text(str(step))
-        died = False
-        try:
-            bench.driver().apply(Plan(add=(bench.fact,)))
-        except Unavailable:
-            died = True
-        mortal.death.unlink()
-        if died:
-            mortal.kill()
-            mortal.start()
-            if goes:
-                assert list(bench.driver().observe()) == [bench.fact.key]
-                bench.converge(Plan(remove=(bench.fact.key,)))
-            else:
-                bench.converge(Plan(add=(bench.fact,)))
+        died = mortal.dies_while(step, bench.attempt, bench.fact)
+        if died and goes:
+            assert list(bench.driver().observe()) == [bench.fact.key]
+            bench.converge(Plan(remove=(bench.fact.key,)))
+        elif died:
+            bench.converge(Plan(add=(bench.fact,)))
         if not (died and goes):
             assert volumes(mortal) == [bench.volume().spec.csi.volume_handle], step
             bench.withdraw()
@@ -121,36 +113,10 @@ def test_we_die_at_every_step_of_making_a_volume(
 ) -> None:
     """Before and after each record, each call and each write to the store."""
     bench = Bench(tmp_path / "ours")
-    left = [0]
-
-    def step() -> None:
-        left[0] -= 1
-        if left[0] == 0:
-            raise Crash
-
-    for owner, name in (
-        (Intents, "write"),
-        (Intents, "remove"),
-        (World, "put"),
-        (CsiProvisioning, "_created"),
-    ):
-        real = getattr(owner, name)
-
-        def dying(*args: Any, real: Any = real, **options: Any) -> Any:
-            step()
-            result = real(*args, **options)
-            step()
-            return result
-
-        monkeypatch.setattr(owner, name, dying)
+    places = ((Intents, "write"), (Intents, "remove"), (World, "put"), (CsiProvisioning, "_created"))
+    dies = crashing(monkeypatch, *places)
     for number in range(1, 50):
-        left[0] = number
-        crashed = False
-        try:
-            bench.driver().apply(Plan(add=(bench.fact,)))
-        except Crash:
-            crashed = True
-        left[0] = 0
+        crashed = dies(number, bench.attempt, bench.fact)
         if crashed:
             observed = tuple(bench.driver().observe())
             if goes:
@@ -177,19 +143,10 @@ def test_the_driver_dies_at_every_step_of_publishing(mortal: Mortal, tmp_path: P
     for step in range(1, 100):
         if command == "unpublish":
             Attachments(root).publish(fact)
-        mortal.death.write_text(str(step))
-        died = False
-        try:
-            if command == "publish":
-                Attachments(root).publish(fact)
-            else:
-                Attachments(root).unpublish(fact.target)
-        except Unavailable:
-            died = True
-        mortal.death.unlink()
-        if died:
-            mortal.kill()
-            mortal.start()
+        if command == "publish":
+            died = mortal.dies_while(step, Attachments(root).publish, fact)
+        else:
+            died = mortal.dies_while(step, Attachments(root).unpublish, fact.target)
         Attachments(root).unpublish(fact.target)
         assert mounts(tmp_path) == [] and loops(tmp_path) == [], f"{command} died at step {step}"
         assert list((root / "csi-client" / "attached").iterdir()) == []
@@ -212,7 +169,7 @@ def test_a_snapshot_is_taken_restored_cloned_and_deleted(other: Driver, tmp_path
     for name, source in (("copy", {"kind": "VolumeSnapshot", "name": "s"}), ("clone", CLONE)):
         claim = bench.world.put(parse(pvc(name, "8Mi", storageClassName="fast", dataSource=source)))
         wanted = Provision(namespace="default", claim=name, uid=claim.metadata.uid, driver=NAME)
-        bench.driver().apply(Plan(add=(wanted,)))
+        bench.attempt(wanted)
         assert bench.world.note(f"{name}.provision").reason == "ProvisioningSucceeded"
     assert (read(bench, "pvc-uid-copy"), read(bench, "pvc-uid-clone")) == ("of that moment", "later")
     bench.gone(bench.snap().key)
@@ -246,7 +203,7 @@ def test_what_somebody_else_took_is_bound_restored_and_kept(other: Driver, tmp_p
     bench.settle()
     wanted = Capture(content="other", uid=bench.content("other").metadata.uid, driver=NAME)
     with pytest.raises(NetplaneError, match="has no snapshot snap-of-nobody"):
-        bench.driver().apply(Plan(add=(wanted,)))
+        bench.attempt(wanted)
     bench.settle()
     assert "has no snapshot" in bench.snap().status.error.message
 
@@ -259,16 +216,7 @@ def test_the_driver_dies_at_every_step_of_a_snapshot(mortal: Mortal, tmp_path: P
         bench.world.put(parse(volume_snapshot()))
         bench.settle()
         wanted = Capture(content=bench.content().name, uid=bench.content().metadata.uid, driver=NAME)
-        mortal.death.write_text(str(step))
-        died = False
-        try:
-            bench.driver().apply(Plan(add=(wanted,)))
-        except Unavailable:
-            died = True
-        mortal.death.unlink()
-        if died:
-            mortal.kill()
-            mortal.start()
+        died = mortal.dies_while(step, bench.attempt, wanted)
         if not goes:
             bench.due()
             assert snapshots(mortal) == [bench.content().status.snapshot_handle], step
@@ -285,33 +233,13 @@ def test_we_die_at_every_step_of_a_snapshot(
     other: Driver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, goes: bool
 ) -> None:
     bench = Shots(tmp_path / "ours")
-    left = [0]
-
-    def step() -> None:
-        left[0] -= 1
-        if left[0] == 0:
-            raise Crash
-
-    for owner, name in ((Shelf, "put"), (Shelf, "remove"), (World, "put"), (Snapshotting, "_create")):
-        real = getattr(owner, name)
-
-        def dying(*args: Any, real: Any = real, **options: Any) -> Any:
-            step()
-            result = real(*args, **options)
-            step()
-            return result
-
-        monkeypatch.setattr(owner, name, dying)
+    places = ((Shelf, "put"), (Shelf, "remove"), (World, "put"), (Snapshotting, "_create"))
+    dies = crashing(monkeypatch, *places)
     for number in range(1, 50):
         bench.world.put(parse(volume_snapshot()))
         bench.settle()
         wanted = Capture(content=bench.content().name, uid=bench.content().metadata.uid, driver=NAME)
-        left[0], crashed = number, False
-        try:
-            bench.driver().apply(Plan(add=(wanted,)))
-        except Crash:
-            crashed = True
-        left[0] = 0
+        crashed = dies(number, bench.attempt, wanted)
         if goes and not bench.content().status.snapshot_handle:
             for key in (bench.snap().key, bench.content().key):
                 bench.world.objects.pop(key)  # what the store lost, the record still knows
@@ -348,7 +276,7 @@ def test_what_a_driver_is_not_asked_to_restore(
     claim = bench.world.put(parse(pvc("r", more.pop("size", "8Mi"), **spec, **more)))
     wanted = Provision(namespace="default", claim="r", uid=claim.metadata.uid, driver=NAME)
     with pytest.raises(NetplaneError, match=word):
-        bench.driver().apply(Plan(add=(wanted,)))
+        bench.attempt(wanted)
     assert word in bench.world.note("r.provision").message and len(volumes(other)) == 1
 
 
@@ -374,7 +302,7 @@ def test_a_refusal_leaves_no_intent_and_no_secret(other: Driver, tmp_path: Path)
     bench.world.put(parse(storage_class("fast", NAME, parameters=wrong)))
     bench.world.put(bench.claim)
     with pytest.raises(Unavailable, match="Secret default/key does not exist"):
-        bench.driver().apply(Plan(add=(bench.fact,)))
+        bench.attempt(bench.fact)
     secret = {
         "apiVersion": "v1",
         "kind": "Secret",
@@ -383,7 +311,7 @@ def test_a_refusal_leaves_no_intent_and_no_secret(other: Driver, tmp_path: Path)
     }
     bench.world.put(parse(secret))
     with pytest.raises(Invalid, match=r"parameters\[size\]: not known") as caught:
-        bench.driver().apply(Plan(add=(bench.fact,)))
+        bench.attempt(bench.fact)
     assert SECRET not in str(caught.value)
     assert not bench.driver().observe() and volumes(other) == []
     assert SECRET not in other.log()

@@ -7,7 +7,7 @@ restarted agent would. Nothing is leaked, what is gone is not asked for again, a
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +15,20 @@ import pytest
 
 from netplane.model.base import amend
 from netplane.model.codec import parse
-from netplane.model.errors import Unavailable
 from netplane.model.facts import Fact, Plan
 from netplane.model.storage_facts import CsiVolume, Discard, Grow, Provision, Withdraw
 from storageplane.csi.attach import Attachments
 from storageplane.csi.client import Client
 from storageplane.host.durable import Shelf
-from tests.sequences.storage_world import Crash, World, pvc, storage_class
+from tests.sequences.storage_world import World, pvc, storage_class
 from tests.sequences.test_storage_snapshots import volume_snapshot
 
 from .conftest import MIB, Driver, loops, mounts
+from .crashes import Dies, crashing
 from .foreign import NAME, Bench, Shots, snapshots, volumes
 from .test_kill_steps import Mortal
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
-Lives = Callable[[int, Callable[[], Any]], bool]
 
 
 class Asked:
@@ -55,69 +54,22 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
     return Asked(monkeypatch)
 
 
-def the_driver_dies(driver: Mortal) -> Lives:
-    """Whether it dies at its ``step``-th operation while something is done; then it is started again."""
-
-    def dies(step: int, do: Callable[[], Any]) -> bool:
-        driver.death.write_text(str(step))
-        died = False
-        try:
-            do()
-        except Unavailable:
-            died = True
-        driver.death.unlink()
-        if died:
-            driver.kill()
-            driver.start()
-        return died
-
-    return dies
-
-
 @pytest.fixture
-def we_die(asked: Asked, monkeypatch: pytest.MonkeyPatch) -> Lives:
-    """Whether we die at the ``step``-th record, call or write; before it is done, and when it is."""
+def we_die(asked: Asked, monkeypatch: pytest.MonkeyPatch) -> Dies:
+    """At a record, a call or a write."""
     del asked  # its patch lies beneath ours
-    left = [0]
-
-    def step() -> None:
-        left[0] -= 1
-        if left[0] == 0:
-            raise Crash
-
     places = ((Shelf, "put"), (Shelf, "remove"), (World, "put"), (World, "delete"), (Client, "raw"))
-    for owner, name in places:
-        real = getattr(owner, name)
-
-        def dying(*args: Any, real: Any = real, **options: Any) -> Any:
-            step()
-            result = real(*args, **options)
-            step()
-            return result
-
-        monkeypatch.setattr(owner, name, dying)
-
-    def dies(number: int, do: Callable[[], Any]) -> bool:
-        left[0] = number
-        try:
-            do()
-        except Crash:
-            return True
-        finally:
-            left[0] = 0
-        return False
-
-    return dies
+    return crashing(monkeypatch, *places)
 
 
 @pytest.fixture(params=["the driver dies", "we die"])
-def dying(request: pytest.FixtureRequest) -> Iterator[tuple[Driver, Lives]]:
+def dying(request: pytest.FixtureRequest) -> Iterator[tuple[Driver, Dies]]:
     """A driver, and how it or we die."""
     if request.param == "we die":
         yield request.getfixturevalue("other"), request.getfixturevalue("we_die")
     else:
-        driver = request.getfixturevalue("mortal")
-        yield driver, the_driver_dies(driver)
+        driver: Mortal = request.getfixturevalue("mortal")
+        yield driver, driver.dies_while
 
 
 # --- deleted ----------------------------------------------------------------------------------------
@@ -138,7 +90,7 @@ def neighbour(bench: Bench) -> Provision:
     return Provision(namespace="default", claim="n", uid=claim.metadata.uid, driver=NAME)
 
 
-def test_a_volume_is_deleted_whoever_dies(dying: tuple[Driver, Lives], asked: Asked, tmp_path: Path) -> None:
+def test_a_volume_is_deleted_whoever_dies(dying: tuple[Driver, Dies], asked: Asked, tmp_path: Path) -> None:
     driver, dies = dying
     bench = Bench(tmp_path / "ours")
     bench.converge(Plan(add=(neighbour(bench),)))
@@ -146,13 +98,13 @@ def test_a_volume_is_deleted_whoever_dies(dying: tuple[Driver, Lives], asked: As
     for step in range(1, 100):
         due = released(bench)
         asked.calls.clear()
-        died = dies(step, lambda due=due: bench.driver().apply(Plan(add=(due,))))  # type: ignore[misc]
+        died = dies(step, bench.attempt, due)
         bench.converge(Plan(add=(due,)))
         assert (bench.volume(), volumes(driver)) == (None, others), f"step {step}"
         assert not bench.driver().observe()
         done = asked.count("DeleteVolume")
         assert 1 <= done <= (2 if died else 1), f"step {step}: deleted {done} times"
-        bench.driver().apply(Plan(add=(due,)))
+        bench.attempt(due)
         assert asked.count("DeleteVolume") == done, "asked for again when it was gone"
         bench.world.put(bench.claim)
         if not died:
@@ -161,9 +113,7 @@ def test_a_volume_is_deleted_whoever_dies(dying: tuple[Driver, Lives], asked: As
     assert len(list((driver.root / "csi" / "data").iterdir())) == len(others)
 
 
-def test_a_snapshot_is_deleted_whoever_dies(
-    dying: tuple[Driver, Lives], asked: Asked, tmp_path: Path
-) -> None:
+def test_a_snapshot_is_deleted_whoever_dies(dying: tuple[Driver, Dies], asked: Asked, tmp_path: Path) -> None:
     driver, dies = dying
     bench = Shots(tmp_path / "ours")
     bench.world.put(parse(volume_snapshot("other")))
@@ -178,13 +128,13 @@ def test_a_snapshot_is_deleted_whoever_dies(
         assert content.deleting
         due = Discard(content=content.name, uid=content.metadata.uid, driver=NAME)
         asked.calls.clear()
-        died = dies(step, lambda due=due: bench.driver().apply(Plan(add=(due,))))  # type: ignore[misc]
+        died = dies(step, bench.attempt, due)
         bench.due()
         assert (bench.snap(), snapshots(driver)) == (None, others), f"step {step}"
         assert [c.name for c in contents(bench)] == [kept] and not bench.driver().observe()
         done = asked.count("DeleteSnapshot")
         assert 1 <= done <= (2 if died else 1), f"step {step}: deleted {done} times"
-        bench.driver().apply(Plan(add=(due,)))
+        bench.attempt(due)
         assert asked.count("DeleteSnapshot") == done, "asked for again when it was gone"
         if not died:
             break
@@ -199,7 +149,7 @@ def contents(bench: Bench) -> list[Any]:
 
 
 def test_a_volume_grows_where_it_is_published_whoever_dies(
-    dying: tuple[Driver, Lives], tmp_path: Path
+    dying: tuple[Driver, Dies], tmp_path: Path
 ) -> None:
     """The file system is larger, the data is there, and claim, volume and driver say the same size."""
     driver, dies = dying
@@ -217,7 +167,7 @@ def test_a_volume_grows_where_it_is_published_whoever_dies(
     for step in range(1, 100):
         size, before = (320 + 32 * step) * MIB, room(place)
         due = Grow(volume=bench.volume().name, uid=bench.volume().metadata.uid, driver=NAME, size=size)
-        died = dies(step, lambda due=due: bench.driver().apply(Plan(add=(due,))))  # type: ignore[misc]
+        died = dies(step, bench.attempt, due)
         if bench.volume().spec.capacity != {"storage": str(size)}:  # else the room wants nothing more
             bench.converge(Plan(add=(due,)))
         assert room(place) > before + 16 * MIB, f"step {step}: the file system is as it was"

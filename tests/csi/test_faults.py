@@ -6,7 +6,6 @@ import contextlib
 import errno
 import os
 import random
-import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,7 +18,7 @@ from storageplane import doctor
 from storageplane.csi.attach import Attachments
 from storageplane.csi.intents import Intent, Intents
 
-from .conftest import MIB, WRITER, Driver, loops, mounts, tidy
+from .conftest import MIB, WRITER, Driver, loops, mounts, running
 
 pytestmark = pytest.mark.root
 BLOCK = {"block": {}, "access_mode": {"mode": 1}}
@@ -30,12 +29,8 @@ SECRET = "hunter2-hunter2"
 @pytest.fixture
 def cramped(tmp_path: Path) -> Iterator[Driver]:
     """A driver whose root is a tmpfs of 4 MiB."""
-    (tmp_path / "root").mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4M", "tmpfs", str(tmp_path / "root")], check=True)
-    driver = Driver(tmp_path)
-    yield driver
-    driver.kill()
-    tidy(tmp_path)
+    with running(tmp_path, disk=4) as driver:
+        yield driver
 
 
 def fill(driver: Driver) -> Path:
@@ -106,9 +101,8 @@ def test_a_disk_that_is_full_for_data_is_the_writers_error_and_nobody_elses(cram
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Driver]:
     """One driver for all tests that leave nothing in it."""
-    driver = Driver(tmp_path_factory.mktemp("shared"))
-    yield driver
-    driver.kill()
+    with running(tmp_path_factory.mktemp("shared")) as driver:
+        yield driver
 
 
 # --- names ------------------------------------------------------------------------------------------
@@ -283,8 +277,7 @@ def test_records_about_other_drivers_are_named_when_damaged(tmp_path: Path) -> N
 
 
 def test_secrets_of_node_calls_are_nowhere(tmp_path: Path) -> None:
-    driver = Driver(tmp_path, "--verbose")
-    try:
+    with running(tmp_path, "--verbose") as driver:
         volume = driver.create(parameters={"backend": "directory"})
         here = {"volume_id": volume, "volume_capability": WRITER, "secrets": {"key": SECRET}}
         stage, target = str(tmp_path / "stage"), str(tmp_path / "target")
@@ -304,5 +297,3 @@ def test_secrets_of_node_calls_are_nowhere(tmp_path: Path) -> None:
         assert driver.log() and SECRET not in driver.log()
         for path in driver.root.rglob("*"):
             assert not path.is_file() or SECRET.encode() not in path.read_bytes()
-    finally:
-        driver.kill()

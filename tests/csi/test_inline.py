@@ -18,7 +18,7 @@ from storageplane.host.mounts import Mounts
 from storageplane.pods import publish
 from tests.sequences.storage_world import pod
 
-from .conftest import MIB, WRITER, Driver, loops, mounts, tidy
+from .conftest import MIB, WRITER, Driver, loops, mounts, running
 from .foreign import NAME, volumes
 from .test_kill_steps import BLOCK, STEPS, Mortal
 
@@ -134,10 +134,8 @@ def test_the_same_one_otherwise_is_refused_and_stays(driver: Driver) -> None:
 
 @pytest.fixture
 def dying(tmp_path: Path) -> Iterator[Mortal]:
-    made = Mortal(tmp_path)
-    yield made
-    made.end()
-    tidy(tmp_path)
+    with running(tmp_path, kind=Mortal) as driver:
+        yield driver
 
 
 @pytest.mark.parametrize("backend", ["directory", pytest.param("image", marks=pytest.mark.slow)])

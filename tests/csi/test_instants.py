@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from .conftest import MIB, WRITER, Driver, tidy
+from .conftest import MIB, WRITER, Driver, running
 from .test_kill_steps import STEPS, Mortal
 
 pytestmark = pytest.mark.root
@@ -22,10 +22,8 @@ BLOCK = {"block": {}, "access_mode": {"mode": 1}}
 
 @pytest.fixture
 def mortal(tmp_path: Path) -> Iterator[Mortal]:
-    made = Mortal(tmp_path)
-    yield made
-    made.end()
-    tidy(tmp_path)
+    with running(tmp_path, kind=Mortal) as driver:
+        yield driver
 
 
 def restored(driver: Driver, snapshot: str, name: str, capability: Any = WRITER) -> Path:
@@ -36,7 +34,14 @@ def restored(driver: Driver, snapshot: str, name: str, capability: Any = WRITER)
     )
 
 
-@pytest.mark.parametrize(("backend", "stride"), [("directory", 1), ("image", 4)])
+@pytest.mark.parametrize(
+    ("backend", "stride"),
+    [
+        ("directory", 3),
+        ("image", 8),
+        *(pytest.param(backend, 1, marks=pytest.mark.slow) for backend in ("directory", "image")),
+    ],
+)
 def test_a_group_that_was_cut_off_is_of_the_repeat_s_instant(
     mortal: Mortal, backend: str, stride: int
 ) -> None:

@@ -6,7 +6,6 @@ tmp/root (tmpfs of 48 MiB, or btrfs of 400 MiB) ── storageplane csi ── v
 from __future__ import annotations
 
 import os
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import pytest
 
 from storageplane.host import extents, images
 
-from .conftest import MIB, WRITER, Driver, tidy
+from .conftest import MIB, WRITER, Driver, running
 
 pytestmark = pytest.mark.root
 BLOCK = {"block": {}, "access_mode": {"mode": 1}}
@@ -26,28 +25,23 @@ SEVERAL = ("CreateSnapshot", "CreateVolumeGroupSnapshot")
 @pytest.fixture
 def small(tmp_path: Path) -> Iterator[Driver]:
     """A driver whose root is a disk of 48 MiB that shares no blocks."""
-    (tmp_path / "root").mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=48M", "tmpfs", str(tmp_path / "root")], check=True)
-    driver = Driver(tmp_path)
-    yield driver
-    driver.kill()
-    tidy(tmp_path)
+    with running(tmp_path, disk=48) as driver:
+        yield driver
 
 
 @pytest.fixture
 def sharing(on_btrfs: Path) -> Iterator[Driver]:
     """A driver whose root is a btrfs of 400 MiB."""
-    driver = Driver(on_btrfs)
-    yield driver
-    driver.kill()
-    tidy(on_btrfs)
+    with running(on_btrfs) as driver:
+        yield driver
 
 
 def write(path: Path, size: int) -> None:
     """Something that nothing compresses, at the front of a device or file, and on the disk."""
+    noise = os.urandom(MIB)
     with open(path, "r+b" if path.exists() else "wb", buffering=0) as file:
         for _ in range(size // MIB):
-            file.write(os.urandom(MIB))
+            file.write(noise)
         os.fsync(file.fileno())
 
 

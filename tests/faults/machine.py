@@ -16,6 +16,7 @@ from typing import Any
 
 from netplane.commands.install import BINARY
 from netplane.kernel import netns
+from netplane.store import open_store
 
 NETPLANE = str(Path(sys.executable).parent / "netplane")
 ROOT = Path(__file__).parents[2]
@@ -51,7 +52,12 @@ class Machine:
     def store(self) -> str:
         return f"sqlite://{self.state / 'state.db'}"
 
-    def start(self, wait: int = 30) -> None:
+    def start(self) -> None:
+        """And wait until it is in sync."""
+        self.launch()
+        self.netplane("status", "--run-dir", str(self.run_dir), "--wait", "30")
+
+    def launch(self) -> None:
         options = {
             "--node": NODE,
             "--store": self.store,
@@ -66,7 +72,6 @@ class Machine:
         argv = [*self.prefix, sys.executable, "-m", self.fate, str(self.death), "agent", *words]
         with (self.work / "agent.log").open("ab") as log:
             self.process = netns.popen(self.at, argv, stdout=log, stderr=log, cwd=ROOT)
-        self.netplane("status", "--run-dir", str(self.run_dir), "--wait", str(wait))
 
     def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
         if self.process is not None:
@@ -154,13 +159,11 @@ class Machine:
         netns.call(pod, _send, ("192.0.2.1", "10.99.0.1", "fd00:99::1"), port)
 
     def objects(self) -> list[str]:
-        found = []
-        for kind in ("Attachment", "Pod"):
-            text = self.netplane("get", kind, "-A", "-o", "json", "--store", self.store)
-            doc = json.loads(text) if text.strip() else {}
-            items = doc.get("items", [doc] if doc else [])
-            found += [f"{kind} {item['metadata']['name']}" for item in items]
-        return sorted(found)
+        store = open_store(self.store)
+        try:
+            return sorted(f"{o.KIND} {o.name}" for o in store.list(["Attachment", "Pod"])[0])
+        finally:
+            store.close()
 
 
 def _send(targets: tuple[str, ...], port: int) -> None:

@@ -70,6 +70,21 @@ def kernel(machine: Machine) -> dict[str, object]:
     return machine.host()
 
 
+def test_an_agent_in_sync_answers_the_next_request(make_netns: MakeNetns, tmp_path: Path) -> None:
+    """However late its socket opens, and though a killed one's is still there."""
+    pod, machine = make_netns("pod"), Machine(make_netns("node"), tmp_path)
+    machine.fate = "tests.faults.late"
+    machine.death.write_text("0.2")
+    try:
+        machine.start()
+        assert plain(machine("ADD", pod))
+        machine.stop(signal.SIGKILL)
+        machine.start()
+        assert machine("DEL", pod) == ""
+    finally:
+        machine.stop(signal.SIGKILL)
+
+
 def test_a_full_disk_is_an_error_that_says_so_and_leaves_nothing(
     small: Machine, make_netns: MakeNetns
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -36,3 +37,15 @@ def _queued(run_dir: Path) -> int:
     """Connections to the agent's socket that wait to be accepted (/proc/net/unix)."""
     lines = Path("/proc/net/unix").read_text().splitlines()
     return sum(line.endswith(str(run_dir / "agent.sock")) for line in lines) - 1
+
+
+def test_a_stop_does_not_wait_for_the_next_look(tmp_path: Path) -> None:
+    """socketserver looks twice a second whether it is to end, counted from the last request."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        listen = f"127.0.0.1:{free.getsockname()[1]}"
+    server = HealthServer(tmp_path, lambda: {"synced": True}, CollectorRegistry(), listen)
+    server.start()
+    assert read_status(tmp_path)["synced"]
+    begin = time.monotonic()
+    server.stop()
+    assert time.monotonic() - begin < 0.3
