@@ -30,7 +30,8 @@ WRITER = {"mount": {}, "access_mode": {"mode": 1}}
 class Driver:
     """`storageplane csi` on ``root``; `call("CreateVolume", …)` raises grpc.RpcError.
 
-    ``program``: another one than that, or that as it is installed; else it is born in the `nursery`.
+    ``program``: another one than that, or that as it is installed; else it is born in the `nursery`, with the
+    environment that the run of the tests began with.
     """
 
     death: Path | None = None  # for one that is to die (`dying`)
