@@ -20,21 +20,28 @@ import pytest
 
 from storageplane.csi import protocol
 
+from .nursery import Life
+
 MIB = 1 << 20
-PROGRAM = (str(Path(sys.executable).parent / "storageplane"),)
+PROGRAM = (str(Path(sys.executable).parent / "storageplane"),)  # as it is installed
 WRITER = {"mount": {}, "access_mode": {"mode": 1}}
 
 
 class Driver:
-    """`storageplane csi` on ``root``; `call("CreateVolume", …)` raises grpc.RpcError."""
+    """`storageplane csi` on ``root``; `call("CreateVolume", …)` raises grpc.RpcError.
+
+    ``program``: another one than that, or that as it is installed; else it is born in the `nursery`, with the
+    environment that the run of the tests began with.
+    """
+
+    death: Path | None = None  # for one that is to die (`dying`)
 
     def __init__(
-        self, home: Path, *options: str, socket: Path | None = None, program: tuple[str, ...] = PROGRAM
+        self, home: Path, *options: str, socket: Path | None = None, program: tuple[str, ...] = ()
     ) -> None:
         self.home, self.root, self.socket = home, home / "root", socket or home / "csi.sock"
         self._program = program
         self.process: Any = None
-        self._log: Any = None
         self._options = options
         self._methods = {
             method: (service, kinds)
@@ -46,25 +53,22 @@ class Driver:
     def start(self) -> None:
         where = ("--endpoint", f"unix://{self.socket}", "--root", str(self.root), "--node", "n1")
         self.socket.unlink(missing_ok=True)
-        self._log = self._log or open(self.home / "log", "ab")  # noqa: SIM115 - the driver's, as long as it lives
-        self.launch([*self._program, "csi", *where, *self._options])
+        self.launch(["csi", *where, *self._options])
         until_there(self.socket)  # a channel that is refused once waits a second
         self._channel = grpc.insecure_channel(f"unix:{self.socket}")
         grpc.channel_ready_future(self._channel).result(timeout=20)
 
     def launch(self, argv: list[str]) -> None:
-        self.process = subprocess.Popen(argv, stderr=self._log)
+        if self._program:
+            with open(self.home / "log", "ab") as log:
+                self.process = subprocess.Popen([*self._program, *argv], stderr=log)
+        else:
+            self.process = Life(self.home / "log", argv, self.death)
 
     def kill(self) -> None:
         self.process.kill()
         self.process.wait(10)
         self._channel.close()
-        self._log.close()
-        self._log = None
-
-    def end(self) -> None:
-        """The last of it."""
-        self.kill()
 
     def settled(self) -> None:
         """Killed, with a file of every volume: a start empties the journal into them."""
@@ -140,7 +144,7 @@ def running(
             argv = ["mount", "-t", "tmpfs", "-o", f"size={disk}M", "disk", str(home / "root")]
             subprocess.run(argv, check=True)
         driver = kind(home, *options, **more)
-        stack.callback(driver.end)
+        stack.callback(driver.kill)
         yield driver
 
 

@@ -1,18 +1,16 @@
-"""Run storageplane with a death in it: SIGKILL at the N-th thing that it writes, makes or mounts.
+"""A death in storageplane: SIGKILL at the N-th thing that it writes, makes or mounts.
 
-    python -m tests.csi.dying FILE csi --endpoint …     one life per line on stdin
-
-Nothing is counted until FILE exists; it holds N. An operation counts when it begins and when it is done.
+Nothing is counted until the file of that death exists; it holds N. An operation counts when it begins and
+when it is done.
 """
 
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
-from storageplane import backends, cli
+from storageplane import backends
 from storageplane.backends import btrfs
 from storageplane.csi.depot import Depot
 from storageplane.host import binds, images, loops, syscalls, tree
@@ -58,23 +56,8 @@ OPERATIONS: list[tuple[Any, str]] = [
 ]
 
 
-def nursery() -> None:
-    """A life for each line on stdin, its pid on stdout, then "dead": starting Python takes a second."""
-    from storageplane.csi import server  # noqa: F401 - imported once, for all of them
-
-    for _ in sys.stdin:
-        pid = os.fork()
-        if pid == 0:
-            cli.main()
-            os._exit(0)
-        print(pid, flush=True)
-        os.waitpid(pid, 0)
-        print("dead", flush=True)
-
-
-if __name__ == "__main__":
-    death = Death(Path(sys.argv[1]))
+def sow(file: Path) -> None:
+    """Into this process, for as long as it lives."""
+    death = Death(file)
     for place in OPERATIONS:
         death.sow(*place)
-    sys.argv[1:] = sys.argv[2:]
-    nursery()

@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -35,36 +33,11 @@ Call = tuple[str, dict[str, Any]]
 class Mortal(Driver):
     """A driver that dies at the step that is written to HOME/death."""
 
+    death: Path
+
     def __init__(self, home: Path, *options: str, socket: Path | None = None) -> None:
         self.death = home / "death"
-        program = (sys.executable, "-m", "tests.csi.dying", str(self.death))
-        super().__init__(home, *options, socket=socket, program=program)
-
-    def launch(self, argv: list[str]) -> None:
-        if self.process is None:
-            pipe = subprocess.PIPE
-            self.process = subprocess.Popen(argv, stdin=pipe, stdout=pipe, stderr=self._log, text=True)
-        self._tell()
-
-    def _tell(self) -> None:
-        assert self.process and self.process.stdin and self.process.stdout
-        self.process.stdin.write("live\n")
-        self.process.stdin.flush()
-        self.pid = int(self.process.stdout.readline())
-
-    def kill(self) -> None:
-        """Kill this life, or bury it."""
-        assert self.process and self.process.stdout
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGKILL)
-        assert self.process.stdout.readline() == "dead\n"
-        self._channel.close()
-
-    def end(self) -> None:
-        self.kill()
-        self.process.kill()
-        self.process.wait(10)
-        self._log.close()
+        super().__init__(home, *options, socket=socket)
 
     def dies(self, step: int, call: Call) -> bool:
         """Whether a call dies at its ``step``-th operation; else it was carried out."""
@@ -96,7 +69,7 @@ class Mortal(Driver):
 
     def world(self) -> dict[str, Any]:
         """Everything that could be left over."""
-        fds = Path(f"/proc/{self.pid}/fd")
+        fds = Path(f"/proc/{self.process.pid}/fd")
         held = [os.readlink(fd) for fd in fds.iterdir() if os.path.lexists(fd)]
         return {
             "mounts": mounts(self.home),

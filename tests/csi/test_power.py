@@ -24,7 +24,7 @@ from netplane.model.storage_facts import File, Payload
 from storageplane.host import atomic
 from storageplane.host.durable import Shelf
 
-from .conftest import MIB, Driver, mounts, tidy
+from .conftest import MIB, PROGRAM, Driver, mounts, tidy
 
 pytestmark = pytest.mark.root
 OPTIONS = "loop,noauto_da_alloc,commit=600"
@@ -154,8 +154,8 @@ class Other(Driver):
     def launch(self, argv: list[str]) -> None:
         (self.home / "boot").write_text("another-boot\n")
         script = 'mount --bind "$0" /proc/sys/kernel/random/boot_id && exec "$@"'
-        quiet = ["unshare", "-m", "sh", "-c", script, str(self.home / "boot"), *argv]
-        self.process = subprocess.Popen(quiet, stderr=self._log)
+        quiet = ["unshare", "-m", "sh", "-c", script, str(self.home / "boot"), *PROGRAM, *argv]
+        self.process = subprocess.Popen(quiet)
 
 
 def _same(one: Path, two: Path) -> bool:

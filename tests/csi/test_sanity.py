@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import Driver
+from .conftest import PROGRAM, Driver
 
 pytestmark = [pytest.mark.root, pytest.mark.peer]
 SUITE = Path(sys.executable).parents[1] / "peers" / "bin" / "csi-sanity"
@@ -22,7 +22,7 @@ def test_csi_sanity_passes_with_nothing_skipped(tmp_path: Path, kind: str) -> No
     if not suite:
         pytest.skip("csi-sanity: go install github.com/kubernetes-csi/csi-test/v5/cmd/csi-sanity@v5.6.0")
     (tmp_path / "mutable.yaml").write_text("provisioning: thin\n")
-    driver = Driver(tmp_path, "--max-volumes", "8")
+    driver = Driver(tmp_path, "--max-volumes", "8", program=PROGRAM)
     try:
         done = subprocess.run(
             [

@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from netplane.model.base import Key
 from storageplane.host import progress
 from storageplane.metrics import VolumeStats
-from tests.csi.conftest import MIB, Driver
+from tests.csi.conftest import MIB, PROGRAM, Driver
 from tests.sequences.storage_world import World, pvc, storage_class
 from tests.sequences.test_storage_snapshots import LOCAL, Site, restored, site, volume_snapshot
 
@@ -91,7 +91,7 @@ def test_a_format_says_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_the_csi_driver_logs_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     slow(tmp_path, monkeypatch, "cp", 1.5)
-    driver = Driver(tmp_path)
+    driver = Driver(tmp_path, program=PROGRAM)  # which finds that cp
     try:
         volume = driver.create("v", 8 * MIB, parameters={"backend": "directory"})
         driver.call("CreateSnapshot", source_volume_id=volume, name="s")
