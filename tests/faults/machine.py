@@ -52,7 +52,12 @@ class Machine:
     def store(self) -> str:
         return f"sqlite://{self.state / 'state.db'}"
 
-    def start(self, wait: int = 30) -> None:
+    def start(self) -> None:
+        """And wait until it is in sync."""
+        self.launch()
+        self.netplane("status", "--run-dir", str(self.run_dir), "--wait", "30")
+
+    def launch(self) -> None:
         options = {
             "--node": NODE,
             "--store": self.store,
@@ -67,7 +72,6 @@ class Machine:
         argv = [*self.prefix, sys.executable, "-m", self.fate, str(self.death), "agent", *words]
         with (self.work / "agent.log").open("ab") as log:
             self.process = netns.popen(self.at, argv, stdout=log, stderr=log, cwd=ROOT)
-        self.netplane("status", "--run-dir", str(self.run_dir), "--wait", str(wait))
 
     def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
         if self.process is not None:

@@ -207,9 +207,13 @@ def patient(driver: Any, fact: Any) -> None:
     raise AssertionError(fact)
 
 
-@pytest.mark.parametrize("backend", ["directory", "image", "tmpfs", "btrfs"])
+BACKENDS = ["directory", "image", "tmpfs", "btrfs"]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("stride", [4, pytest.param(1, marks=pytest.mark.slow)])
 def test_killed_while_it_copies_or_removes(
-    request: pytest.FixtureRequest, bed: Bed, tmp_path: Path, backend: str
+    request: pytest.FixtureRequest, bed: Bed, tmp_path: Path, backend: str, stride: int
 ) -> None:
     """Taken, restored, removed: each killed here and there, and finished by who comes after."""
     base = request.getfixturevalue("on_btrfs") / "root" if backend == "btrfs" else bed.root
@@ -220,7 +224,7 @@ def test_killed_while_it_copies_or_removes(
         (inside / "file").write_bytes(os.urandom(100_000))
     before = everything(node)
     counts = dict.fromkeys(("take", "restore", "remove"), 0)
-    for step in range(1, STEPS, 4 if backend == "btrfs" else 1):
+    for step in range(1, STEPS, stride):
         died = False
         for what in counts:
             if what == "take":

@@ -72,8 +72,8 @@ class Gluster:
         self._process.communicate()  # until the last of them has closed it
 
 
-@pytest.fixture
-def gluster(tmp_path: Path) -> Iterator[Gluster]:
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gluster]:
     if not (shutil.which("glusterd") and shutil.which("mount.glusterfs")):
         pytest.skip("glusterd is not installed: apt-get install glusterfs-server glusterfs-client")
     if not syscalls.knows("fuse"):
@@ -81,13 +81,20 @@ def gluster(tmp_path: Path) -> Iterator[Gluster]:
     run("mount", "-t", "tmpfs", "none", LOGS)  # the client's
     run("ip", "link", "set", "lo", "up")
     run("ip", "address", "add", f"{SERVER}/32", "dev", "lo")
-    server = Gluster(tmp_path)
+    server = Gluster(tmp_path_factory.mktemp("gluster"))
     yield server
-    for pid in clients(tmp_path):
-        os.kill(pid, signal.SIGKILL)
     server.end()
     run("ip", "address", "del", f"{SERVER}/32", "dev", "lo")
     run("umount", "-l", LOGS)
+
+
+@pytest.fixture
+def gluster(server: Gluster, tmp_path: Path) -> Iterator[Gluster]:
+    """With nothing in it, and no client."""
+    yield server
+    for pid in clients(tmp_path):
+        os.kill(pid, signal.SIGKILL)
+    (server.brick / "word").unlink(missing_ok=True)
 
 
 def clients(beneath: Path) -> list[int]:
@@ -137,9 +144,7 @@ def test_two_pods_share_what_lies_on_the_server(gluster: Gluster, bed: Bed) -> N
     for name, target in (("q", other), ("p", bed.target)):
         assert publish.unpublish("default", name, bed.driver, str(target)) == 1
     until(lambda: not clients(bed.base), "a client outlives its mount")
-    (gluster.brick / "word").unlink()
-    assert bed.points() == bed.mounts
-    assert [p for p in bed.tree() if "/.glusterfs" not in p] == [p for p in before if "/.glusterfs" not in p]
+    bed.clean(before)
 
 
 def test_a_persistent_volume_is_published(gluster: Gluster, bed: Bed) -> None:
