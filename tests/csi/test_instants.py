@@ -34,7 +34,14 @@ def restored(driver: Driver, snapshot: str, name: str, capability: Any = WRITER)
     )
 
 
-@pytest.mark.parametrize(("backend", "stride"), [("directory", 1), ("image", 4)])
+@pytest.mark.parametrize(
+    ("backend", "stride"),
+    [
+        ("directory", 3),
+        ("image", 8),
+        *(pytest.param(backend, 1, marks=pytest.mark.slow) for backend in ("directory", "image")),
+    ],
+)
 def test_a_group_that_was_cut_off_is_of_the_repeat_s_instant(
     mortal: Mortal, backend: str, stride: int
 ) -> None:

@@ -38,9 +38,10 @@ def sharing(on_btrfs: Path) -> Iterator[Driver]:
 
 def write(path: Path, size: int) -> None:
     """Something that nothing compresses, at the front of a device or file, and on the disk."""
+    noise = os.urandom(MIB)
     with open(path, "r+b" if path.exists() else "wb", buffering=0) as file:
         for _ in range(size // MIB):
-            file.write(os.urandom(MIB))
+            file.write(noise)
         os.fsync(file.fileno())
 
 
