@@ -58,17 +58,17 @@ def test_a_port_of_another_plugins_interface_is_reached_from_the_nodes_localhost
     with serving(a, 80), serving(b, 80), serving(node, 7000):
         assert seen(node, "127.0.0.1", 8095) and seen(node, "127.0.0.1", 8096)
         assert all(seen(node, to, 8095) for to in lab.nodes[0].addresses)
-        assert not seen(node, "::1", 8095, patience=1), "Linux has no route_localnet of IPv6"
+        assert not seen(node, "::1", 8095, patience=0.3), "Linux has no route_localnet of IPv6"
         netns.run(a, "ip", "route", "add", "127.0.0.2/32", "via", made[a]["ips"][0]["gateway"], "dev", "eth0")
         netns.run(a, "sysctl", "-qw", "net.ipv4.conf.eth0.route_localnet=1")
-        assert not seen(a, "127.0.0.2", 7000, patience=1), "dropped"
+        assert not seen(a, "127.0.0.2", 7000, patience=0.3), "dropped"
         cni.delete(a, mine[a])
-        assert not seen(node, "127.0.0.1", 8095, patience=1)
+        assert not seen(node, "127.0.0.1", 8095, patience=0.3)
         assert seen(node, "127.0.0.1", 8096), "the other pod's stays"
         lab.nodes[0].agent.kill()
         lab.nodes[0].agent.start().wait()
         cni.delete(b, mine[b])
-        assert not seen(a, "127.0.0.2", 7000, patience=1), "shut again"
+        assert not seen(a, "127.0.0.2", 7000, patience=0.3), "shut again"
     for pod in (a, b):
         assert theirs(lab, name, "DEL", pod, config, REFERENCE) == ""
     lab.nodes[0].run("ip", "link", "del", "br-ref", check=False)

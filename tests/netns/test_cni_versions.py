@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -55,11 +56,19 @@ def test_what_the_binary_refuses_itself_is_in_the_version_asked(version: str, tm
     assert {code: (a["code"], a["cniVersion"]) for code, a in answers.items()} == {
         code: (code, version) for code in answers
     }
-    with socket.socket(socket.AF_UNIX) as listener:
+
+
+def test_what_it_says_of_an_agent_that_hangs_is_in_the_version_asked(tmp_path: Path) -> None:
+    runtime = Runtime(str(tmp_path / "cni.sock"))
+
+    def hung(version: str) -> tuple[int, str]:
+        answer = runtime("DEL", "/n", cniVersion=version, NETPLANE_CNI_TIMEOUT="1")
+        return answer["code"], answer["cniVersion"]
+
+    with socket.socket(socket.AF_UNIX) as listener, ThreadPoolExecutor() as pool:
         listener.bind(str(tmp_path / "cni.sock"))
-        listener.listen(1)
-        hung = runtime("DEL", "/n", cniVersion=version, NETPLANE_CNI_TIMEOUT="1")
-    assert (hung["code"], hung["cniVersion"]) == (11, version)
+        listener.listen(len(VERSIONS))
+        assert list(pool.map(hung, VERSIONS)) == [(11, version) for version in VERSIONS]
 
 
 def test_json_whose_version_cannot_be_read_is_answered_in_the_newest() -> None:

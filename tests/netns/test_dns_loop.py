@@ -335,7 +335,7 @@ def test_a_supervisor_keeps_the_sockets_and_no_query_is_lost(
     text, kept, _, _ = socket.recv_fds(notify, 4096, 253)
     assert b"FDSTORE=1" in text and len(kept) >= 4
     (tmp_path / "asked").write_text(f"web.{D} A\n")
-    argv = ["dnsperf", "-s", "10.9.0.1", "-d", str(tmp_path / "asked"), "-l", "4"]
+    argv = ["dnsperf", "-s", "10.9.0.1", "-d", str(tmp_path / "asked"), "-l", "2"]
     argv += ["-Q", "1000", "-q", "5000", "-c", "20"]  # clients enough that none drops what then comes at once
     load = netns.popen(net["client"], argv, stdout=subprocess.PIPE, text=True)
     time.sleep(0.7)  # in the middle of it
@@ -401,7 +401,7 @@ def test_an_agent_that_starts_anew_loses_no_query_of_its_pods(one: Lab, tmp_path
     (tmp_path / "asked").write_text(f"web.{D} A\n")
     load = threading.Thread(target=lambda: said.append(pod.run(*argv, timeout=40)))
     said: list[str] = []
-    argv = ["dnsperf", "-s", pod.resolvers[0], "-d", tmp_path / "asked", "-l", "6"]
+    argv = ["dnsperf", "-s", pod.resolvers[0], "-d", tmp_path / "asked", "-l", "3"]
     argv += ["-Q", "500", "-q", "5000", "-c", "20"]
     load.start()
     time.sleep(0.5)  # in the middle of it

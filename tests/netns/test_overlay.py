@@ -125,7 +125,7 @@ def ping(host: Host, address: str, *options: str) -> None:
 
 def refused(host: Host, address: str, *options: str) -> None:
     with pytest.raises(KernelError):
-        netns.run(host.pod, "ping", "-c1", "-W1", *options, address)
+        netns.run(host.pod, "ping", "-c1", "-W0.3", *options, address)
 
 
 def send_megabyte(source: Host, target: Host, address: str) -> int:

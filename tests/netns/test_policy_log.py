@@ -22,7 +22,7 @@ from ..policy_cases import labels, np
 pytestmark = pytest.mark.root
 GROUP, NETFILTER = 78, 12
 NFULNL_CONFIG, NFULNL_PACKET = 4 << 8 | 1, 4 << 8  # linux/netfilter/nfnetlink_log.h
-CFG_CMD, CFG_MODE, CMD_BIND, COPY_PACKET = 1, 2, 1, 2
+CFG_CMD, CFG_MODE, CFG_LOT, CMD_BIND, COPY_PACKET = 1, 2, 5, 1, 2
 PAYLOAD, PREFIX = 9, 10
 RATE, BURST, LOT = 10, 50, 400  # messages a second, at once; packets of each family
 
@@ -34,9 +34,10 @@ class Drops:
         self.sock = netns.call(place, lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETFILTER))
         self.sock.setsockopt(socket.SOL_SOCKET, 33, 1 << 20)  # SO_RCVBUFFORCE
         self.sock.bind((0, 0))
-        self.sock.settimeout(2)
+        self.sock.settimeout(0.3)
         self._config(CFG_CMD, struct.pack("BBBB", CMD_BIND, 0, 0, 0))
         self._config(CFG_MODE, struct.pack("!IBB", 0xFFFF, COPY_PACKET, 0))
+        self._config(CFG_LOT, struct.pack("!I", 1))  # else the kernel gathers messages for a second
 
     def _config(self, kind: int, value: bytes) -> None:
         attribute = struct.pack("=HH", 4 + len(value), kind) + value.ljust((len(value) + 3) & ~3, b"\0")

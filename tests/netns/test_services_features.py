@@ -310,7 +310,7 @@ def test_affinity_ends_by_its_own_timeout_which_every_connection_slides(net: Net
     net.node.sync(sticky(timeout=2), *placed("a", "b", "c"))
     mine = who(net.tcp("client", VIP[4]))
     begin = time.monotonic()
-    while time.monotonic() - begin < 3.5:
+    while time.monotonic() - begin < 2.6:
         assert who(net.tcp("client", VIP[4])) == mine
         time.sleep(0.2)  # time is what this is about
     deadline = time.monotonic() + 10
