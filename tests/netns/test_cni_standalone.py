@@ -20,12 +20,16 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from netplane.kernel import netns
+from netplane.model import codec
+from netplane.store import open_store
 
 pytestmark = pytest.mark.root
 NETPLANE = str(Path(sys.executable).parent / "netplane")
@@ -53,8 +57,9 @@ class Machine:
             "stateDir": str(work / "state"),
         }
         self.netplane("install", "--cni-bin-dir", str(work / "bin"), "--cni-conf-dir", str(work / "conf"))
-        (work / "node.yaml").write_text(NODE)
-        self.netplane("apply", "--store", self.store, "-f", str(work / "node.yaml"))
+        (work / "state").mkdir(0o700)
+        with closing(open_store(self.store)) as store:
+            store.put(codec.parse(yaml.safe_load(NODE)))
 
     def netplane(self, *words: str) -> str:
         done = subprocess.run([NETPLANE, *words], capture_output=True, text=True, timeout=60, check=False)
@@ -85,9 +90,8 @@ class Machine:
         return json.loads(text) if text.strip() else ""
 
     def attachments(self) -> list[str]:
-        text = self.netplane("get", "Attachment", "-o", "json", "--store", self.store)
-        doc = json.loads(text) if text.strip() else {}
-        return [item["spec"]["containerID"] for item in doc.get("items", [doc] if doc else [])]
+        with closing(open_store(self.store)) as store:
+            return [record.spec.container_id for record in store.list(["Attachment"])[0]]
 
     def links(self) -> list[str]:
         return re.findall(r"npv[0-9a-f]{11}(?=@)", netns.run(self.at, "ip", "-o", "link"))
