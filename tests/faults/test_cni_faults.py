@@ -74,7 +74,7 @@ def test_an_agent_in_sync_answers_the_next_request(make_netns: MakeNetns, tmp_pa
     """However late its socket opens, and though a killed one's is still there."""
     pod, machine = make_netns("pod"), Machine(make_netns("node"), tmp_path)
     machine.fate = "tests.faults.late"
-    machine.death.write_text("0.4")
+    machine.death.write_text("0.2")
     try:
         machine.start()
         assert plain(machine("ADD", pod))

@@ -213,7 +213,7 @@ def test_a_udp_client_that_goes_on_sending_meets_the_new_pod(lab: Lab, make_netn
         assert reached()
     cni.delete(b)
     client.close()
-    assert "5353" not in lab.nodes[0].run("conntrack", "-L", "-p", "udp")
+    assert "port=5353 " not in lab.nodes[0].run("conntrack", "-L", "-p", "udp")
 
 
 def test_a_network_of_its_own_has_ports_too(lab: Lab, make_netns: MakeNetns) -> None:
