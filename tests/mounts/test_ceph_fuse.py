@@ -107,7 +107,7 @@ def test_the_real_one_takes_its_words_and_says_that_nobody_is_there(
     if not shutil.which("ceph-fuse"):
         pytest.skip("ceph-fuse is not installed: apt-get install ceph-fuse")
     no_kernel_client(monkeypatch)
-    monkeypatch.setattr(helper, "TIMEOUT", 4.0)
+    monkeypatch.setattr(helper, "TIMEOUT", 2.0)
     before = bed.tree()
     source = shared(monitors=["127.0.0.1:1"], secretRef={"name": "s"})
     with pytest.raises(KernelError, match=r"ceph-fuse 127\.0\.0\.1:1:/share") as caught:
