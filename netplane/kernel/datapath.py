@@ -306,7 +306,7 @@ class PathDriver:
         return self._loaded
 
     def rests_on(self, link: str) -> bool:
-        """Whether it is a device of the base: a tunnel, an uplink."""
+        """Whether it is a device of the base: a bridge, a tunnel, an uplink."""
         return link in self._base
 
     def look(self) -> None:
@@ -318,9 +318,9 @@ class PathDriver:
             try:
                 if self._path is not None:
                     self._configure(self._path)
-                self._hook(hook)
                 if self._ports is not None:
                     self._ports.move(ifindex, now)
+                self._hook(hook)  # the last: it is by this that the device is known as seen to
             except KernelError as exc:
                 log.warning("%s", exc)
 
