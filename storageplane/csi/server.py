@@ -50,7 +50,7 @@ class CsiServer:
         self._server = Server(MOST)
         depot = self._depot = Depot(root, options.grace)
         node, most = options.node, options.most
-        self._trash, self._over = depot.trash, threading.Event()
+        self._trash, self._over, self._ended = depot.trash, threading.Event(), False
         self.node = Node(depot, node, most)
         self._start = Start(depot, self.node)
         controller, snapshots, health = Controller(depot, node, most), Snapshots(depot, node), Health(depot)
@@ -75,11 +75,13 @@ class CsiServer:
                 log.info("%s", line)
 
     def stop(self) -> None:
-        """After `start`. While a call has not ended, the root stays with this process to its end."""
+        """While a call has not ended, the root stays with this process: to its end, or to another `stop`."""
         self._over.set()
-        ended = self._server.stop(GRACE, PATIENCE)
+        if self._ended:
+            return
+        self._ended = self._server.stop(GRACE, PATIENCE)
         self._path.unlink(missing_ok=True)  # while it is ours: the next driver listens here
-        if ended:
+        if self._ended:
             self._depot.close()
 
 

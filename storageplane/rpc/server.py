@@ -48,6 +48,7 @@ class Server:
         self._most = most
         self._lock = threading.Lock()
         self._threads: list[threading.Thread] = []
+        self._handle = ffi.NULL  # while it does not serve
 
     def serve(self, methods: Mapping[str, Method]) -> None:
         """By path, "/package.Service/Method"; before `start`."""
@@ -60,15 +61,17 @@ class Server:
         if self._handle == ffi.NULL:
             raise Unavailable(f"{path} cannot be served: {os.strerror(-error[0])}")
         if not self._hire():
-            lib.np_rpc_close(self._handle)
+            self._close()
             raise Unavailable(f"{path} cannot be served: no thread can be made; are there too many?")
 
     def stop(self, grace: float, patience: float) -> bool:
-        """After `start`. No new call; those here have ``grace`` seconds to be answered, then all is closed.
+        """No new call; those here have ``grace`` seconds to be answered, then all is closed. Again: nothing.
 
         What is still carried out goes on to its end, and is waited for, ``patience`` seconds at most. False:
         it has not ended; its thread and what it needs stay until the process ends.
         """
+        if self._handle == ffi.NULL:
+            return True
         left = lib.np_rpc_stop(self._handle, int(grace * 1e3), int(patience * 1e3))
         if left:
             log.warning("%d calls have not ended", left)
@@ -77,8 +80,12 @@ class Server:
             with self._lock:
                 last = self._threads.pop()
             last.join()
-        lib.np_rpc_close(self._handle)
+        self._close()
         return True
+
+    def _close(self) -> None:
+        handle, self._handle = self._handle, ffi.NULL
+        lib.np_rpc_close(handle)
 
     def _hire(self) -> bool:
         """One more thread, unless there are enough; False: none can be had now, and the others go on."""

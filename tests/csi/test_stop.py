@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,15 @@ pytestmark = pytest.mark.root
 SOON = 10.0  # seconds
 
 
+@pytest.fixture
+def beyond() -> Iterator[ExitStack]:
+    """What is to be done whatever becomes of the test."""
+    with ExitStack() as stack:
+        yield stack
+
+
 def test_the_root_stays_with_a_call_that_has_not_ended(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, beyond: ExitStack
 ) -> None:
     gate, begun, ended = threading.Event(), threading.Event(), threading.Event()
     create = Controller.CreateVolume
@@ -40,17 +49,16 @@ def test_the_root_stays_with_a_call_that_has_not_ended(
     root, path = tmp_path / "root", tmp_path / "csi.sock"
     driver = server.CsiServer(f"unix://{path}", root, server.Options("n1"))
     driver.start()
+    beyond.callback(driver.stop)
     request, response = protocol.methods("Controller")["CreateVolume"]
     with grpc.insecure_channel(f"unix:{path}") as channel:
         method = f"/{protocol.PACKAGE}.Controller/CreateVolume"
         call = channel.unary_unary(method, request.SerializeToString, response.FromString)
         size = {"required_bytes": MIB}
-        call.future(
-            request(
-                name="v", capacity_range=size, volume_capabilities=[WRITER],
-                parameters={"backend": "directory"},
-            )
-        )  # fmt: skip
+        asked = request(
+            name="v", capacity_range=size, volume_capabilities=[WRITER], parameters={"backend": "directory"}
+        )
+        _under_way = call.future(asked)  # without a name it would be cancelled at once
         assert begun.wait(SOON)
         driver.stop()
         assert not path.exists()
