@@ -7,6 +7,7 @@ Rule 2: a size is promised from the memory that is available, since nobody swaps
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Sequence
 from contextlib import suppress
@@ -52,9 +53,12 @@ class Tmpfs(InDirectory):
             os.close(made)
 
     def copy(self, source: Place, place: Place) -> None:
-        """Copied beside, then moved in: what is half copied is copied again."""
+        """What is half copied is copied again. Raises KernelError(ENOENT) for a source that a reboot took."""
         if (place.path / "whole").exists() and _there(self.content(place)):
             return
+        if not _there(self.content(source)):
+            why = "it was in memory, and went with a reboot; a volume comes back, empty, when it is staged"
+            raise KernelError(errno.ENOENT, f"copy {source.path}", why)
         self.let_go(place)
         self.make(place)
         images.copy_tree(self.content(source), self.content(place))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ from netplane.model.storage_facts import Data
 from storageplane import backends
 from storageplane.host.mounts import Mounts
 
-from .conftest import MIB, Driver, loops, mounts, qgroups, running
+from .conftest import MIB, WRITER, Driver, loops, mounts, qgroups, running
 
 pytestmark = pytest.mark.root
 
@@ -89,6 +90,21 @@ def test_a_copy_is_the_same_and_apart(enforced: tuple[Driver, str]) -> None:
         while len(qgroups(driver.home)) > 1 + 1:  # the toplevel's, and the last one's that was just removed
             assert time.monotonic() < give_up
             driver.call("DeleteVolume", volume_id=driver.create("w", MIB, **kind))
+
+
+def test_what_a_reboot_took_from_memory_is_not_copied_as_if_it_were_empty(driver: Driver) -> None:
+    kind = {"parameters": {"backend": "tmpfs"}}
+    volume = driver.create("v", 16 * MIB, **kind)
+    snapshot = driver.call("CreateSnapshot", source_volume_id=volume, name="s").snapshot.snapshot_id
+    for name in (volume, snapshot):
+        subprocess.run(["umount", str(driver.root / "csi" / "data" / name / "tree")], check=True)
+    asked = {"capacity_range": {"required_bytes": 16 * MIB}, "volume_capabilities": [WRITER]}
+    source = {"snapshot": {"snapshot_id": snapshot}}
+    code, why = driver.refused("CreateVolume", name="r", volume_content_source=source, **asked, **kind)
+    assert code == "INTERNAL" and "went with a reboot" in why
+    driver.publish(volume)
+    again = {"volume": {"volume_id": volume}}
+    driver.call("CreateVolume", name="c", volume_content_source=again, **asked, **kind)
 
 
 def test_nothing_is_promised_twice(enforced: tuple[Driver, str]) -> None:
