@@ -7,15 +7,16 @@ import re
 
 from ..model import checks
 
+NODE_BRIDGES = "npbr"  # of the node's pods: with a number, npbr0, npbr1, … (see `nodebridges`)
+
 
 def node_bridge(number: int) -> str:
-    """The node's bridges are npbr0, npbr1, … (see `nodebridges`)."""
-    return f"npbr{number}"
+    return f"{NODE_BRIDGES}{number}"
 
 
 def node_bridge_number(name: str) -> int | None:
     """None for a bridge that is not the node's."""
-    found = re.fullmatch(r"npbr(0|[1-9][0-9]*)", name)
+    found = re.fullmatch(NODE_BRIDGES + r"(0|[1-9][0-9]*)", name)
     return int(found[1]) if found else None
 
 
@@ -24,7 +25,7 @@ def headroom(number: int) -> str:
     return f"nphr{number}"
 
 
-BRIDGE, EVERY_BRIDGE = node_bridge(0), "npbr*"
+BRIDGE, EVERY_BRIDGE = node_bridge(0), f"{NODE_BRIDGES}*"  # as nftables has it
 
 
 def attachment_name(node: str, container_id: str, ifname: str, network: str) -> str:

@@ -108,7 +108,7 @@ def further_bridge(attachment: Attachment) -> str:
 
 def own_bridge(attachment: Attachment) -> str:
     """The bridge that is this network's and not the node's; "" without one."""
-    return "" if on_node_bridge(attachment) or attachment.spec.kind != "bridge" else attachment.spec.bridge
+    return attachment.spec.bridge if attachment.spec.kind == "bridge" and attachment.spec.ipam else ""
 
 
 def _own_bridge(attachment: Attachment) -> Iterator[Fact]:

@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import click
 
-from ..cni.names import BRIDGE, node_bridge_number
+from ..cni.names import BRIDGE, NODE_BRIDGES, node_bridge_number
 from ..dns import loop
 from ..kernel import forwarding, probe
 from ..kernel.datapath import PathDriver
@@ -129,8 +129,8 @@ def _network() -> Iterator[Check]:
     dropped = Lack(
         "pods reach only their node: policy drop, and an accept of ours cannot undo it",
         'chain {"type": "firewall"} after netplane in the conflist, or'
-        f" iptables -I {forwarding.USERS} (without Docker: FORWARD) -i npbr+ -j ACCEPT, and -o npbr+;"
-        " ip6tables the same",
+        f" iptables -I {forwarding.USERS} (without Docker: FORWARD) -i {NODE_BRIDGES}+ -j ACCEPT, and"
+        f" -o {NODE_BRIDGES}+; ip6tables the same",
     )
     yield Check("forward policy", _forward_policy, dropped)
     filtered = Lack("bridged frames pass no NAT or policy of the host", _module("br_netfilter"))

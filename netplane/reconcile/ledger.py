@@ -48,11 +48,11 @@ class Ledger:
 
     def reset(self, observed: Mapping[FactKey, Mark]) -> None:
         """Believe the driver: ``observed`` is what there is. Claims stay."""
-        shared = [key for key, holders in self._holders.items() if isinstance(holders, set)]
-        for key in shared:
-            mark = self.have.get(key, _ABSENT)
-            if mark is not _ABSENT and observed.get(key, mark) != mark:
-                self._meant.setdefault(key, mark)
+        for key, holders in self._holders.items():
+            if isinstance(holders, set) and key in self.have and key in observed:
+                mark = self.have[key]
+                if observed[key] != mark:
+                    self._meant.setdefault(key, mark)
         known = {key: key for key in self._holders}  # one copy of each key is enough
         self.have = {known.get(key, key): mark for key, mark in observed.items()}
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,18 @@ def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+@contextlib.contextmanager
+def small_disk(bed: Bed, size: int) -> Iterator[Path]:
+    """In MiB."""
+    disk = bed.base / "disk"
+    disk.mkdir()
+    run("mount", "-t", "tmpfs", "-o", f"size={size}M", "disk", disk)
+    try:
+        yield disk
+    finally:
+        run("umount", disk)
+
+
 def test_a_disk_that_shares_blocks_copies_none(on_btrfs: Path) -> None:
     node = site(on_btrfs / "root", "image", volumeMode="Block")
     source = node.data("pvc-u1") / "image"
@@ -76,10 +88,7 @@ def test_a_disk_that_shares_none_copies_only_what_was_written(bed: Bed) -> None:
 
 def test_a_copy_takes_no_room_that_others_were_promised(bed: Bed, on_btrfs: Path) -> None:
     """A disk of 48 MiB: 30 MiB are promised to one claim, and another has 8 MiB in use."""
-    disk = bed.base / "disk"
-    disk.mkdir()
-    run("mount", "-t", "tmpfs", "-o", "size=48M", "disk", disk)
-    try:
+    with small_disk(bed, 48) as disk:
         node = site(disk / "root", "image", "10Mi", volumeMode="Block")
         with open(node.data("pvc-u1") / "image", "r+b") as file:
             file.write(os.urandom(9 * MIB))
@@ -89,8 +98,6 @@ def test_a_copy_takes_no_room_that_others_were_promised(bed: Bed, on_btrfs: Path
         assert "ResourceExhausted: a copy takes 9437184 bytes" in node.snap().status.error.message
         node.gone("PersistentVolumeClaim", "big")
         assert node.snap().status.ready_to_use and node.snap().status.error is None
-    finally:
-        run("umount", disk)
     assert images.shares_blocks(on_btrfs) and not images.shares_blocks(Path("/dev/shm"))
 
 
@@ -115,10 +122,7 @@ def test_a_snapshot_that_waited_has_the_size_that_its_volume_has_by_then(
 
 def test_a_copied_directory_takes_none_either(bed: Bed) -> None:
     """A disk of 48 MiB: 30 MiB are promised to an image, and a directory has 10."""
-    disk = bed.base / "disk"
-    disk.mkdir()
-    run("mount", "-t", "tmpfs", "-o", "size=48M", "disk", disk)
-    try:
+    with small_disk(bed, 48) as disk:
         node = site(disk / "root")
         (node.data("pvc-u1") / "file").write_bytes(os.urandom(10 * MIB))
         backends.ensure(node.root, Data(path="volumes/big", backend="image", size=30 * MIB, block=True))
@@ -127,8 +131,6 @@ def test_a_copied_directory_takes_none_either(bed: Bed) -> None:
         backends.erase(node.root, "volumes/big")
         node.run()
         assert node.snap().status.ready_to_use and node.snap().status.error is None
-    finally:
-        run("umount", disk)
 
 
 @pytest.mark.parametrize("backend", ["image", "btrfs"])
@@ -158,10 +160,7 @@ def test_a_disk_that_is_full_is_said_and_the_copy_made_when_it_is_not(
     bed: Bed, left: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(backends, "refuse_crowding", lambda *_: None)  # it was filled after that was asked
-    disk = bed.base / "disk"
-    disk.mkdir()
-    run("mount", "-t", "tmpfs", "-o", "size=24M", "disk", disk)
-    try:
+    with small_disk(bed, 24) as disk:
         node = site(disk / "root")
         (node.data("pvc-u1") / "file").write_bytes(os.urandom(5 * MIB))
         filler, spare = disk / "filler", disk / "spare"
@@ -177,8 +176,6 @@ def test_a_disk_that_is_full_is_said_and_the_copy_made_when_it_is_not(
         assert node.snap().status.ready_to_use and node.snap().status.error is None
         copy = node.root / "snapshots/data/snapshot-uid-s/file"
         assert digest(copy) == digest(node.data("pvc-u1") / "file")
-    finally:
-        run("umount", disk)
 
 
 def test_a_subvolume_is_copied_at_once_with_its_limit(on_btrfs: Path) -> None:
