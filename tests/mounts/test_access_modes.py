@@ -92,6 +92,7 @@ class Cluster:
         """Not started: `look_again` is what its pulse does."""
         made = agent.Agent(self.store, agent.Config(node, self.root(node)), CollectorRegistry())
         made.core.start()
+        assert made.core.wait_synced(10)
         return made
 
     def forget(self) -> None:
