@@ -138,10 +138,7 @@ class PolicyWorld:
         self.oracle.namespaces[name] = labels
 
     def settle(self, timeout: float = 10.0) -> None:
-        """Until every agent holds what the store says."""
-        _, revision = self.store.list()
-        for node in self.lab.nodes:
-            wait(lambda node=node: in_sync(node, int(revision)), timeout, f"{node.name} in sync")
+        settled(self.lab, timeout)
 
     # --- packets ------------------------------------------------------------------------------------
 
@@ -201,6 +198,14 @@ class PolicyWorld:
 def served(key: str) -> dict[str, str]:
     """The label by which a pod's service finds it; it stays when a test changes the pod's labels."""
     return {"service": key.replace("/", "-")}
+
+
+def settled(lab: Lab, timeout: float = 10.0) -> None:
+    """Until every agent holds what the store says."""
+    with closing(open_store(lab.store)) as store:
+        _, revision = store.list()
+    for node in lab.nodes:
+        wait(lambda node=node: in_sync(node, int(revision)), timeout, f"{node.name} in sync")
 
 
 def in_sync(node: Any, revision: int) -> bool:

@@ -175,7 +175,7 @@ def test_an_agent_that_comes_up_and_does_not_answer(
     place: Place, monkeypatch: pytest.MonkeyPatch, end: str
 ) -> None:
     """Try again later: 11, as from the binary."""
-    monkeypatch.setattr(standalone, "PATIENCE", 0.2)
+    monkeypatch.setattr(standalone, "ANSWER", 0.5)
     path = place.work / f"{end}.sock"
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))

@@ -16,6 +16,7 @@ from netplane.lab import Lab
 from netplane.lab.runner import until
 from tests.cnirun import OWN, Cni, plain
 from tests.netns.test_cni_ports import port
+from tests.policy_world import settled
 
 pytestmark = pytest.mark.root
 MakeNetns = Callable[[str], str]
@@ -155,6 +156,7 @@ def test_a_record_that_somebody_deleted_is_unknown(lab: Lab, make_netns: MakeNet
     result = cni.add(a)
     name = lab.netplane("get", "Attachment", "-o", "name").split()[-1].partition("/")[2]
     lab.netplane("delete", "Attachment", name)
+    settled(lab)
     answer = cni.call("CHECK", a, {"prevResult": result})
     assert answer["code"] == 3 and "eth0 of container ns-a in network net" in answer["msg"], answer
     cni.delete(a)

@@ -20,6 +20,7 @@ from netplane.lab import Lab
 from tests.cnirun import OWN, Cni, plain, run
 from tests.netns.test_cni_features import records
 from tests.netns.test_cni_server import Runtime
+from tests.policy_world import settled
 
 MakeNetns = Callable[[str], str]
 MakeLab = Callable[..., Lab]
@@ -224,6 +225,7 @@ def test_check_of_addresses_alone_fails_when_the_lease_is_gone(lab: Lab, make_ne
     assert asked(lab, "DEL", b) == ""
     (record,) = records(lab)
     lab.netplane("delete", "Attachment", record["metadata"]["name"])
+    settled(lab)
     answer = asked(lab, "CHECK", a, prevResult=result)
     assert answer["code"] == 3 and "ns-a in network theirs was never added" in answer["msg"], answer
     assert asked(lab, "DEL", a) == ""

@@ -18,6 +18,7 @@ from netplane.model import codec
 from netplane.store import open_store
 
 from ..policy_cases import labels, np
+from ..policy_world import settled
 
 pytestmark = pytest.mark.root
 GROUP, NETFILTER = 78, 12
@@ -81,6 +82,7 @@ def test_a_drop_is_logged_with_its_direction_and_its_packet(module_lab: Lab, dir
     held = node.add_pod(f"web-{direction}", "x", {"app": direction})
     other = node.add_pod(f"client-{direction}", "x")
     source, target = (other, held) if direction == "ingress" else (held, other)
+    settled(module_lab)
     drops = Drops(str(node.netns))
     source.python(_flood(target.ips, LOT))
     heard = list(drops.heard())

@@ -23,7 +23,7 @@ from netplane.model.base import Key
 from netplane.store import open_store
 
 from ..policy_cases import block, np, port
-from ..policy_world import in_sync, wait
+from ..policy_world import settled, wait
 
 pytestmark = pytest.mark.root
 FAMILIES = pytest.mark.parametrize("family", ["IPv4", "IPv6"])
@@ -68,9 +68,7 @@ class Shop:
     def allow(self, *peers: dict[str, Any], number: int = 8080) -> None:
         """Nobody but these peers, and these only at this port of the pod."""
         self.put(np("p", ingress=[{"from": list(peers), "ports": [port(number)]}] if peers else []))
-        _, revision = self.store.list()
-        for node in self.lab.nodes:
-            wait(functools.partial(in_sync, node, int(revision)), 10, f"{node.name} in sync")
+        settled(self.lab)
 
     def seen(self, node: int, number: int, family: str) -> str:
         to = next(a for a in self.lab.nodes[node].addresses if (":" in a) == (family == "IPv6"))
