@@ -38,13 +38,13 @@ from .kernel.nft_limit import LimitDriver
 from .kernel.nftables import NftDriver
 from .kernel.rtnetlink import LinkDriver
 from .model.base import Object
-from .model.changes import Delete, Write
+from .model.changes import Write
 from .model.errors import Invalid, Unavailable
 from .model.facts import Driver, FactKey, Scope
 from .model.own import Attachment
 from .narrow import Careful, Narrow, NarrowVerbs, view
 from .reconcile.core import Core
-from .spare import Spare
+from .spare import Spare, ending
 from .store.sqlite import SqliteStore
 
 STATE_DIR = "/var/lib/netplane"
@@ -328,9 +328,8 @@ class Host(CniHost):
         self.put(record, 0)
 
     def write(self, writes: Sequence[Write]) -> list[Object]:
-        for one in writes:
-            if isinstance(one, Delete) and one.key.kind == Attachment.KIND:
-                self.journal.add(fact.key for fact in self._core.wanted(Scope(BASE.room, one.key.name)))
+        for name in ending(writes):
+            self.journal.add(fact.key for fact in self._core.wanted(Scope(BASE.room, name)))
         return super().write(writes)
 
 
