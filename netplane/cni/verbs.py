@@ -398,6 +398,7 @@ class Verbs:
 
     # --- start, and namespaces that go without DEL -----------------------------------------------
 
+    @delegate.clocked()
     def recover(self) -> None:
         """After a start: undo every ADD that was cut off, release what outlived its namespace.
 
@@ -427,12 +428,12 @@ class Verbs:
         for record in self._synced().by(Attachment, "node", self.host.node):
             self._undo_if(self._is_dead, record, f"its namespace {record.spec.netns} is gone")
 
+    @delegate.clocked()
     def pay(self) -> None:
         """Ask other plugins again to take back what they were owed when its interface went."""
-        with delegate.clocked():
-            for record in self._synced().by(Attachment, "node", self.host.node):
-                if not delegate.spent():
-                    self._undo_if(plan.is_owed, record, f"{record.spec.ipam} has its address yet")
+        for record in self._synced().by(Attachment, "node", self.host.node):
+            if not delegate.spent():
+                self._undo_if(plan.is_owed, record, f"{record.spec.ipam} has its address yet")
 
     def _undo_if(self, is_so: Callable[[Attachment], bool], record: Attachment, why: str) -> None:
         if is_so(record):

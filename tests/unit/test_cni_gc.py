@@ -114,6 +114,15 @@ def test_what_was_not_taken_back_outlives_the_process(runtime: Runtime, plugin: 
     assert runtime("GC", **NONE_VALID, **CONFIG) == "" and not plugin.held and runtime.nothing_left()
 
 
+def test_a_start_after_a_reboot_waits_no_longer_than_a_request(runtime: Runtime, plugin: Plugin) -> None:
+    plugin.seconds, runtime.host.boot_id = PATIENCE + 1, "boot-2"
+    begin, runtime = plugin.now, again(runtime)
+    assert plugin.now - begin <= BUDGET and len(plugin.held) == 6 and not wanted(runtime)
+    plugin.seconds = 0
+    runtime.server.verbs.pay()
+    assert not plugin.held and runtime.nothing_left()
+
+
 @pytest.mark.parametrize("command", ["GC", "DEL", "ADD"])
 def test_killed_while_the_plugin_is_asked(runtime: Runtime, plugin: Plugin, command: str) -> None:
     """Whichever comes next sees to it: GC, the runtime's DEL, or an ADD of the same container."""
