@@ -29,7 +29,7 @@ import msgspec
 from .cni import delegate
 from .cni import frame as wire
 from .cni.errors import NEWEST, error_json
-from .cni.names import headroom
+from .cni.names import BRIDGE, headroom
 from .cni.render import BASE, CniConfig, CniRoom
 from .cni.server import CniServer
 from .cnihost import CniHost
@@ -194,8 +194,9 @@ def _of_ours(path: str, state: Path, raw: bytes) -> bytes:
         spare, journal = Spare(Path(path).parent, store), Journal(state / "standalone.journal")
         links = LinkDriver()
         stack.callback(links.close)
-        # an agent with an overlay made it: what goes with a bridge goes by our hand, too
-        config = CniConfig(boot_id=boot, tunnel=links.link_exists("", headroom(0)))
+        # as an agent with an overlay made them: what goes with a bridge goes by our hand, too
+        tunnel, mtu = links.link_exists("", headroom(0)), links.asked_mtu(BRIDGE)
+        config = CniConfig(boot_id=boot, tunnel=tunnel, pod_mtu=mtu)
         work = Work(path, node, config, store, spare, journal, links)
         if spare.is_settled() and not journal.read():
             narrow = view(store, node, boot, raw)
