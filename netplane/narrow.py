@@ -20,10 +20,13 @@ from typing import Any
 
 from .cni import frame as wire
 from .cni import plan, turns
+from .cni.host import Host
 from .cni.ipam import Pool
 from .cni.names import pod_name, turn_name
+from .cni.nodebridges import NodeBridges
 from .cni.ports import versions
 from .cni.ranges import NONE, OURS, RangeSet, whole
+from .cni.render import CniConfig
 from .cni.request import Request, parse
 from .cni.turns import Turn
 from .cni.verbs import Verbs
@@ -87,8 +90,17 @@ class Careful:
 class NarrowVerbs(Verbs):
     """The agent's, which see to it that all is known before anything goes."""
 
-    narrow: Narrow
-    read_all: Callable[[], None]
+    def __init__(
+        self,
+        host: Host,
+        config: CniConfig,
+        narrow: Narrow,
+        read_all: Callable[[], None],
+        pods_on: Callable[[str], int],
+    ) -> None:
+        super().__init__(host, config)
+        self.narrow, self.read_all = narrow, read_all
+        self._bridges = NodeBridges(self._records, pods_on)
 
     def _release(self, record: Attachment) -> None:
         self.read_all()

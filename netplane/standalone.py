@@ -248,9 +248,8 @@ class Work(NamedTuple):
                 core.load()
 
         host.read_all = read_all
-        server.verbs = verbs = NarrowVerbs(host, self.config)
-        verbs.narrow, verbs.read_all = narrow, read_all
-        verbs.recover()
+        server.verbs = NarrowVerbs(host, self.config, narrow, read_all, self.links.pairs_on)
+        server.verbs.recover()
         answer = server.answer(raw)
         return answer if _is_well(answer) or delegate.spent() else b""
 
