@@ -233,7 +233,7 @@ class Work(NamedTuple):
         return answer
 
     def narrowly(self, raw: bytes, narrow: Narrow) -> bytes:
-        """An ADD on what it needs; b"" when it is to be done wholly: it left nothing.
+        """A request on what it needs; b"" when it is to be done wholly: it left nothing.
 
         Where another plugin has taken the time for that, what it was refused for stands.
         """

@@ -108,6 +108,22 @@ def test_what_an_agent_or_a_user_writes_is_found(machine: Machine, make_netns: M
         assert not db.execute("SELECT 1 FROM attachment_terms WHERE value LIKE '%10.88.0.3'").fetchall()
 
 
+def test_a_check_and_a_del_of_nothing_read_no_others_records(machine: Machine, make_netns: MakeNetns) -> None:
+    """One of which cannot be read; so what takes away is refused, for it must know who shares."""
+    a, b = make_netns("a"), make_netns("b")
+    machine("ADD", a, **OWN)
+    result = machine("ADD", b, **OWN)
+    with sqlite3.connect(machine.work / "state" / "state.db") as db:
+        strange = "CAST(replace(CAST(body AS TEXT), 'containerID', 'x') AS BLOB)"
+        query = f"UPDATE objects SET body = {strange} WHERE kind = 'Attachment' AND CAST(body AS TEXT) LIKE ?"
+        assert db.execute(query, (f'%"{os.path.basename(a)}"%',)).rowcount == 1
+    assert machine("CHECK", b, **OWN, prevResult=result) == ""
+    netns.run(b, "ip", "addr", "del", result["ips"][0]["address"], "dev", "eth0")
+    assert "cannot be read" in machine("CHECK", b, **OWN, prevResult=result)["msg"]
+    assert machine("DEL", make_netns("never"), **OWN) == ""
+    assert "cannot be read" in machine("DEL", b, **OWN)["msg"] and len(machine.links()) == 2
+
+
 def test_of_two_adds_of_one_interface_at_once_one_wins(machine: Machine, make_netns: MakeNetns) -> None:
     pod = make_netns("pod")
     with ThreadPoolExecutor(4) as pool:
