@@ -137,5 +137,6 @@ class CniHost:
     def finish(self) -> None:
         """At a start, before any address is given: see to what a process was killed over that deleted it."""
         for record in self.spare.leaving() if self.spare else ():
-            if self.snapshot().get(Attachment, "", record.name) is None:
+            found = self.snapshot().get(Attachment, "", record.name)
+            if found is None or found.phase != "Ready":
                 self.forget_all(record)

@@ -1,12 +1,13 @@
-"""What one ADD needs of the store, for a process without an agent: a handful of records, not all there are.
+"""What one request needs of the store, for a process without an agent: a handful of records, not all.
 
-The verbs, the room and the core are the agent's. They see a store that lists no more than this ADD can meet:
-its own record and pod, whoever holds what it asks for, and where its ranges' turns are.
+The verbs, the room and the core are the agent's. They see a store that lists no more than an ADD can meet:
+its own record and pod, whoever holds what it asks for, and where its ranges' turns are. A CHECK meets its own
+record alone, and so does a DEL that finds none, as the second of two.
 
 Rule 1: what is not seen is never judged. Before anything is taken away, and where a shared thing is not as
         this ADD wants it, everything is read (`Narrow.complete`): the last of those who share it takes it
         away, and only all records tell who is the last.
-Rule 2: an ADD that fails on this view is done again on all of the store, so that what is refused, and why,
+Rule 2: a request that fails on this view is done again on all of the store, so that what is refused, and why,
         is the same as ever. None of `view` says so beforehand: there is something to clear up, a range is
         full, or the request is none that this is made for.
 """
@@ -20,10 +21,13 @@ from typing import Any
 
 from .cni import frame as wire
 from .cni import plan, turns
+from .cni.host import Host
 from .cni.ipam import Pool
 from .cni.names import pod_name, turn_name
+from .cni.nodebridges import NodeBridges
 from .cni.ports import versions
 from .cni.ranges import NONE, OURS, RangeSet, whole
+from .cni.render import CniConfig
 from .cni.request import Request, parse
 from .cni.turns import Turn
 from .cni.verbs import Verbs
@@ -87,8 +91,17 @@ class Careful:
 class NarrowVerbs(Verbs):
     """The agent's, which see to it that all is known before anything goes."""
 
-    narrow: Narrow
-    read_all: Callable[[], None]
+    def __init__(
+        self,
+        host: Host,
+        config: CniConfig,
+        narrow: Narrow,
+        read_all: Callable[[], None],
+        pods_on: Callable[[str], int],
+    ) -> None:
+        super().__init__(host, config)
+        self.narrow, self.read_all = narrow, read_all
+        self._bridges = NodeBridges(self._records, pods_on)
 
     def _release(self, record: Attachment) -> None:
         self.read_all()
@@ -104,12 +117,17 @@ class NarrowVerbs(Verbs):
 
 def view(store: SqliteStore, node: str, boot_id: str, raw: bytes) -> Narrow | None:
     """What is needed for this request; None when all is, see rule 2. Raises Invalid, Unavailable."""
-    request = _plain_add(raw)
+    request = _plain(raw)
     index = AttachmentIndex(store, node)
     if request is None or not index.prepare():
         return None
     if index.any_other("phase", "Ready") or index.any_other("boot", boot_id):
         return None
+    if request.command != "ADD":
+        records = [Key(Attachment.KIND, "", name) for name in plan.record_names(node, request)]
+        if request.command == "DEL" and any(store.get(key) for key in records):
+            return None
+        return Narrow(store, [Key(Node.KIND, "", node), *records], ())
     try:
         keys = [*_own(node, request), *_held(index, request)]
         turn = list(_turn(store, index, node, request))
@@ -122,13 +140,13 @@ class _Full(Exception):
     """A range has no address left."""
 
 
-def _plain_add(raw: bytes) -> Request | None:
+def _plain(raw: bytes) -> Request | None:
     try:
         request = parse(wire.parse(raw))
     except NetplaneError:
         return None  # which is said on the way that all requests go
-    plain = request.command == "ADD" and not request.chained and request.config.kind != "loopback"
-    return request if plain else None
+    made_for = request.command in ("CHECK", "DEL") or (request.command == "ADD" and not request.chained)
+    return request if made_for and request.config.kind != "loopback" else None
 
 
 def _network(request: Request) -> str | None:

@@ -17,13 +17,13 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from .model import codec
 from .model.base import Key, Object, ObjectMeta, amend
-from .model.changes import Delete, Write
+from .model.changes import Put, Write, key_of
 from .model.errors import Conflict, Invalid
 from .model.nodes import Node, NodeSpec
 from .model.own import Attachment
@@ -54,9 +54,8 @@ class Spare:
 
     def drop(self, writes: Sequence[Write]) -> None:
         """Before these: a record that is about to go is no spare any more."""
-        for one in writes:
-            if isinstance(one, Delete) and one.key.kind == Attachment.KIND:
-                self._put_aside(one.key.name)
+        for name in ending(writes):
+            self._put_aside(name)
 
     def gone(self, name: str) -> None:
         """The kernel holds nothing of this record any more."""
@@ -189,6 +188,14 @@ class Spare:
             raise
         finally:
             os.close(descriptor)
+
+
+def ending(writes: Iterable[Write]) -> Iterator[str]:
+    """The attachments whose interface goes with these writes, whatever stays of the record."""
+    for one in writes:
+        key = key_of(one)
+        if key.kind == Attachment.KIND and not (isinstance(one, Put) and _whole(one.object)):
+            yield key.name
 
 
 def _whole(obj: Object) -> bool:

@@ -29,7 +29,7 @@ import msgspec
 from .cni import delegate
 from .cni import frame as wire
 from .cni.errors import NEWEST, error_json
-from .cni.names import headroom
+from .cni.names import BRIDGE, headroom
 from .cni.render import BASE, CniConfig, CniRoom
 from .cni.server import CniServer
 from .cnihost import CniHost
@@ -38,13 +38,13 @@ from .kernel.nft_limit import LimitDriver
 from .kernel.nftables import NftDriver
 from .kernel.rtnetlink import LinkDriver
 from .model.base import Object
-from .model.changes import Delete, Write
+from .model.changes import Write
 from .model.errors import Invalid, Unavailable
 from .model.facts import Driver, FactKey, Scope
 from .model.own import Attachment
 from .narrow import Careful, Narrow, NarrowVerbs, view
 from .reconcile.core import Core
-from .spare import Spare
+from .spare import Spare, ending
 from .store.sqlite import SqliteStore
 
 STATE_DIR = "/var/lib/netplane"
@@ -194,8 +194,9 @@ def _of_ours(path: str, state: Path, raw: bytes) -> bytes:
         spare, journal = Spare(Path(path).parent, store), Journal(state / "standalone.journal")
         links = LinkDriver()
         stack.callback(links.close)
-        # an agent with an overlay made it: what goes with a bridge goes by our hand, too
-        config = CniConfig(boot_id=boot, tunnel=links.link_exists("", headroom(0)))
+        # as an agent with an overlay made them: what goes with a bridge goes by our hand, too
+        tunnel, mtu = links.link_exists("", headroom(0)), links.asked_mtu(BRIDGE)
+        config = CniConfig(boot_id=boot, tunnel=tunnel, pod_mtu=mtu)
         work = Work(path, node, config, store, spare, journal, links)
         if spare.is_settled() and not journal.read():
             narrow = view(store, node, boot, raw)
@@ -232,7 +233,7 @@ class Work(NamedTuple):
         return answer
 
     def narrowly(self, raw: bytes, narrow: Narrow) -> bytes:
-        """An ADD on what it needs; b"" when it is to be done wholly: it left nothing.
+        """A request on what it needs; b"" when it is to be done wholly: it left nothing.
 
         Where another plugin has taken the time for that, what it was refused for stands.
         """
@@ -247,9 +248,8 @@ class Work(NamedTuple):
                 core.load()
 
         host.read_all = read_all
-        server.verbs = verbs = NarrowVerbs(host, self.config)
-        verbs.narrow, verbs.read_all = narrow, read_all
-        verbs.recover()
+        server.verbs = NarrowVerbs(host, self.config, narrow, read_all, self.links.pairs_on)
+        server.verbs.recover()
         answer = server.answer(raw)
         return answer if _is_well(answer) or delegate.spent() else b""
 
@@ -328,9 +328,8 @@ class Host(CniHost):
         self.put(record, 0)
 
     def write(self, writes: Sequence[Write]) -> list[Object]:
-        for one in writes:
-            if isinstance(one, Delete) and one.key.kind == Attachment.KIND:
-                self.journal.add(fact.key for fact in self._core.wanted(Scope(BASE.room, one.key.name)))
+        for name in ending(writes):
+            self.journal.add(fact.key for fact in self._core.wanted(Scope(BASE.room, name)))
         return super().write(writes)
 
 

@@ -12,6 +12,7 @@
 #include <time.h>
 #include <unistd.h>
 #include <net/if.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <linux/rtnetlink.h>
 
@@ -208,8 +209,19 @@ static int pair_furnish(struct pair_job *j)
 	return batch_run(j, j->pod);
 }
 
-/* Until our end carries packets (linkput.py: wait_carried): asking has the kernel look at once (6.8). With
- * the carrier comes a route for multicast, which a bridge's port has no use for (routemsg.py). */
+/* Whether our end is the first port of its bridge that carries, and the bridge does not know yet. */
+static int pair_rests(const struct pair_job *j)
+{
+	struct ifreq ask = { .ifr_ifindex = j->pair->master };
+
+	if (!j->pair->master || ioctl(j->own, SIOCGIFNAME, &ask) || ioctl(j->own, SIOCGIFFLAGS, &ask))
+		return 0;
+	return !(ask.ifr_flags & IFF_RUNNING);
+}
+
+/* Until our end carries packets (linkput.py: wait_carried): asking has the kernel look at once (6.8), then
+ * for the bridge. With the carrier comes a route for multicast, which a bridge's port has no use for
+ * (routemsg.py). */
 static void pair_wait(struct pair_job *j)
 {
 	struct timespec moment = { .tv_nsec = 1000000 };
@@ -222,8 +234,13 @@ static void pair_wait(struct pair_job *j)
 		j->link.operstate = 0;
 		batch_run(j, j->own); /* a refusal of the second says that there is no such route */
 		if (!j->link.operstate || j->link.operstate == OPERSTATE_UP)
-			return;
+			break;
 		nanosleep(&moment, NULL);
+	}
+	if (pair_rests(j)) {
+		batch_start(j);
+		np_message_link_get(&j->batch, j->pair->master, NULL);
+		batch_run(j, j->own);
 	}
 }
 

@@ -5,7 +5,7 @@ routed, also to neighbours on the same bridge, so it is all the same to them on 
 
 Rule 1: a bridge has `PODS` pods, and a new one goes to the first with room: a node of no more has the one.
 Rule 2: the record says which it is (`spec.bridge`); this counts, from the records when it is first asked.
-Rule 3: the count is no promise. Who sees few records (narrow.py) counts few, and the bridge has more ports.
+        Who sees few of them (narrow.py) has the kernel count.
 """
 
 from __future__ import annotations
@@ -24,13 +24,17 @@ PODS = 128  # more than the 110 that a node of Kubernetes has unless told otherw
 
 
 class NodeBridges:
-    """Thread-safe. ``records`` gives the attachments of this node as they are now."""
+    """Thread-safe. ``records`` gives the attachments of this node as they are now; ``count`` says how many
+    are on a bridge, where the records do not."""
 
-    def __init__(self, records: Callable[[], Iterable[Attachment]]) -> None:
+    def __init__(
+        self, records: Callable[[], Iterable[Attachment]], count: Callable[[str], int] | None = None
+    ) -> None:
         self._records = records
         self._lock = threading.Lock()
         self._of: dict[str, str] | None = None  # the bridge of each attachment, by its name
         self._pods: Counter[str] = Counter()
+        self._count = count or self._pods.__getitem__
 
     def place(self, attachment: Attachment) -> Attachment:
         """With the bridge that it is on from now until `release`; itself when it is on none of the node's."""
@@ -38,7 +42,7 @@ class NodeBridges:
             return attachment
         with self._lock:
             self._forget(attachment.name)
-            bridge = next(name for name in map(node_bridge, count()) if self._pods[name] < PODS)
+            bridge = next(name for name in map(node_bridge, count()) if self._count(name) < PODS)
             placed: Attachment = amend(attachment, spec=amend(attachment.spec, bridge=bridge))
             self._enter(placed)
             return placed

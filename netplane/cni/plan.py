@@ -57,6 +57,17 @@ def needs_journal(attachment: Attachment) -> bool:
     return spec.kind not in ("bridge", "ptp") or "delegate" in spec.config or FOREIGN in spec.config
 
 
+def owed(record: Attachment) -> Attachment:
+    """What stays of a record whose interface goes: that another plugin is to take its address back."""
+    spec = amend(record.spec, kind="ipam", ips=(), ports=(), aliases=())
+    left: Attachment = amend(record, phase="Pending", spec=spec)
+    return left
+
+
+def is_owed(record: Attachment) -> bool:
+    return record.spec.kind == "ipam" and "delegate" in record.spec.config
+
+
 def routed(request: Request) -> bool:
     """Whether addresses get a host's length and everything goes by the gateway."""
     config = request.config

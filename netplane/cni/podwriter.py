@@ -44,9 +44,14 @@ class PodWriter:
 
         persist(write)
 
-    def down(self, attachment: Attachment, also: Callable[[], Sequence[Write]] = tuple) -> None:
-        """The attachment goes: so do the pod's addresses, or the pod, or nothing; then its record, and
-        in the same transaction what ``also`` decides."""
+    def down(
+        self,
+        attachment: Attachment,
+        also: Callable[[], Sequence[Write]] = tuple,
+        left: Callable[[Attachment], Attachment] | None = None,
+    ) -> None:
+        """The attachment goes: so do the pod's addresses, or the pod, or nothing; then its record, of which
+        ``left`` says what stays, and in the same transaction what ``also`` decides."""
 
         def write() -> None:
             snapshot = self.host.snapshot()
@@ -58,8 +63,9 @@ class PodWriter:
                     writes = [Delete(pod.key, pod.revision)]
                 elif after is not pod:
                     writes = [Put(after, pod.revision)]
-            if snapshot.find(attachment.key) is not None:
-                writes += [Delete(attachment.key), *also()]
+            found = snapshot.get(Attachment, "", attachment.name)
+            if found is not None:
+                writes += [Put(left(found), found.revision) if left else Delete(attachment.key), *also()]
             try:
                 if writes:
                     self.host.write(writes)

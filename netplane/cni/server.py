@@ -75,13 +75,15 @@ class CniServer:
         self._look.set()
 
     def _keep(self) -> None:
-        """Release what outlives its namespace, when told to look and every while."""
+        """Release what outlives its namespace, when told to look and every while; then what is owed, too."""
         while not self._stopping:
-            self._look.wait(RECONCILE)
+            told = self._look.wait(RECONCILE)
             self._look.clear()
             try:
                 if not self._stopping:
                     self.verbs.reconcile()
+                if not told:
+                    self.verbs.pay()
             except Exception as exc:
                 log.warning("looking for namespaces that are gone: %s", exc)
 

@@ -3,7 +3,8 @@
 Rule 1: the Attachment object is the journal. It is removed before the kernel is cleaned. Where the kernel
         itself tells what is ours, it is written with the Pod when all is done: what a crash left, no
         record wants, so the next start sweeps it. Else (`plan.needs_journal`) it is written (Pending)
-        before anything is touched, and `recover` undoes it.
+        before anything is touched, and `recover` undoes it. Of one with another plugin's address `plan.owed`
+        stays until that plugin has taken it back: at DEL, at GC, or when an agent asks again.
 Rule 2: an address and a port return only when the kernel holds nothing of them any more.
 Rule 3: one container interface, one operation at a time; different ones run in parallel.
 """
@@ -254,11 +255,14 @@ class Verbs:
         self.host.forget_all(record)
         self._give_back(record)
         self._tell_delegate("DEL", record)
+        if "delegate" in record.spec.config:
+            self._pods.down(plan.owed(record))
         del self._owed[record.name]
 
     def _take_off(self, record: Attachment) -> None:
         self.host.retract(record)
-        self._pods.down(record, lambda: self._keep_turn(record))
+        left = plan.owed if "delegate" in record.spec.config else None
+        self._pods.down(record, lambda: self._keep_turn(record), left)
 
     def _turns(self, network: str) -> Sequence[turns.Turn]:
         return turns.kept(self._turn(network))
@@ -394,6 +398,7 @@ class Verbs:
 
     # --- start, and namespaces that go without DEL -----------------------------------------------
 
+    @delegate.clocked()
     def recover(self) -> None:
         """After a start: undo every ADD that was cut off, release what outlived its namespace.
 
@@ -402,6 +407,8 @@ class Verbs:
         snapshot = self._synced()
         for record in snapshot.by(Attachment, "node", self.host.node):
             spec = record.spec
+            if plan.is_owed(record):
+                continue  # asking may take long, and nobody is to wait for it
             if record.phase != "Ready":
                 why = "its ADD was cut off"
             elif spec.boot_id and spec.boot_id != self.host.boot_id:
@@ -419,16 +426,26 @@ class Verbs:
         A path may be unbound while the namespace lives on: then the host's end is still there.
         """
         for record in self._synced().by(Attachment, "node", self.host.node):
-            if record.phase == "Ready" and self._is_dead(record):
-                with self._locks.hold((record.spec.container_id, record.spec.ifname)):
-                    again = self.host.snapshot().get(Attachment, "", record.name)
-                    if again is not None and again.phase == "Ready" and self._is_dead(again):
-                        self._note_release(again, f"its namespace {again.spec.netns} is gone")
-                        self._undo(again)
+            self._undo_if(self._is_dead, record, f"its namespace {record.spec.netns} is gone")
+
+    @delegate.clocked()
+    def pay(self) -> None:
+        """Ask other plugins again to take back what they were owed when its interface went."""
+        for record in self._synced().by(Attachment, "node", self.host.node):
+            if not delegate.spent():
+                self._undo_if(plan.is_owed, record, f"{record.spec.ipam} has its address yet")
+
+    def _undo_if(self, is_so: Callable[[Attachment], bool], record: Attachment, why: str) -> None:
+        if is_so(record):
+            with self._locks.hold((record.spec.container_id, record.spec.ifname)):
+                again = self.host.snapshot().get(Attachment, "", record.name)
+                if again is not None and is_so(again):
+                    self._note_release(again, why)
+                    self._undo(self._owed.get(again.name, again))
 
     def _is_dead(self, record: Attachment) -> bool:
         spec = record.spec
-        if self.host.netns_exists(spec.netns):
+        if record.phase != "Ready" or self.host.netns_exists(spec.netns):
             return False
         return not (spec.host_ifname and self.host.link_exists("", spec.host_ifname))
 

@@ -223,6 +223,11 @@ def get(name: str) -> Request:
     return Request(nl.RTM_GETLINK, 0, _GET + nl.text(nl.IFLA_IFNAME, name), f"look up link {name}")
 
 
+def ports_of(bridge: int) -> bytes:
+    """What a dump of links is to be asked with for those of one master alone."""
+    return _GET + nl.attr32(nl.IFLA_MASTER, bridge)
+
+
 def create(fact: Link, master: int, link: int, peer_fd: int) -> Request:
     """Make the link, down and marked by its group; master, link: indexes or 0.
 

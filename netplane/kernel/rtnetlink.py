@@ -38,7 +38,8 @@ from ..model.facts import (
     Shaper,
     Sysctl,
 )
-from . import linkmsg, linkpair, qdiscmsg, routemsg, sysctl
+from . import linkmsg, linkpair, ours, qdiscmsg, routemsg, sysctl
+from . import nlmsg as nl
 from .factput import put_facts
 from .linkdrop import delete, drop, drop_rest
 from .linkput import put, wait_carried
@@ -213,6 +214,23 @@ class LinkDriver:
         with self._session() as session:
             state = session.states("", [name]).get(name) if name else None
             return (state.mtu, state.mac) if state else (0, "")
+
+    def asked_mtu(self, name: str) -> int:
+        """The MTU that our link of this name was made with; 0: the kernel's choice, or no such link."""
+        with self._session() as session:
+            state = session.states("", [name]).get(name)
+        kept = ours.wish_of(state.alias) if state else None
+        return int(kept[1].get("mtu", "0")) if kept else 0
+
+    def pairs_on(self, bridge: str) -> int:
+        """How many ports of the bridge are ends of pairs; 0 without a bridge."""
+        with self._session() as session:
+            state = session.states("", [bridge]).get(bridge)
+            if state is None:
+                return 0
+            body = linkmsg.ports_of(state.ifindex)
+            found = [linkmsg.parse(link) for _, link in session.socket("").dump(nl.RTM_GETLINK, body)]
+        return sum(port.kind == "veth" and port.master == state.ifindex for port in found)
 
     def look(self, netns: str, name: str) -> tuple[linkmsg.State, dict[str, bool]] | None:
         """The link, and its addresses with whether each bears our protocol; None when there is none.

@@ -108,7 +108,10 @@ class AttachmentSpec(Struct, frozen=True, kw_only=True):
 
 
 class Attachment(Object, frozen=True, kw_only=True):
-    """Named ``<12 hex of sha256(containerID/ifname/network)>.<node>``; phase Pending until ADD is whole."""
+    """Named ``<12 hex of sha256(containerID/ifname/network)>.<node>``; phase Pending until ADD is whole.
+
+    Pending, too, is what stays of one whose address another plugin has yet to take back (cni.plan.owed).
+    """
 
     KIND: ClassVar[str] = "Attachment"
     API_VERSION: ClassVar[str] = "netplane.io/v1"

@@ -27,9 +27,21 @@ import pytest
 from netplane.commands.install import BINARY
 from netplane.kernel import netns
 
+from ..datapath_world import eventually
+
 pytestmark = pytest.mark.root
 NETPLANE = str(Path(sys.executable).parent / "netplane")
 MakeNetns = Callable[[str], str]
+
+
+SLOW = """#!/bin/sh
+echo $CNI_COMMAND >> "$0.log"
+case $CNI_COMMAND in
+VERSION) echo '{"cniVersion": "1.1.0", "supportedVersions": ["1.1.0"]}' ;;
+ADD) echo '{"cniVersion": "1.1.0", "ips": [{"address": "10.77.0.5/24"}]}' ;;
+DEL) while [ -e "$0.hangs" ]; do sleep 0.05; done ;;
+esac
+"""
 
 
 class Bed:
@@ -87,6 +99,7 @@ class Bed:
             "CNI_CONTAINERID": os.path.basename(pod),
             "CNI_NETNS": pod,
             "CNI_IFNAME": "eth0",
+            "CNI_PATH": str(self.work),
             "CNI_ARGS": f"IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME={os.path.basename(pod)}",
             "NETPLANE_CNI_TIMEOUT": "20",
         }
@@ -177,6 +190,25 @@ def test_a_pod_that_went_while_the_agent_was_down_is_released_at_start(
     assert [a["spec"]["containerID"] for a in bed.attachments()] == ["ns-stays"]
     assert len(bed.links()) == 1
     assert bed.cni("DEL", gone) == "" == bed.cni("DEL", stays)
+
+
+def test_killed_while_another_plugin_does_not_take_its_address_back(bed: Bed, make_netns: MakeNetns) -> None:
+    """It is asked again: the record stays, not the interface."""
+    pod, binary = make_netns("pod"), bed.work / "slow-ipam"
+    binary.write_text(SLOW)
+    binary.chmod(0o755)
+    bed.config |= {"ipam": {"type": binary.name}, "bridge": "br-slow", "cni.dev/valid-attachments": []}
+    assert plain(bed.cni("ADD", pod)) == ["10.77.0.5"]
+    hangs, asked = Path(f"{binary}.hangs"), Path(f"{binary}.log")
+    hangs.touch()
+    with bed.begin("DEL", pod):
+        eventually(lambda: "DEL" in asked.read_text(), what="the plugin's DEL")
+        bed.stop(signal.SIGKILL)
+    hangs.unlink()
+    bed.start()
+    assert not bed.links() and [one.get("phase", "Pending") for one in bed.attachments()] == ["Pending"]
+    assert bed.cni("GC", pod) == "" and not bed.attachments()
+    assert asked.read_text().split()[-2:] == ["DEL", "GC"] and asked.read_text().count("DEL") == 2
 
 
 def test_killed_in_the_middle_of_adds_nothing_is_lost_or_leaked(bed: Bed, make_netns: MakeNetns) -> None:

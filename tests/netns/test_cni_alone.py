@@ -23,7 +23,10 @@ from netplane import standalone
 from netplane.cni import delegate
 from netplane.cni import frame as wire
 from netplane.kernel import netns
+from netplane.kernel.rtnetlink import LinkDriver
+from netplane.model.facts import Plan
 from tests.cnirun import reference, run
+from tests.netns.test_cni_agent import SLOW
 from tests.netns.test_cni_server import HANGS
 from tests.netns.test_cni_standalone import Machine, plain
 
@@ -106,6 +109,22 @@ def test_what_an_agent_or_a_user_writes_is_found(machine: Machine, make_netns: M
         assert not db.execute("SELECT 1 FROM attachment_terms WHERE value LIKE '%10.88.0.3'").fetchall()
 
 
+def test_a_check_and_a_del_of_nothing_read_no_others_records(machine: Machine, make_netns: MakeNetns) -> None:
+    """One of which cannot be read; so what takes away is refused, for it must know who shares."""
+    a, b = make_netns("a"), make_netns("b")
+    machine("ADD", a, **OWN)
+    result = machine("ADD", b, **OWN)
+    with sqlite3.connect(machine.work / "state" / "state.db") as db:
+        strange = "CAST(replace(CAST(body AS TEXT), 'containerID', 'x') AS BLOB)"
+        query = f"UPDATE objects SET body = {strange} WHERE kind = 'Attachment' AND CAST(body AS TEXT) LIKE ?"
+        assert db.execute(query, (f'%"{os.path.basename(a)}"%',)).rowcount == 1
+    assert machine("CHECK", b, **OWN, prevResult=result) == ""
+    netns.run(b, "ip", "addr", "del", result["ips"][0]["address"], "dev", "eth0")
+    assert "cannot be read" in machine("CHECK", b, **OWN, prevResult=result)["msg"]
+    assert machine("DEL", make_netns("never"), **OWN) == ""
+    assert "cannot be read" in machine("DEL", b, **OWN)["msg"] and len(machine.links()) == 2
+
+
 def test_of_two_adds_of_one_interface_at_once_one_wins(machine: Machine, make_netns: MakeNetns) -> None:
     pod = make_netns("pod")
     with ThreadPoolExecutor(4) as pool:
@@ -172,6 +191,40 @@ def test_the_reference_bridge_plugin_gets_our_addresses(machine: Machine, make_n
     for pod in (a, b):
         assert call("DEL", pod) == ""
     assert not machine.attachments()
+
+
+class Killed(BaseException):
+    """What nothing of ours outlives."""
+
+
+def test_killed_before_the_interface_went_that_has_another_plugins_address(
+    machine: Machine, make_netns: MakeNetns, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next process takes the interface away, and the runtime's DEL gives the address back."""
+    binary, pod, config = tmp_path / "slow-ipam", make_netns("pod"), {"name": "slow", "bridge": "br-slow"}
+    binary.write_text(SLOW)
+    binary.chmod(0o755)
+    text = json.dumps({**machine.config, **config, "ipam": {"type": binary.name}}).encode()
+
+    def carry_out(command: str) -> int:
+        frame = wire.Frame(command, "c", pod, "eth0", "", str(tmp_path), text)
+        return netns.call(machine.at, standalone.carry_out, frame)[0]
+
+    def killed(_driver: LinkDriver, plan: Plan) -> None:
+        assert plan.remove
+        raise Killed
+
+    assert carry_out("ADD") == 0 and len(machine.links()) == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(LinkDriver, "apply", killed)
+        with pytest.raises(Killed):
+            carry_out("DEL")
+    assert len(machine.links()) == 1
+    assert "ips" in machine("ADD", make_netns("other"))
+    assert len(machine.links()) == 1 and "br-slow" not in netns.run(machine.at, "ip", "link")
+    assert "DEL" not in Path(f"{binary}.log").read_text() and len(machine.attachments()) == 2
+    assert carry_out("DEL") == 0 and Path(f"{binary}.log").read_text().count("DEL") == 1
+    assert machine.attachments() == ["ns-other"]
 
 
 def test_a_plugin_that_hangs_is_not_asked_again_on_all_records(

@@ -30,8 +30,12 @@ import yaml
 from netplane import standalone
 from netplane.cni import names, nodebridges
 from netplane.cni.frame import Frame
+from netplane.cni.render import CniConfig, render_base
 from netplane.kernel import netns
+from netplane.kernel.rtnetlink import LinkDriver
 from netplane.model import codec
+from netplane.model.facts import Plan
+from netplane.model.nodes import Node
 from netplane.store import open_store
 
 pytestmark = pytest.mark.root
@@ -151,6 +155,30 @@ def test_where_an_agent_had_an_overlay_the_last_pod_of_a_bridge_leaves_nothing_o
         status, answer = netns.call(machine.at, standalone.carry_out, request)
         assert status == 0, answer
         assert set(re.findall(r"np[bh]r\d", netns.run(machine.at, "ip", "-br", "link"))) == found
+
+
+@pytest.mark.parametrize("tunnel", [False, True])
+def test_pods_and_bridges_have_the_mtu_that_an_agent_chose(
+    machine: Machine, make_netns: MakeNetns, monkeypatch: pytest.MonkeyPatch, tunnel: bool
+) -> None:
+    """The bridge that it left says so, and stays as it is."""
+    config = CniConfig(pod_mtu=1380, tunnel=tunnel)
+    with closing(open_store(machine.store)) as store:
+        (node,) = store.list(["Node"])[0]
+    assert isinstance(node, Node)
+    driver = netns.call(machine.at, LinkDriver)
+    driver.apply(Plan(add=tuple(f for f in render_base(node, config) if isinstance(f, driver.accepts))))
+    left = driver.observe()
+    monkeypatch.setattr(nodebridges, "node_bridge", lambda number: names.node_bridge(number + 1))
+    pod = make_netns("pod")
+    request = Frame("ADD", "b", pod, "eth0", "", os.environ["PATH"], json.dumps(machine.config).encode())
+    status, answer = netns.call(machine.at, standalone.carry_out, request)
+    assert status == 0, answer
+    assert {key: mark for key, mark in driver.observe().items() if key in left} == left
+    driver.close()
+    found = json.loads(netns.run(machine.at, "ip", "-j", "link"))
+    assert {one["mtu"] for one in found if one["ifname"] != "lo"} == {1380}
+    assert "npbr1" in {one["ifname"] for one in found} and " mtu 1380 " in netns.run(pod, "ip", "link")
 
 
 @pytest.mark.parametrize("command", ["ADD", "DEL"])

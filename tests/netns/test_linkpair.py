@@ -7,9 +7,12 @@ npbr0 10.1.0.1/16 ── npv0 ───────── veth ─────�
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import queue
+import socket
+import struct
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -407,3 +410,25 @@ def test_the_first_packet_passes_a_shaper_that_came_before_the_link_was_up(
     assert made == [0]
     assert netns.run(paths[0], "tc", "qdisc", "show", "dev", "npv0").count("tbf") == 1
     driver.close()
+
+
+def test_a_bridge_that_had_lost_its_carrier_carries_when_the_pair_is_there(
+    paths: tuple[str, str], made: list[int]
+) -> None:
+    """Else what the node sends to the pod first is dropped; how soon the kernel looks by itself varies."""
+    driver, facts = world(paths), (pair(paths[1]), Link(name="lo", netns=paths[1]))
+    driver.apply(Plan(remove=(("link", "", "first"),)))
+    with netns.call(paths[0], socket.socket, socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        for turn in range(100):
+            assert driver.look("", "npbr0") and not running(probe, "npbr0")
+            driver.apply(Plan(add=facts))
+            assert running(probe, "npbr0"), turn
+            driver.apply(Plan(remove=(facts[0].key,)))
+    assert made == [0] * 100
+    driver.close()
+
+
+def running(probe: socket.socket, link: str) -> bool:
+    """As the kernel has it without looking (netdevice(7): IFF_RUNNING)."""
+    told = fcntl.ioctl(probe, 0x8913, struct.pack("16s24x", link.encode()))  # SIOCGIFFLAGS
+    return bool(struct.unpack_from("H", told, 16)[0] & 0x40)

@@ -1,4 +1,4 @@
-"""GC where another plugin gives the addresses: every address goes back to it, however long it takes."""
+"""Where another plugin gives the addresses: every address goes back to it, however long it takes."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import pytest
 from netplane.cni import delegate
 from netplane.cni.delegate import BUDGET, PATIENCE, Lease
 from netplane.cni.errors import LATER, Refused
+from netplane.cni.render import BASE
 from netplane.cni.request import Request
 from netplane.model.own import Attachment, AttachmentIP
+from netplane.model.pods import Pod
 from tests.cnihost import MemoryHost
 from tests.unit.test_cni_verbs import Runtime
 
@@ -19,11 +21,15 @@ NONE_VALID = {"cni.dev/valid-attachments": []}
 CONFIG: dict[str, Any] = {"ipam": {"type": "other-ipam"}, "bridge": "br-other"}
 
 
+class Killed(BaseException):
+    """What nothing of ours outlives."""
+
+
 class Plugin:
     """Each of its answers takes ``seconds``; what it gave and was not asked to take back is ``held``."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.now, self.seconds = 1000.0, 0.0
+        self.now, self.seconds, self.killed = 1000.0, 0.0, False
         self.held: list[str] = []
         self.asked: list[str] = []
         monkeypatch.setattr(delegate, "time", SimpleNamespace(monotonic=lambda: self.now))
@@ -37,6 +43,8 @@ class Plugin:
     def ask(self, command: str, _name: str, request: Request, _config: object) -> dict[str, Any]:
         self.asked.append(command)
         left = delegate._until.get() - self.now
+        if self.killed:
+            raise Killed
         if self.seconds > min(left, PATIENCE):
             self.now += min(left, PATIENCE)
             raise Refused(LATER, f"did not answer {command}")
@@ -76,4 +84,55 @@ def test_what_hung_is_asked_for_again(runtime: Runtime, plugin: Plugin) -> None:
     answer = runtime("GC", **NONE_VALID, **CONFIG)
     assert "did not answer DEL" in answer["msg"] and "5 attachments stay" in answer["msg"]
     plugin.seconds = 0
+    assert runtime("GC", **NONE_VALID, **CONFIG) == "" and not plugin.held and runtime.nothing_left()
+
+
+def again(runtime: Runtime) -> Runtime:
+    """The next process."""
+    runtime.host.restart()
+    return Runtime(runtime.host)
+
+
+def wanted(runtime: Runtime) -> int:
+    return len(runtime.host.kernel.keys() - {BASE})
+
+
+@pytest.mark.parametrize("command", ["GC", "DEL"])
+def test_what_was_not_taken_back_outlives_the_process(runtime: Runtime, plugin: Plugin, command: str) -> None:
+    """The interface went; a start waits for no plugin, and what is owed is asked for again, nothing else."""
+    plugin.seconds = PATIENCE + 1
+    more = NONE_VALID if command == "GC" else {}
+    assert "did not answer DEL" in runtime(command, container="c0", **more, **CONFIG)["msg"]
+    assert len(plugin.held) == 6 and wanted(runtime) == 5 and runtime.host.snapshot().count(Pod) == 5
+    begin, runtime = plugin.now, again(runtime)
+    assert plugin.now == begin and wanted(runtime) == 5
+    runtime.server.verbs.pay()
+    assert len(plugin.held) == 6, "it hangs yet"
+    plugin.seconds = 0
+    runtime.server.verbs.pay()
+    assert len(plugin.held) == 5 == wanted(runtime) == runtime.host.snapshot().count(Attachment)
+    assert runtime("GC", **NONE_VALID, **CONFIG) == "" and not plugin.held and runtime.nothing_left()
+
+
+def test_a_start_after_a_reboot_waits_no_longer_than_a_request(runtime: Runtime, plugin: Plugin) -> None:
+    plugin.seconds, runtime.host.boot_id = PATIENCE + 1, "boot-2"
+    begin, runtime = plugin.now, again(runtime)
+    assert plugin.now - begin <= BUDGET and len(plugin.held) == 6 and not wanted(runtime)
+    plugin.seconds = 0
+    runtime.server.verbs.pay()
+    assert not plugin.held and runtime.nothing_left()
+
+
+@pytest.mark.parametrize("command", ["GC", "DEL", "ADD"])
+def test_killed_while_the_plugin_is_asked(runtime: Runtime, plugin: Plugin, command: str) -> None:
+    """Whichever comes next sees to it: GC, the runtime's DEL, or an ADD of the same container."""
+    plugin.killed = True
+    with pytest.raises(Killed):
+        runtime("DEL", container="c0", **CONFIG)
+    plugin.killed, runtime = False, again(runtime)
+    assert len(plugin.held) == 6
+    kept = [{"containerID": f"c{i}", "ifname": "eth0"} for i in range(1, 6)]
+    answer = runtime(command, container="c0", **{"cni.dev/valid-attachments": kept, **CONFIG})
+    assert sorted(plugin.held) == ["c0"] * (command == "ADD") + ["c1", "c2", "c3", "c4", "c5"], answer
+    assert runtime.host.snapshot().count(Attachment) == len(plugin.held) == wanted(runtime)
     assert runtime("GC", **NONE_VALID, **CONFIG) == "" and not plugin.held and runtime.nothing_left()

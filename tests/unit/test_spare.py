@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from netplane.model.base import Key, ObjectMeta, amend
-from netplane.model.changes import Delete
+from netplane.model.changes import Delete, Put
 from netplane.model.nodes import Node
 from netplane.model.own import Attachment, AttachmentIP, AttachmentSpec
 from netplane.model.pods import Pod
@@ -120,6 +120,19 @@ def test_a_spare_that_cannot_be_written_or_read_costs_a_line(
     directory.write_text("in the way")
     world.spare.keep([attachment("b")])
     assert "no spare of b.n1" in caplog.text
+
+
+def test_a_record_whose_interface_goes_is_no_spare_though_it_stays(world: World) -> None:
+    record = world.store.put(attachment("a"))
+    world.spare.keep([record])
+    world.spare.drop([Put(record, record.revision)])
+    assert world.spare.is_settled()
+    left = attachment("a", phase="Pending")
+    world.spare.drop([Put(left, record.revision)])
+    world.store.put(left, record.revision)
+    assert [one.phase for one in world.spare.leaving()] == ["Ready"]
+    world.lose()
+    assert world.names() == []
 
 
 def test_what_is_being_deleted_is_known_until_it_is_gone(world: World) -> None:
