@@ -138,7 +138,12 @@ class Depot:
 
     def peek(self, shelf: Records[R], name: str) -> R | None:
         """The record, in whatever phase; None for what cannot be an id of ours."""
-        return shelf.get(name) if _ID.fullmatch(name) else None
+        return shelf.get(name) if self.ours(name) else None
+
+    @staticmethod
+    def ours(name: str) -> bool:
+        """Whether this is an id as we make them."""
+        return _ID.fullmatch(name) is not None
 
     def keep(self, volume: Volume) -> Volume:
         """Write it down, durably where it outlives the machine. Raises KernelError."""
