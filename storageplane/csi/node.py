@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
+from contextlib import suppress
 from typing import Any
 
 from netplane.model.base import amend
@@ -70,9 +71,22 @@ class Node:
             path, options = request.staging_target_path.rstrip("/"), _flags(volume, request.volume_capability)
             stage = Stage(path, str(request.volume_capability), options, boot())
             self._refuse_other_stage(volume, stage)
-            volume = self._depot.keep(amend(volume, stage=stage))
-            self.bring_up(volume)
+            free = syscalls.mount_root(path) is False
+            staged = self._depot.keep(amend(volume, stage=stage))
+            try:
+                self.bring_up(staged)
+            except NetplaneError:
+                if volume.stage is None:  # kubelet takes it for not staged, and never unstages it
+                    self._forget(volume, path if free else "")
+                raise
         return message("NodeStageVolumeResponse")()
+
+    def _forget(self, before: Volume, path: str = "") -> None:
+        """The record as it was before a call that failed, without what that has mounted at a path."""
+        with suppress(NetplaneError):
+            if path and mounted(path):
+                self._remove(("mount", path))
+            self._depot.less(self._depot.volumes, before)
 
     def _refuse_other_stage(self, volume: Volume, stage: Stage) -> None:
         have = volume.stage
@@ -138,13 +152,24 @@ class Node:
             target = Target(request.target_path.rstrip("/"), read_only, str(request.volume_capability))
             self._refuse_other_target(volume, target, checks.several(request.volume_capability))
             rest = tuple(t for t in volume.targets if t.path != target.path)
-            volume = self._depot.keep(amend(volume, targets=(*rest, target)))
-            self.show(volume, target)
+            shown = self._depot.keep(amend(volume, targets=(*rest, target)))
+            try:
+                self.show(shown, target)
+            except NetplaneError:
+                if not mounted(target.path):
+                    self._forget(volume)
+                raise
         return message("NodePublishVolumeResponse")()
 
     def show(self, volume: Volume, target: Target) -> None:
-        """Bind what is staged at a target, unless it is; a dead mount there is replaced."""
+        """Bind what is staged at a target, unless it is; a dead mount there is replaced.
+
+        Where nothing is staged any more (somebody's umount) it is staged again: the directory below it is not
+        the volume.
+        """
         assert volume.stage is not None
+        if not volume.block and syscalls.mount_root(volume.stage.path) is False:
+            self.bring_up(volume)
         if not volume.block and binds.pointed(volume.stage.path, target.path, target.read_only):
             return
         replaced(target.path)
@@ -194,6 +219,8 @@ class Node:
             size |= {"total": known.total, "used": known.used, "available": known.total - known.used}
         if volume.block:
             return answer(usage=[size])
+        if not mounted(request.volume_path.rstrip("/")):
+            raise Refused(CODE.NOT_FOUND, f"nothing is mounted at {request.volume_path}; publish it again")
         with translated(f"measure {request.volume_path}"):
             blocks, inodes = _usage(request.volume_path, size_unit, inode_unit)
         return answer(usage=[size if known else blocks, inodes])

@@ -1,0 +1,72 @@
+"""What kubelet and the sidecars do where a call fails, and what operators do beside them.
+
+Kubelet takes a call that was refused for good as never made: it does not unstage what it could not stage. The
+external provisioner takes a volume that was refused as not there, and may ask another node for it.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from typing import Any
+
+import pytest
+
+from .conftest import WRITER, Driver, loops, mounts
+
+pytestmark = pytest.mark.root
+ALL = [{"backend": backend} for backend in ("image", "directory", "tmpfs")]
+
+
+@pytest.mark.parametrize("why", ["a mount option that is none", "data that is gone"])
+def test_what_could_not_be_staged_can_be_detached_and_deleted(driver: Driver, why: str) -> None:
+    volume, staging = driver.create(parameters=ALL[0]), str(driver.home / "stage")
+    flags = [] if "gone" in why else ["nonsense"]
+    wanted = {"mount": {"mount_flags": flags}, "access_mode": {"mode": 1}}
+    driver.call("ControllerPublishVolume", volume_id=volume, node_id="n1", volume_capability=wanted)
+    if "gone" in why:
+        (driver.root / "csi/data" / volume / "image").unlink()
+    asked = {"volume_id": volume, "staging_target_path": staging, "volume_capability": wanted}
+    assert driver.refused("NodeStageVolume", **asked)[0] == "INTERNAL"
+    assert mounts(driver.home) == loops(driver.home) == []
+    driver.call("ControllerUnpublishVolume", volume_id=volume, node_id="n1")
+    driver.call("DeleteVolume", volume_id=volume)
+    assert os.listdir(driver.root / "csi/data") == []
+
+
+def test_what_could_not_be_published_is_not_published_by_the_next_start(driver: Driver) -> None:
+    volume = driver.create(parameters=ALL[1])
+    staging, target = str(driver.stage(volume)), driver.home / "pod/mount"
+    asked = {"volume_id": volume, "staging_target_path": staging, "target_path": str(target)}
+    driver.refused("NodePublishVolume", **asked, volume_capability=WRITER)  # there is no parent
+    target.parent.mkdir()
+    driver.kill()
+    driver.start()
+    assert mounts(driver.home) == [staging] and not target.exists()
+
+
+@pytest.mark.parametrize("parameters", ALL, ids=lambda p: p["backend"])
+def test_what_somebody_unmounted_is_staged_again_by_the_next_publication(
+    driver: Driver, parameters: dict[str, str]
+) -> None:
+    """Else the pod would write to the directory that the volume was mounted on."""
+    volume = driver.create(parameters=parameters)
+    staging = driver.stage(volume)
+    subprocess.run(["umount", str(staging)], check=True)
+    target = driver.publish_only(volume)
+    (target / "word").write_text("x")
+    assert (staging / "word").read_text() == "x" and str(staging) in mounts(driver.home)
+    driver.withdraw(volume)
+    driver.call("DeleteVolume", volume_id=volume)
+    assert os.listdir(staging) == [] and mounts(driver.home) == loops(driver.home) == []
+
+
+@pytest.mark.parametrize("parameters", ALL, ids=lambda p: p["backend"])
+def test_what_is_not_mounted_is_not_measured(driver: Driver, parameters: dict[str, str]) -> None:
+    """The figures would be those of the disk below."""
+    volume = driver.create(parameters=parameters)
+    where: dict[str, Any] = {"volume_id": volume, "volume_path": str(driver.publish(volume))}
+    assert driver.call("NodeGetVolumeStats", **where).usage
+    subprocess.run(["umount", where["volume_path"]], check=True)
+    code, words = driver.refused("NodeGetVolumeStats", **where)
+    assert code == "NOT_FOUND" and "nothing is mounted at" in words
