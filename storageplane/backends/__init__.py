@@ -38,7 +38,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from netplane.model.errors import Invalid, Unavailable
+from netplane.model.errors import Invalid, NetplaneError, Unavailable
 from netplane.model.facts import Fact
 from netplane.model.storage_facts import Data, Directory, Mount
 
@@ -231,7 +231,11 @@ def _fill_directory(root: Path, data: Data) -> None:
     tree.remove(root, fresh)
     tree.make(root, fresh, 0o700)
     tree.make(root, os.path.dirname(data.path), 0o755)
-    images.copy_tree(root / data.source, root / fresh)
+    try:
+        images.copy_tree(root / data.source, root / fresh)
+    except NetplaneError:
+        tree.remove(root, fresh)  # on a full disk others need the room
+        raise
     with (
         tree.parent(root, fresh) as (source, old),
         tree.parent(root, data.path) as (target, new),

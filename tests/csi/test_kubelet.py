@@ -7,12 +7,15 @@ external provisioner takes a volume that was refused as not there, and may ask a
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from .conftest import WRITER, Driver, loops, mounts
+from .conftest import MIB, WRITER, Driver, loops, mounts, running
+from .foreign import volumes
 
 pytestmark = pytest.mark.root
 ALL = [{"backend": backend} for backend in ("image", "directory", "tmpfs")]
@@ -43,6 +46,37 @@ def test_what_could_not_be_published_is_not_published_by_the_next_start(driver: 
     driver.kill()
     driver.start()
     assert mounts(driver.home) == [staging] and not target.exists()
+
+
+def test_what_could_not_be_made_takes_no_room(tmp_path: Path) -> None:
+    """A disk of 48 MiB, filled by others beside what was admitted: nothing is left of any call."""
+    over = {"backend": "image", "overcommit": "true"}
+    with running(tmp_path, disk=48) as driver:
+        source = driver.create("source", 30 * MIB, parameters=over)
+        (driver.publish(source) / "data").write_bytes(os.urandom(22 * MIB))
+        os.sync()
+        (driver.root / "others").write_bytes(bytes(12 * MIB))
+        left = shutil.disk_usage(driver.root).free
+        copy = {"volume_content_source": {"volume": {"volume_id": source}}, "parameters": over}
+        more = {"name": "v", "volume_capabilities": [WRITER]}
+        large, thick = {"required_bytes": 100 * MIB}, {"provisioning": "thick"}
+        calls: list[tuple[str, dict[str, Any]]] = [
+            ("CreateSnapshot", {"name": "s", "source_volume_id": source}),
+            ("CreateVolumeGroupSnapshot", {"name": "g", "source_volume_ids": [source]}),
+            ("CreateVolume", {**more, **copy}),
+            (
+                "CreateVolume",
+                {**more, "parameters": over, "capacity_range": large, "mutable_parameters": thick},
+            ),
+        ]
+        for method, fields in calls:
+            code, words = driver.refused(method, **fields)
+            assert code == "RESOURCE_EXHAUSTED" and "No space left" in words
+            assert volumes(driver) == os.listdir(driver.root / "csi/data") == [source]
+            assert os.listdir(driver.root / "csi/snapshots") == os.listdir(driver.root / "csi/groups") == []
+            assert shutil.disk_usage(driver.root).free > left - MIB
+        (driver.root / "others").unlink()
+        driver.call("CreateSnapshot", name="s", source_volume_id=source)
 
 
 @pytest.mark.parametrize("parameters", ALL, ids=lambda p: p["backend"])

@@ -229,6 +229,7 @@ def test_a_disk_that_is_full_is_said_and_the_copy_made_when_it_is_not(
         spare.unlink()
         node.put(volume_snapshot())
         assert "No space left" in node.snap().status.error.message and not node.snap().status.ready_to_use
+        assert list(node.root.glob("copies/*")) == [], "others need the room"
         filler.unlink()
         node.run()
         assert node.snap().status.ready_to_use and node.snap().status.error is None
