@@ -251,7 +251,7 @@ class Controller:
         need, limit = checks.capacity(request.capacity_range)
         with self._depot.alone(request.volume_id):
             volume = self._depot.volume(request.volume_id)
-            size = max(volume.size, backends.rounded(need))
+            size = volume.size if need <= volume.size else self._larger(volume, need, limit)
             if limit and size > limit:
                 message_ = f"capacity_range.limit_bytes {limit}: {volume.id} has {size}; volumes only grow"
                 raise Refused(CODE.OUT_OF_RANGE, message_)
@@ -260,6 +260,11 @@ class Controller:
         return message("ControllerExpandVolumeResponse")(
             capacity_bytes=volume.size, node_expansion_required=onward
         )
+
+    @staticmethod
+    def _larger(volume: Volume, need: int, limit: int) -> int:
+        whole = backends.rounded(need)
+        return need if limit and whole > limit and wish.exact(volume.backend, need) else whole
 
     def _grown(self, volume: Volume, size: int) -> Volume:
         if size == volume.size:

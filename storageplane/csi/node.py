@@ -63,12 +63,12 @@ class Node:
 
     def NodeStageVolume(self, request: Any) -> Any:
         checks.required(request, "volume_id", "staging_target_path", "volume_capability")
-        checks.path("staging_target_path", request.staging_target_path)
+        path = checks.path("staging_target_path", request.staging_target_path)
         checks.capability(request.volume_capability)
         with self._depot.alone(request.volume_id):
             volume = self._depot.volume(request.volume_id)
             _refuse_kind(volume, request.volume_capability)
-            path, options = request.staging_target_path.rstrip("/"), _flags(volume, request.volume_capability)
+            options = _flags(volume, request.volume_capability)
             stage = Stage(path, str(request.volume_capability), options, boot())
             self._refuse_other_stage(volume, stage)
             free = syscalls.mount_root(path) is False
@@ -120,10 +120,9 @@ class Node:
 
     def NodeUnstageVolume(self, request: Any) -> Any:
         checks.required(request, "volume_id", "staging_target_path")
-        checks.path("staging_target_path", request.staging_target_path)
+        path = checks.path("staging_target_path", request.staging_target_path)
         with self._depot.alone(request.volume_id):
             volume = self._depot.volume(request.volume_id)
-            path = request.staging_target_path.rstrip("/")
             if volume.stage is not None and volume.stage.path == path:
                 if any(mounted(t.path) for t in volume.targets):
                     raise in_use(f"{volume.id} is published at {volume.targets[0].path}; unpublish it first")
@@ -138,7 +137,7 @@ class Node:
 
     def NodePublishVolume(self, request: Any) -> Any:
         checks.required(request, "volume_id", "target_path", "volume_capability")
-        checks.path("target_path", request.target_path)
+        path = checks.path("target_path", request.target_path)
         checks.capability(request.volume_capability)
         if not request.staging_target_path:
             raise in_use("staging_target_path: required; this driver stages volumes first")
@@ -146,10 +145,10 @@ class Node:
             volume = self._depot.volume(request.volume_id)
             _refuse_kind(volume, request.volume_capability)
             stage = volume.stage
-            if stage is None or stage.path != request.staging_target_path.rstrip("/"):
+            if stage is None or stage.path != checks.clean(request.staging_target_path):
                 raise in_use(f"{volume.id} is not staged at {request.staging_target_path}; stage it first")
             read_only = request.readonly or checks.reads_only(request.volume_capability)
-            target = Target(request.target_path.rstrip("/"), read_only, str(request.volume_capability))
+            target = Target(path, read_only, str(request.volume_capability))
             self._refuse_other_target(volume, target, checks.several(request.volume_capability))
             rest = tuple(t for t in volume.targets if t.path != target.path)
             shown = self._depot.keep(amend(volume, targets=(*rest, target)))
@@ -194,10 +193,9 @@ class Node:
 
     def NodeUnpublishVolume(self, request: Any) -> Any:
         checks.required(request, "volume_id", "target_path")
-        checks.path("target_path", request.target_path)
+        path = checks.path("target_path", request.target_path)
         with self._depot.alone(request.volume_id):
             volume = self._depot.volume(request.volume_id)
-            path = request.target_path.rstrip("/")
             if any(t.path == path for t in volume.targets):
                 if volume.block or not binds.unbound(path, point=True):
                     self._remove(("mount", path))
@@ -219,7 +217,7 @@ class Node:
             size |= {"total": known.total, "used": known.used, "available": known.total - known.used}
         if volume.block:
             return answer(usage=[size])
-        if not mounted(request.volume_path.rstrip("/")):
+        if not mounted(checks.clean(request.volume_path)):
             raise Refused(CODE.NOT_FOUND, f"nothing is mounted at {request.volume_path}; publish it again")
         with translated(f"measure {request.volume_path}"):
             blocks, inodes = _usage(request.volume_path, size_unit, inode_unit)
@@ -239,7 +237,7 @@ class Node:
     def _shown_at(self, name: str, path: str) -> Volume:
         volume = self._depot.volume(name)
         places = {t.path for t in volume.targets} | ({volume.stage.path} if volume.stage else set())
-        if path.rstrip("/") not in places:
+        if checks.clean(path) not in places:
             raise missing(f"a place of {name}:", path)
         return volume
 

@@ -48,6 +48,69 @@ def test_what_could_not_be_published_is_not_published_by_the_next_start(driver: 
     assert mounts(driver.home) == [staging] and not target.exists()
 
 
+@pytest.mark.parametrize("parameters", ALL[:2], ids=lambda p: p["backend"])
+@pytest.mark.parametrize("size", [(1 << 63) - 1, (1 << 63) - 4095])
+def test_a_size_that_is_no_number_once_rounded_is_refused(
+    driver: Driver, parameters: dict[str, str], size: int
+) -> None:
+    """A claim of 8Ei is asked for as 2^63 - 1. Before, no list of volumes was answered any more."""
+    asked = {"capacity_range": {"required_bytes": size}}
+    more = {"name": "v", "volume_capabilities": [WRITER], "parameters": parameters}
+    assert driver.refused("CreateVolume", **asked, **more)[0] == "OUT_OF_RANGE"
+    volume = driver.create("small", parameters=parameters)
+    assert driver.refused("ControllerExpandVolume", volume_id=volume, **asked)[0] == "OUT_OF_RANGE"
+    assert volumes(driver) == [volume]
+
+
+def test_a_device_is_as_large_as_is_said(driver: Driver) -> None:
+    """It has whole sectors: what is between two of them cannot be had, and is not said to be."""
+    block = {"block": {}, "access_mode": {"mode": 1}}
+    for size, odd in ((4608, False), (5000, True)):
+        limits = {"capacity_range": {"required_bytes": size, "limit_bytes": size}}
+        more = {"name": f"v{size}", "volume_capabilities": [block], "parameters": ALL[0]}
+        if odd:
+            assert driver.refused("CreateVolume", **limits, **more)[0] == "OUT_OF_RANGE"
+            continue
+        made = driver.call("CreateVolume", **limits, **more).volume
+        with open(driver.publish(made.volume_id, capability=block), "rb") as device:
+            assert device.seek(0, os.SEEK_END) == made.capacity_bytes == size
+
+
+def test_a_volume_that_is_large_enough_is_not_grown(driver: Driver) -> None:
+    exact, few = ({"required_bytes": size, "limit_bytes": 5000} for size in (5000, 1))
+    more = {"name": "v", "volume_capabilities": [WRITER], "parameters": ALL[1]}
+    volume = driver.call("CreateVolume", **more, capacity_range=exact).volume.volume_id
+    for asked in (exact, few):
+        grown = driver.call("ControllerExpandVolume", volume_id=volume, capacity_range=asked)
+        assert grown.capacity_bytes == 5000
+
+
+def test_an_access_mode_that_there_is_not_is_refused(driver: Driver) -> None:
+    wanted = {"mount": {}, "access_mode": {"mode": 99}}
+    assert driver.refused("CreateVolume", name="v", volume_capabilities=[wanted])[0] == "INVALID_ARGUMENT"
+
+
+@pytest.mark.parametrize("path", ["a//b", "a/./b", "./a/b/", "/a/b/."])
+def test_a_path_that_is_written_otherwise_is_the_same(driver: Driver, path: str) -> None:
+    """It is mounted once, whoever asks how often, and seen by who asks for another target."""
+    (driver.home / "a").mkdir()
+    volume = driver.create(parameters=ALL[1])
+    staging = str(driver.stage(volume))
+    asked: dict[str, Any] = {
+        "volume_id": volume,
+        "staging_target_path": f"{staging}/.",
+        "volume_capability": WRITER,
+    }
+    for target in (path, path, "a/b"):
+        driver.call("NodePublishVolume", **asked, target_path=f"{driver.home}/{target}")
+        assert mounts(driver.home) == [staging, f"{driver.home}/a/b"]
+    other = driver.refused("NodePublishVolume", **asked, target_path=f"{driver.home}/a/c")
+    assert other[0] == "FAILED_PRECONDITION"
+    assert driver.call("NodeGetVolumeStats", volume_id=volume, volume_path=f"{driver.home}/{path}").usage
+    driver.call("NodeUnpublishVolume", volume_id=volume, target_path=f"{driver.home}/{path}")
+    assert mounts(driver.home) == [staging] and not (driver.home / "a/b").exists()
+
+
 def test_what_could_not_be_made_takes_no_room(tmp_path: Path) -> None:
     """A disk of 48 MiB, filled by others beside what was admitted: nothing is left of any call."""
     over = {"backend": "image", "overcommit": "true"}
