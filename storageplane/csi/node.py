@@ -35,7 +35,7 @@ _CAPABILITIES = (
     "STAGE_UNSTAGE_VOLUME", "GET_VOLUME_STATS", "EXPAND_VOLUME", "GET_VOLUME_HEALTH",
     "GET_STORAGE_HEALTH", "SINGLE_NODE_MULTI_WRITER",
 )  # fmt: skip
-_GENERIC = {"rw", "defaults"}
+_GENERIC = {"", "rw", "defaults", "_netdev", "nofail"}  # what mount(8) keeps to itself
 
 
 class Node:
@@ -273,8 +273,9 @@ def _refuse_kind(volume: Volume, capability: Any) -> None:
 
 
 def _flags(volume: Volume, capability: Any) -> tuple[str, ...]:
-    """Mount flags for the file system; a directory is shown as it is and takes none."""
-    flags = tuple(f for f in capability.mount.mount_flags if f not in _GENERIC)
+    """Mount flags for the file system, one or several in each; a directory is shown as it is, without."""
+    given = [flag for flags in capability.mount.mount_flags for flag in flags.split(",")]
+    flags = tuple(flag for flag in given if flag not in _GENERIC)
     if flags and not BACKENDS[volume.backend].images:
         raise invalid(f"mount_flags {', '.join(flags)}: a {volume.backend} takes none; use backend image")
     return flags

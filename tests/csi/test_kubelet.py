@@ -37,6 +37,19 @@ def test_what_could_not_be_staged_can_be_detached_and_deleted(driver: Driver, wh
     assert os.listdir(driver.root / "csi/data") == []
 
 
+def test_mount_options_are_those_of_mount(driver: Driver) -> None:
+    """As a StorageClass has them; those of a mount are its stage's, and so of every pod's."""
+    given = ["noatime", "nodev,nosuid", "noexec", "errors=remount-ro", "_netdev", "defaults"]
+    volume = driver.create(parameters=ALL[0])
+    wanted = {"mount": {"mount_flags": given}, "access_mode": {"mode": 1}}
+    for place in (driver.publish(volume, capability=wanted), driver.home / f"stage-{volume}"):
+        shown = subprocess.run(
+            ["findmnt", "-no", "OPTIONS", place], capture_output=True, text=True, check=True
+        )
+        have = set(shown.stdout.strip().split(","))
+        assert have >= {"rw", "noatime", "nodev", "nosuid", "noexec", "errors=remount-ro"}
+
+
 def test_what_could_not_be_published_is_not_published_by_the_next_start(driver: Driver) -> None:
     volume = driver.create(parameters=ALL[1])
     staging, target = str(driver.stage(volume)), driver.home / "pod/mount"
