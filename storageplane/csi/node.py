@@ -248,8 +248,10 @@ class Node:
             for fact in facts:
                 self._mounts.apply(Plan(add=(fact,)))
                 made.append(fact)
-        except NetplaneError:
+        except NetplaneError as exc:
             self._mounts.apply(Plan(remove=tuple(f.key for f in made if isinstance(f, Mount | Point))))
+            if isinstance(exc, KernelError) and exc.errno == errno.ELOOP:
+                raise invalid(f"{exc}; use the real path, for kubelet by its --root-dir") from exc
             raise
 
     def _remove_point(self, path: str) -> None:

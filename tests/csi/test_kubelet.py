@@ -50,6 +50,20 @@ def test_mount_options_are_those_of_mount(driver: Driver) -> None:
         assert have >= {"rw", "noatime", "nodev", "nosuid", "noexec", "errors=remount-ro"}
 
 
+def test_a_kubelet_whose_directory_is_a_link_is_told_what_to_do(driver: Driver) -> None:
+    (driver.home / "real").mkdir()
+    (driver.home / "kubelet").symlink_to("real")
+    volume, linked = driver.create(parameters=ALL[1]), f"{driver.home}/kubelet/place"
+    able = {"volume_id": volume, "volume_capability": WRITER}
+    staging = str(driver.stage(volume))
+    where = {"staging_target_path": staging, "target_path": linked}
+    code, words = driver.refused("NodePublishVolume", **able, **where)
+    assert code == "INVALID_ARGUMENT" and "kubelet: Too many levels" in words and "--root-dir" in words
+    driver.call("NodeUnstageVolume", volume_id=volume, staging_target_path=staging)
+    code, words = driver.refused("NodeStageVolume", **able, staging_target_path=linked)
+    assert code == "INVALID_ARGUMENT" and "--root-dir" in words
+
+
 def test_what_could_not_be_published_is_not_published_by_the_next_start(driver: Driver) -> None:
     volume = driver.create(parameters=ALL[1])
     staging, target = str(driver.stage(volume)), driver.home / "pod/mount"
