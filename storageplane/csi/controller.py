@@ -74,7 +74,7 @@ class Controller:
             except NetplaneError:
                 if fresh:  # whoever asked may ask another node now, and never for its end here
                     with suppress(NetplaneError):
-                        self._depot.discard(volume)
+                        self._depot.discard(amend(volume, phase="making"))
                 raise
         return volume
 

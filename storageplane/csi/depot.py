@@ -191,7 +191,7 @@ class Depot:
             self.volumes.sync()
             hollow = False
         if not hollow:
-            self._erase(volume.id, volume.backend)
+            self._erase(volume.id, volume.backend, volume.phase != "making")
         self._save_spare()
         self.volumes.remove(volume.id, synced=hollow)
 
@@ -294,15 +294,16 @@ class Depot:
         found = self.peek(self.volumes, name)
         return found.name if found is not None else ""
 
-    def drop(self, name: str) -> None:
+    def drop(self, name: str, whole: bool = True) -> None:
         """Remove the data; gone already: fine. Raises KernelError(EBUSY) while anything is mounted in it."""
         if self.trash.keeps or not tree.hollowed(self._at, name, ("tree",)):
-            self._erase(name)
+            self._erase(name, whole=whole)
         self._save_spare()
 
-    def _erase(self, name: str, backend: str = "") -> None:
+    def _erase(self, name: str, backend: str = "", whole: bool = True) -> None:
+        """What is not whole is worth no place in the trash."""
         path = f"csi/data/{name}"
-        if self.trash.keeps:
+        if self.trash.keeps and whole:
             self.trash.take(path, lambda: self._called(name))
         else:
             backends.erase(self.root, path, backend)

@@ -86,7 +86,7 @@ class Snapshots:
 
     def _remove(self, snapshot: Snapshot) -> None:
         self._depot.less(self._depot.snapshots, amend(snapshot, phase="removing"))
-        self._depot.drop(snapshot.id)
+        self._depot.drop(snapshot.id, snapshot.phase != "making")
         self._depot.snapshots.remove(snapshot.id)
 
     def ListSnapshots(self, request: Any) -> Any:
