@@ -27,8 +27,11 @@ def main() -> int:
     netns.make_private(mounts=True, network=False)
     with tempfile.TemporaryDirectory(prefix="bench-volumes-", dir="/var/tmp") as place:
         home = Path(place)
-        cycles(home)
-        volumes_data.measure(home)
+        try:
+            cycles(home)
+            volumes_data.measure(home)
+        finally:
+            rig.end_all()
     return 0
 
 

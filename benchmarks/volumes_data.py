@@ -41,6 +41,10 @@ Tool = Callable[[str, Stretch], float]  # "write" or "read": MiB a second
 
 def measure(home: Path) -> None:
     """Print the ratios; everything lies beneath ``home``."""
+    need, free = 3 * FILES * SIZE, shutil.disk_usage(home).free // rig.MIB
+    if need > free:
+        print(f"volumes: data needs {need} MiB beneath {home}, and {free} are free; left out")
+        return
     drivers = {name: rig.ours(home / f"data-{name}", name) for name in ("directory", "image")}
     volumes = {}
     for name, driver in drivers.items():
@@ -55,7 +59,9 @@ def measure(home: Path) -> None:
             (whole(file), whole(data["directory"] / "tree" / file.name))
             for file in files(drivers["directory"])
         ],
-        "image": [in_image(file, data["image"] / "image") for file in files(drivers["image"])],
+        "image": [
+            pair for file in files(drivers["image"]) if (pair := in_image(file, data["image"] / "image"))
+        ],
     }
     if shutil.which("fio"):
         compare(pairs, fio, 6, f"by fio, {DEPTH} blocks of 1 MiB at a time", barred=True)
@@ -75,20 +81,22 @@ def whole(file: Path) -> Stretch:
     return Stretch(file, 0, SIZE * rig.MIB)
 
 
-def in_image(file: Path, image: Path) -> tuple[Stretch, Stretch]:
-    """The longest run of a file's blocks, in the file and in the image, by whole MiB."""
+def in_image(file: Path, image: Path) -> tuple[Stretch, Stretch] | None:
+    """The longest run of a file's blocks, in the file and in the image, by whole MiB; None: it has none."""
     done = subprocess.run(["filefrag", "-v", str(file)], capture_output=True, text=True, check=True)
-    runs = re.findall(r"^ *\d+: +(\d+)\.\. *\d+: +(\d+)\.\. *\d+: +(\d+):", done.stdout, re.MULTILINE)
+    size, at, below = longest(done.stdout)
+    return (Stretch(file, at, size), Stretch(image, below, size)) if size else None
+
+
+def longest(said: str) -> tuple[int, int, int]:
+    """(bytes by whole MiB, where in the file, where below) of the longest run that filefrag says."""
+    runs = re.findall(r"^ *\d+: +(\d+)\.\. *\d+: +(\d+)\.\. *\d+: +(\d+):", said, re.MULTILINE)
+    block = re.search(r"blocks? of (\d+) bytes", said)
+    if not runs or not block:
+        return 0, 0, 0
     size, at, below = max((int(length), int(logical), int(physical)) for logical, physical, length in runs)
-    block = images_block(done.stdout)
-    size = size * block // rig.MIB * rig.MIB
-    return Stretch(file, at * block, size), Stretch(image, below * block, size)
-
-
-def images_block(said: str) -> int:
-    found = re.search(r"blocks? of (\d+) bytes", said)
-    assert found, said
-    return int(found[1])
+    each = int(block[1])
+    return size * each // rig.MIB * rig.MIB, at * each, below * each
 
 
 def compare(pairs: Pairs, tool: Tool, rounds: int, how: str, barred: bool) -> None:
@@ -96,10 +104,14 @@ def compare(pairs: Pairs, tool: Tool, rounds: int, how: str, barred: bool) -> No
     print(f"volumes: {FILES} files of {SIZE} MiB {how}, direct I/O, beside the same blocks below")
     for kind in KINDS:
         for name, must in (("directory", "1.0"), ("image", "0.9")):
+            both = pairs[name]
+            if not both:
+                print(f"  {kind:5}  {name:9}  no file lies in one piece of a MiB; left out")
+                continue
             rates: tuple[list[float], list[float]] = ([], [])
             for turn in range(rounds * FILES):
                 for which in (0, 1) if turn % 2 else (1, 0):  # nobody is always first
-                    rates[which].append(tool(kind, pairs[name][turn % FILES][which]))
+                    rates[which].append(tool(kind, both[turn % len(both)][which]))
             ratio = statistics.median(through / below for through, below in zip(*rates, strict=True))
             figures = "{:.0f} / {:.0f} MiB/s".format(*map(statistics.median, rates))
             bar = f"  must >= {must}" if barred else ""

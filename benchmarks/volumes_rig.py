@@ -36,6 +36,15 @@ PEER = "hostpathplugin"
 HOW = "csi-driver-host-path is not here: `make .venv/.peers` builds it where the Go modules can be had"
 
 
+STARTED: list[Driver] = []
+
+
+def end_all() -> None:
+    """Whatever came of it, no process stays."""
+    for driver in STARTED:
+        driver.end()
+
+
 class Driver:
     """A driver's process and a client; ``cycle(i)`` is one volume's life."""
 
@@ -44,7 +53,10 @@ class Driver:
         self.socket = home / "csi.sock"
         self.process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         give_up = time.monotonic() + 20
-        while not self.socket.exists() and time.monotonic() < give_up:
+        STARTED.append(self)
+        while not self.socket.exists():
+            if self.process.poll() is not None or time.monotonic() > give_up:
+                raise SystemExit(f"volumes: {argv[0]} does not listen at {self.socket}")
             time.sleep(0.01)
         self.client = Client(self.socket)
         self.staged = self.client.can("Node", "STAGE_UNSTAGE_VOLUME")
@@ -81,7 +93,7 @@ class Driver:
         self.client.call("DeleteVolume", volume_id=volume)
 
     def end(self) -> None:
-        self.client.close()
+        """Ended already: fine."""
         self.process.terminate()
         self.process.wait(10)
 

@@ -22,7 +22,7 @@ from netplane.reconcile.core import Core
 from netplane.store.base import Store
 
 from . import names
-from .claims import match, pulse
+from .claims import match, pulse, sources
 from .claims.bind import Binder
 from .claims.capture import OwnSnapshots, SnapshotData
 from .claims.ephemeral import Ephemerals
@@ -39,6 +39,7 @@ from .pods.upkeep import Keeper, Pods
 
 log = logging.getLogger(__name__)
 
+PATIENCE = 3.0  # seconds that a beat waits for the store's first list
 AGAIN = 60.0  # seconds: what a publication that was killed meanwhile may have left is looked for
 
 
@@ -115,12 +116,23 @@ class Agent:
         self.core.stop()
 
     def look_again(self) -> None:
-        for line in self._data.trash.empty():
-            log.info("%s", line)
+        """Not before the store's list is in: half of one says nothing of who needs what."""
+        self.core.wait_synced(PATIENCE)  # the first beat is as early as the list
+        if not self.core.snapshot().synced:
+            return
+        self.empty_the_trash()
         try:
             self.follow_the_journal()
         finally:
             self.grow_what_waits()
+
+    def empty_the_trash(self) -> None:
+        """Of what has lain there for long enough, and what nobody takes back."""
+        volumes = self.core.snapshot().list(PersistentVolume)
+        wanted = {v.metadata.annotations[names.SOURCE] for v in volumes if not sources.whole(v)}
+        trash = self._data.trash
+        for line in trash.empty(lambda t: trash.over(t) and f"{trash.folder}/{t.item}" not in wanted):
+            log.info("%s", line)
 
     def follow_the_journal(self) -> None:
         """What volumes say of this node's use of them, as its records have it, where either has changed."""

@@ -31,6 +31,7 @@ struct np_call *np_call_new(struct np_conn *c, int32_t stream)
 	call->conn = c;
 	call->stream = stream;
 	TAILQ_INSERT_TAIL(&c->calls, call, among);
+	np_rpc_owes(call);
 	return call;
 }
 
@@ -48,10 +49,13 @@ void np_call_gone(struct np_call *call)
 	TAILQ_REMOVE(&call->conn->calls, call, among);
 	call->conn = NULL;
 	pthread_cond_broadcast(&call->server->quiet);
+	if (call->state == NP_CALL_RUNNING)
+		return;
 	if (call->state == NP_CALL_WAITING)
 		TAILQ_REMOVE(&call->server->waiting, call, queue);
-	if (call->state != NP_CALL_RUNNING)
-		np_call_free(call);
+	else
+		TAILQ_REMOVE(&call->server->owing, call, queue);
+	np_call_free(call);
 }
 
 /* --- what comes in ---------------------------------------------------------------------------- */
@@ -182,6 +186,7 @@ int np_call_end(struct np_call *call)
 	if (call->have < NP_PREFIX || call->have < NP_PREFIX + call->size)
 		return np_call_refuse(call, NP_GRPC_INTERNAL, "the message is cut off");
 	call->state = NP_CALL_WAITING;
+	TAILQ_REMOVE(&call->server->owing, call, queue);
 	TAILQ_INSERT_TAIL(&call->server->waiting, call, queue);
 	return 0;
 }
@@ -190,7 +195,10 @@ int np_call_end(struct np_call *call)
 
 static int submit(struct np_call *call, const nghttp2_nv *pairs, size_t count, const nghttp2_data_provider *body)
 {
+	if (call->state == NP_CALL_ARRIVING)
+		TAILQ_REMOVE(&call->server->owing, call, queue);
 	call->state = NP_CALL_ANSWERED;
+	np_rpc_owes(call);
 	return nghttp2_submit_response(call->conn->session, call->stream, pairs, count, body) ? -ENOMEM : 0;
 }
 

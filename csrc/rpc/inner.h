@@ -13,15 +13,15 @@ enum { NP_GRPC_OK = 0, NP_GRPC_DEADLINE = 4, NP_GRPC_EXHAUSTED = 8, NP_GRPC_UNIM
 enum { NP_PREFIX = 5 }; /* bytes before a message: whether it is compressed, and its length */
 
 enum np_call_state {
-	NP_CALL_ARRIVING, /* headers and message come in */
+	NP_CALL_ARRIVING, /* headers and message come in; the client owes the rest */
 	NP_CALL_WAITING,  /* whole, in the server's queue */
 	NP_CALL_RUNNING,  /* with a thread */
-	NP_CALL_ANSWERED, /* the answer goes out; what still comes in is dropped */
+	NP_CALL_ANSWERED, /* the answer goes out, and the client is to read it; what still comes in is dropped */
 };
 
 struct np_call {
 	TAILQ_ENTRY(np_call) among; /* its connection's */
-	TAILQ_ENTRY(np_call) queue; /* those that wait */
+	TAILQ_ENTRY(np_call) queue; /* those that wait, or those whose client owes us something */
 	struct np_rpc *server;
 	struct np_conn *conn;       /* NULL: it is gone, or the call was cancelled; nobody waits for the answer */
 	int32_t stream;
@@ -30,6 +30,7 @@ struct np_call {
 	int begun;                  /* the headers are whole */
 	int bad_timeout;
 	uint64_t deadline;          /* of np_now, 0: none */
+	uint64_t due;               /* of np_now: what its client owes */
 	size_t headers;             /* bytes of them */
 	char *path;
 	uint8_t prefix[NP_PREFIX];
@@ -61,6 +62,8 @@ struct np_rpc {
 	int listener;               /* -1: stopped */
 	int deaf;                   /* the listener is not watched: there are too many connections */
 	int epoll, bell;            /* bell: an eventfd; each ring wakes one thread that waits */
+	int clock, ticking;         /* a timerfd, for the first of those that owe */
+	uint64_t patience;          /* with them, nanoseconds */
 	int most, running, threads; /* calls at a time, now; threads that wait for one */
 	int over;
 	size_t held;
@@ -69,6 +72,7 @@ struct np_rpc {
 	struct np_conn *slot[NP_RPC_CONNECTIONS];
 	uint32_t taken[NP_RPC_CONNECTIONS]; /* a slot, so often: an event of who was there before is nobody's */
 	struct np_calls waiting;
+	struct np_calls owing;      /* ARRIVING and ANSWERED; the first is due first */
 	struct np_call *given[NP_RPC_THREADS];
 };
 
@@ -103,5 +107,6 @@ void np_conn_close(struct np_conn *c);
 /* --- server.c --------------------------------------------------------------------------------- */
 
 void np_rpc_listen(struct np_rpc *s, int on);
+void np_rpc_owes(struct np_call *call);
 
 #endif

@@ -34,7 +34,7 @@ struct np_rpc_request {
 
 struct np_rpc;
 
-struct np_rpc *np_rpc_open(int listener, int most, int *error);
+struct np_rpc *np_rpc_open(int listener, int most, int patience, int *error);
 int np_rpc_next(struct np_rpc *s, struct np_rpc_request *request);
 void np_rpc_reply(struct np_rpc *s, uint32_t token, int status, const uint8_t *bytes, size_t size);
 int np_rpc_stop(struct np_rpc *s, int grace, int patience);

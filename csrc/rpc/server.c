@@ -6,6 +6,7 @@
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
+#include <sys/timerfd.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -13,6 +14,7 @@
 
 #define BELL UINT64_MAX
 #define LISTENER (UINT64_MAX - 1)
+#define CLOCK (UINT64_MAX - 2)
 enum { ACCEPTS = 64 };
 
 /* Every event wakes one thread, the one that began to wait last (edges, one at a time). */
@@ -37,8 +39,9 @@ static int init_locks(struct np_rpc *s)
 }
 
 /* The listener is bound, listens, does not block, and is the server's from now on. most: calls at a time;
- * one thread more keeps the sockets served while all are at work. NULL: *error is a negative errno. */
-struct np_rpc *np_rpc_open(int listener, int most, int *error)
+ * one thread more keeps the sockets served while all are at work. patience: milliseconds in which a client has
+ * said its whole message, and then has read the answer. NULL: *error is a negative errno. */
+struct np_rpc *np_rpc_open(int listener, int most, int patience, int *error)
 {
 	struct np_rpc *s = calloc(1, sizeof(*s));
 
@@ -49,15 +52,20 @@ struct np_rpc *np_rpc_open(int listener, int most, int *error)
 	}
 	s->listener = listener;
 	s->most = most < 1 ? 1 : most > NP_RPC_THREADS ? NP_RPC_THREADS : most;
+	s->patience = (uint64_t)(patience < 1 ? 1 : patience) * 1000000;
 	TAILQ_INIT(&s->conns);
 	TAILQ_INIT(&s->waiting);
+	TAILQ_INIT(&s->owing);
 	s->epoll = epoll_create1(EPOLL_CLOEXEC);
 	s->bell = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	*error = s->epoll < 0 || s->bell < 0 ? -errno : 0;
+	s->clock = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
+	*error = s->epoll < 0 || s->bell < 0 || s->clock < 0 ? -errno : 0;
 	if (!*error)
 		*error = init_locks(s);
 	if (!*error)
 		*error = watch(s, EPOLL_CTL_ADD, s->bell, BELL);
+	if (!*error)
+		*error = watch(s, EPOLL_CTL_ADD, s->clock, CLOCK);
 	if (!*error)
 		*error = watch(s, EPOLL_CTL_ADD, listener, LISTENER);
 	if (!*error)
@@ -77,6 +85,8 @@ void np_rpc_close(struct np_rpc *s)
 		close(s->epoll);
 	if (s->bell >= 0)
 		close(s->bell);
+	if (s->clock >= 0)
+		close(s->clock);
 	pthread_cond_destroy(&s->quiet);
 	pthread_mutex_destroy(&s->lock);
 	free(s);
@@ -140,6 +150,54 @@ static void let_in(struct np_rpc *s)
 	}
 }
 
+/* --- clients that keep us waiting ------------------------------------------------------------- */
+
+/* The clock ticks for the first that is due. It is not stopped when that one is through, so that a call costs
+ * no system call: it finds then who is first by now, or nobody. */
+static void tick(struct np_rpc *s)
+{
+	struct np_call *first = TAILQ_FIRST(&s->owing);
+	struct itimerspec when = { .it_value = { .tv_nsec = 0 } };
+
+	s->ticking = first != NULL;
+	if (!first)
+		return;
+	when.it_value.tv_sec = (time_t)(first->due / 1000000000);
+	when.it_value.tv_nsec = (long)(first->due % 1000000000);
+	timerfd_settime(s->clock, TFD_TIMER_ABSTIME, &when, NULL);
+}
+
+/* From now on its client owes us a message, or the reading of an answer. */
+void np_rpc_owes(struct np_call *call)
+{
+	struct np_rpc *s = call->server;
+
+	call->due = np_now() + s->patience;
+	TAILQ_INSERT_TAIL(&s->owing, call, queue);
+	if (!s->ticking)
+		tick(s);
+}
+
+/* Whose message is not whole in time is answered so; who then does not read, or sends no whole headers, is
+ * hung up on. */
+static void call_in(struct np_rpc *s)
+{
+	struct np_call *call;
+	uint64_t now = np_now();
+
+	while ((call = TAILQ_FIRST(&s->owing)) && call->due <= now) {
+		struct np_conn *c = call->conn;
+
+		if (call->state == NP_CALL_ANSWERED || !call->begun ||
+		    np_call_refuse(call, NP_GRPC_DEADLINE, "its message did not come in time"))
+			np_conn_close(c);
+		else
+			np_conn_flush(c);
+	}
+	tick(s);
+	np_rpc_listen(s, 1);
+}
+
 /* --- calls ------------------------------------------------------------------------------------ */
 
 static void ring(struct np_rpc *s)
@@ -185,6 +243,10 @@ static void serve(struct np_rpc *s)
 		return;
 	if (e.data.u64 == LISTENER) {
 		let_in(s);
+		return;
+	}
+	if (e.data.u64 == CLOCK) {
+		call_in(s);
 		return;
 	}
 	c = s->slot[(uint32_t)e.data.u64];

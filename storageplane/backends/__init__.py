@@ -32,12 +32,13 @@ from __future__ import annotations
 
 import fcntl
 import os
+import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from netplane.model.errors import Invalid, Unavailable
+from netplane.model.errors import Invalid, NetplaneError, Unavailable
 from netplane.model.facts import Fact
 from netplane.model.storage_facts import Data, Directory, Mount
 
@@ -51,6 +52,8 @@ from .tmpfs import Tmpfs
 BACKENDS: dict[str, Backend] = {b.name: b for b in (InDirectory(), InImage(), Btrfs(), Tmpfs())}
 PARAMETERS = ("backend", "fsType", "overcommit")
 BLOCK = 4096  # sizes are multiples of it
+admission = threading.Lock()  # between asking what is free and taking it nobody else may ask
+_under_way: list[tuple[Path, str, int]] = []  # copies of this process: root, what they draw on, bytes
 
 
 class Machine(NamedTuple):
@@ -179,20 +182,41 @@ def there(root: Path, data: Data) -> bool:
     return (root / data.path if directory else BACKENDS[data.backend].content(place(root, data))).exists()
 
 
-def refuse_crowding(root: Path, data: Data) -> None:
-    """Raises Unavailable when a copy of a volume would take room that other volumes were promised.
+@contextmanager
+def copying(root: Path, data: Data) -> Iterator[None]:
+    """While a volume is copied nobody else is promised the room for it. Raises Unavailable where others were.
 
     Where the disk shares blocks that is what the source needs to be written again.
     """
+    draws = BACKENDS[data.backend].draws or "disk"
+    need = 0 if there(root, data) else _costs(root, data)  # a walk, which keeps nobody waiting
+    with ExitStack() as stack:
+        with admission:
+            if need > (have := free(root, draws)):
+                raise Unavailable(f"ResourceExhausted: {crowded(need, have, draws)}; free some")
+            stack.enter_context(reserved(root, {draws: need}))
+        yield
+
+
+def _costs(root: Path, data: Data) -> int:
     if data.backend == "directory":
-        need, draws = copied(root, root / data.source), "disk"
-    else:
-        backend = BACKENDS[data.backend]
-        need = backend.costs(Place(root, data.source, data.size, data.fstype, data.block))
-        draws = backend.draws
-    have = memory(root) if draws == "memory" else room(root)
-    if need > have:
-        raise Unavailable(f"ResourceExhausted: {crowded(need, have, draws)}; free some")
+        return copied(root, root / data.source)
+    return BACKENDS[data.backend].costs(Place(root, data.source, data.size, data.fstype, data.block))
+
+
+@contextmanager
+def reserved(root: Path, needs: Mapping[str, int]) -> Iterator[None]:
+    """These bytes are promised meanwhile, by what they draw on; under `admission`, after `free` was asked.
+
+    What is written of them counts twice till then, which errs to the safe side.
+    """
+    mine = [(root, draws, need) for draws, need in needs.items()]
+    _under_way.extend(mine)
+    try:
+        yield
+    finally:
+        for one in mine:
+            _under_way.remove(one)
 
 
 def crowded(need: int, have: int, draws: str) -> str:
@@ -207,7 +231,11 @@ def _fill_directory(root: Path, data: Data) -> None:
     tree.remove(root, fresh)
     tree.make(root, fresh, 0o700)
     tree.make(root, os.path.dirname(data.path), 0o755)
-    images.copy_tree(root / data.source, root / fresh)
+    try:
+        images.copy_tree(root / data.source, root / fresh)
+    except NetplaneError:
+        tree.remove(root, fresh)  # on a full disk others need the room
+        raise
     with (
         tree.parent(root, fresh) as (source, old),
         tree.parent(root, data.path) as (target, new),
@@ -268,6 +296,10 @@ def locked(root: Path, home: str) -> Iterator[None]:
 # --- room ------------------------------------------------------------------------------------------
 
 
+def free(root: Path, draws: str) -> int:
+    return memory(root) if draws == "memory" else room(root)
+
+
 def room(root: Path) -> int:
     """Bytes of the root's disk that may still be promised.
 
@@ -288,7 +320,8 @@ def memory(root: Path) -> int:
 def promised(root: Path, what: str) -> int:
     """Bytes of "disk" or "memory" that the volumes may take beyond what they have."""
     homes = [home for top in ("volumes", "csi/data") for home in _homes(root, top)]
-    return sum(b.promised(root, homes) for b in BACKENDS.values() if b.draws == what)
+    copies = sum(need for where, draws, need in list(_under_way) if (where, draws) == (root, what))
+    return copies + sum(b.promised(root, homes) for b in BACKENDS.values() if b.draws == what)
 
 
 def _homes(root: Path, top: str) -> list[str]:

@@ -192,13 +192,13 @@ class SnapshotData:
         if kept is None or not backends.there(self.root, _data(kept)):  # the volume may have grown meanwhile
             kept = self._record(handle, content.spec.source.volume_handle)
         data = _data(kept)
-        backends.refuse_crowding(self.root, data)
-        created = time.time()
         with (
+            backends.copying(self.root, data),
             self._timed("snapshot_create", kept.backend),
             progress.telling(copy_size(self.root, data), lambda work: self._tell(content, work)),
             freeze.still(self.root / data.source / "image"),
         ):
+            created = time.time()
             backends.fill(self.root, data)
         whole: Kept = amend(kept, phase="ready", created=created)
         self._shelf.put(handle, whole)
@@ -221,8 +221,7 @@ class SnapshotData:
         ref = content.spec.volume_snapshot_ref
         found = self._store.get(Key("VolumeSnapshot", ref.namespace, ref.name))
         if found is not None:
-            with suppress(NetplaneError):
-                self._store.put(events.told(found, "snapshot", ("CreatingSnapshot", f"copying: {work}")))
+            events.tell(self._store, found, "snapshot", ("CreatingSnapshot", f"copying: {work}"))
 
     # --- removing -----------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ Rule 2: what is taken back from the trash is moved.
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 from netplane.model.base import Key
@@ -74,7 +74,9 @@ class Copies:
         if folder == TRASH:
             self._trash.restore(item, fact.path)
             return
-        with freeze.still(self._root / fact.source / "image"):
+        promised = fact.backend != "directory"  # its size, when it was admitted
+        room = nullcontext() if promised or fact.overcommit else backends.copying(self._root, fact)
+        with room, freeze.still(self._root / fact.source / "image"):
             backends.fill(self._root, fact)
 
 
@@ -83,9 +85,8 @@ def say(store: Writer, key: Key, reason: str, message: str) -> None:
     volume = store.get(key)
     ref = volume.spec.claim_ref if isinstance(volume, PersistentVolume) else None
     claim = store.get(Key("PersistentVolumeClaim", ref.namespace, ref.name)) if ref else None
-    with suppress(NetplaneError):
-        if claim is not None:
-            store.put(events.told(claim, "provision", (reason, message)))
+    if claim is not None:
+        events.tell(store, claim, "provision", (reason, message))
 
 
 def copy_size(root: Path, fact: Data) -> int:

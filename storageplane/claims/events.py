@@ -10,13 +10,17 @@ Source of the words: kubernetes pkg/controller/volume/events, the external provi
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 
 from netplane.model.base import Key, Object, ObjectMeta, amend
 from netplane.model.changes import Delete, Put, Write
+from netplane.model.errors import NetplaneError
 from netplane.model.nodes import Event, EventSource
 from netplane.model.services import ObjectReference
 from netplane.model.snapshot import Snapshot
+
+from .writer import Writer
 
 COMPONENT = "storageplane"
 CALM = frozenset((
@@ -34,13 +38,25 @@ def note(obj: Object, slot: str, said: Said | None, snapshot: Snapshot) -> Itera
     if said is None:
         if have is not None:
             yield Delete(key)
-    elif have is None or (have.reason, have.message, have.involved_object.uid) != (*said, obj.metadata.uid):
+    elif not _stands(have, obj, said):
         yield Put(_told(obj, have, said, key), have.revision if have else 0)
 
 
 def told(obj: Object, slot: str, said: Said) -> Event:
     """The Event itself, for an edge that has no snapshot."""
     return _told(obj, None, said, key_of(obj, slot))
+
+
+def tell(store: Writer, obj: Object, slot: str, said: Said) -> None:
+    """Write that, unless it stands there already; that it cannot be said stops nothing."""
+    if not _stands(store.get(key_of(obj, slot)), obj, said):
+        with suppress(NetplaneError):
+            store.put(told(obj, slot, said))
+
+
+def _stands(have: Object | None, obj: Object, said: Said) -> bool:
+    now = (*said, obj.metadata.uid)
+    return isinstance(have, Event) and (have.reason, have.message, have.involved_object.uid) == now
 
 
 def forget(namespace: str, name: str, slots: tuple[str, ...], snapshot: Snapshot) -> Iterator[Write]:

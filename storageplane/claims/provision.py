@@ -244,8 +244,9 @@ def data_of(volume: PersistentVolume) -> Data:
     """The data that one of our volumes is to have."""
     path, backend = f"{names.FILESYSTEM_DIR}/{volume.name}", backend_of(volume)
     source = "" if sources.whole(volume) else volume.metadata.annotations[names.SOURCE]
+    over = names.OVERCOMMIT in volume.metadata.annotations
     if backend == "directory":
-        return Data(path=path, source=source)
+        return Data(path=path, source=source, overcommit=over and bool(source))
     return Data(
         path=path,
         backend=backend,
@@ -253,7 +254,7 @@ def data_of(volume: PersistentVolume) -> Data:
         fstype=volume.spec.local.fs_type if volume.spec.local else "",
         block=volume.spec.volume_mode == "Block",
         source=source,
-        overcommit=names.OVERCOMMIT in volume.metadata.annotations,
+        overcommit=over,
     )
 
 

@@ -6,10 +6,11 @@ from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
-from .protocol import number, word
+from .protocol import word
 from .refusal import CODE, Refused, invalid
 
 STRING, MAP = 128, 4096  # bytes; paths are exempt
+LARGEST = (1 << 63) - 4096  # bytes; rounded up it is still a number of CSI's
 MODE = "VolumeCapability.AccessMode.Mode"
 _PATHS = {"staging_target_path", "target_path", "volume_path", "mount_flags"}
 _SEVERAL = {
@@ -79,18 +80,28 @@ def required(request: Any, *fields: str) -> None:
             raise invalid(f"{name}: required")
 
 
-def path(name: str, value: str) -> None:
+def path(name: str, value: str) -> str:
+    """The path as mountinfo shows it. Raises Refused."""
     parts = value.split("/")
     if not value.startswith("/") or ".." in parts or "\0" in value or len(value) > 4096:
         raise invalid(f"{name}: {value!r:.80} must be an absolute path without '..'")
+    return clean(value)
+
+
+def clean(value: str) -> str:
+    """Without the slashes and dots that mean nothing."""
+    return "/" + "/".join(part for part in value.split("/") if part not in ("", "."))
 
 
 def capability(found: Any, where: str = "volume_capability") -> None:
     """An access type and an access mode that a volume of one node can have. Raises Refused."""
     if not found.WhichOneof("access_type"):
         raise invalid(f"{where}: access type mount or block is required")
-    if found.access_mode.mode == number(MODE, "UNKNOWN"):
+    mode = word(MODE, found.access_mode.mode)
+    if mode == "UNKNOWN":
         raise invalid(f"{where}.access_mode: required")
+    if mode.isdigit():
+        raise invalid(f"{where}.access_mode: {mode} is none that CSI has")
 
 
 def capabilities(found: Iterable[Any]) -> bool:
@@ -118,6 +129,8 @@ def reads_only(found: Any) -> bool:
 def capacity(found: Any) -> tuple[int, int]:
     """(required, limit) of a CapacityRange; 0: none. Raises Refused(OUT_OF_RANGE)."""
     need, limit = found.required_bytes, found.limit_bytes
+    if need > LARGEST:
+        raise Refused(CODE.OUT_OF_RANGE, f"capacity_range.required_bytes {need}: no volume is as large")
     if need < 0 or limit < 0 or (limit and limit < need):
         raise Refused(
             CODE.OUT_OF_RANGE,

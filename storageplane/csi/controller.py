@@ -7,10 +7,11 @@ cut-off call stopped. The codes are those of the specification's tables.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
 
 from netplane.model.base import amend
+from netplane.model.errors import NetplaneError
 
 from .. import backends
 from ..backends import BACKENDS, Choice
@@ -62,12 +63,19 @@ class Controller:
             if volume is not None and volume.phase == "removing":  # a deletion that was cut off: finished
                 self._depot.discard(volume)
                 volume = None
+            fresh = volume is None or volume.phase == "making"
             if volume is None:
                 volume = self._admit((name, request.name), want, source_id, source)
             self._refuse_other(volume, want, source_id)
-            if volume.phase == "making":
-                volume = self._whole(volume, source)
-            self._provision(volume)
+            try:
+                if volume.phase == "making":
+                    volume = self._whole(volume, source)
+                self._provision(volume)
+            except NetplaneError:
+                if fresh:  # whoever asked may ask another node now, and never for its end here
+                    with suppress(NetplaneError):
+                        self._depot.discard(amend(volume, phase="making"))
+                raise
         return volume
 
     def _whole(self, volume: Volume, source: Volume | Snapshot | None) -> Volume:
@@ -243,7 +251,7 @@ class Controller:
         need, limit = checks.capacity(request.capacity_range)
         with self._depot.alone(request.volume_id):
             volume = self._depot.volume(request.volume_id)
-            size = max(volume.size, backends.rounded(need))
+            size = volume.size if need <= volume.size else self._larger(volume, need, limit)
             if limit and size > limit:
                 message_ = f"capacity_range.limit_bytes {limit}: {volume.id} has {size}; volumes only grow"
                 raise Refused(CODE.OUT_OF_RANGE, message_)
@@ -252,6 +260,11 @@ class Controller:
         return message("ControllerExpandVolumeResponse")(
             capacity_bytes=volume.size, node_expansion_required=onward
         )
+
+    @staticmethod
+    def _larger(volume: Volume, need: int, limit: int) -> int:
+        whole = backends.rounded(need)
+        return need if limit and whole > limit and wish.exact(volume.backend, need) else whole
 
     def _grown(self, volume: Volume, size: int) -> Volume:
         if size == volume.size:

@@ -20,8 +20,8 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -93,8 +93,6 @@ class Depot:
         self.snapshots = Shelf(self.root / "csi" / "snapshots", Snapshot, ADVICE)
         self.groups = Shelf(self.root / "csi" / "groups", Group, ADVICE)
         self._busy: set[str] = set()
-        self._admission = threading.Lock()
-        self._copies: tuple[dict[str, int], ...] = ()  # under way: bytes by what they draw on
         self._lock = threading.Lock()
         self.data.mkdir(mode=0o700, parents=True, exist_ok=True)
         for shelf in (self.volumes, self.snapshots, self.groups):
@@ -140,7 +138,12 @@ class Depot:
 
     def peek(self, shelf: Records[R], name: str) -> R | None:
         """The record, in whatever phase; None for what cannot be an id of ours."""
-        return shelf.get(name) if _ID.fullmatch(name) else None
+        return shelf.get(name) if self.ours(name) else None
+
+    @staticmethod
+    def ours(name: str) -> bool:
+        """Whether this is an id as we make them."""
+        return _ID.fullmatch(name) is not None
 
     def keep(self, volume: Volume) -> Volume:
         """Write it down, durably where it outlives the machine. Raises KernelError."""
@@ -188,7 +191,7 @@ class Depot:
             self.volumes.sync()
             hollow = False
         if not hollow:
-            self._erase(volume.id, volume.backend)
+            self._erase(volume.id, volume.backend, volume.phase != "making")
         self._save_spare()
         self.volumes.remove(volume.id, synced=hollow)
 
@@ -232,19 +235,15 @@ class Depot:
         making = [v for v in self.volumes.all() if v.phase == "making" and not self.place(v).overcommit]
         drawn = [v for v in making if BACKENDS[v.backend].draws == draws]
         promised = sum(v.size for v in drawn if not self.content(v).exists())
-        left = backends.room(self.root) if draws == "disk" else backends.memory(self.root)
-        copied = sum(copy.get(draws, 0) for copy in self._copies)
-        return max(0, left - promised - copied)
+        return max(0, backends.free(self.root, draws) - promised)
 
     def machine(self) -> Machine:
         """What the machine has; what is free is asked anew at each admission."""
         return self._machine
 
-    @contextmanager
-    def admission(self) -> Iterator[None]:
+    def admission(self) -> AbstractContextManager[object]:
         """Between asking `free` and writing the record nobody else may ask."""
-        with self._admission:
-            yield
+        return backends.admission
 
     @contextmanager
     def copying(self, sources: Sequence[Volume | Snapshot], over: bool | None = None) -> Iterator[None]:
@@ -253,18 +252,15 @@ class Depot:
         ``over``: whether the copies overcommit; None: each as its source. Raises Refused(RESOURCE_EXHAUSTED)
         where others were promised it before.
         """
-        with self.admission():
-            needs = self._needed(sources, over)
-            with self._lock:
-                self._copies = (*self._copies, needs)
-        try:
+        needs = self._needed(sources, over)  # a walk, which keeps nobody waiting
+        with ExitStack() as stack:
+            with self.admission():
+                self._refuse_crowding(needs)
+                stack.enter_context(backends.reserved(self.root, needs))
             yield
-        finally:
-            with self._lock:
-                self._copies = tuple(other for other in self._copies if other is not needs)
 
     def _needed(self, sources: Sequence[Volume | Snapshot], over: bool | None) -> dict[str, int]:
-        """What copies of these take, by what they draw on. Raises Refused(RESOURCE_EXHAUSTED)."""
+        """What copies of these take, by what they draw on."""
         needs: dict[str, int] = {}
         for source in sources:
             backend, place = BACKENDS[source.backend], self.place(source)
@@ -272,12 +268,14 @@ class Depot:
             if over is not None:
                 place = place._replace(overcommit=over)
             needs[draws] = needs.get(draws, 0) + backend.costs(place)
+        return needs
+
+    def _refuse_crowding(self, needs: Mapping[str, int]) -> None:
         for draws, need in needs.items():
             if need > (have := self.free(draws)):
                 advice = "remove something, or use a StorageClass with overcommit"
                 message = f"{backends.crowded(need, have, draws)}; {advice}"
                 raise Refused(CODE.RESOURCE_EXHAUSTED, message)
-        return needs
 
     def fill(self, new: Volume | Snapshot, source: Volume | Snapshot | None) -> None:
         """Make the data: empty, or a copy. Done already: fine. Raises KernelError, Invalid."""
@@ -296,15 +294,16 @@ class Depot:
         found = self.peek(self.volumes, name)
         return found.name if found is not None else ""
 
-    def drop(self, name: str) -> None:
+    def drop(self, name: str, whole: bool = True) -> None:
         """Remove the data; gone already: fine. Raises KernelError(EBUSY) while anything is mounted in it."""
         if self.trash.keeps or not tree.hollowed(self._at, name, ("tree",)):
-            self._erase(name)
+            self._erase(name, whole=whole)
         self._save_spare()
 
-    def _erase(self, name: str, backend: str = "") -> None:
+    def _erase(self, name: str, backend: str = "", whole: bool = True) -> None:
+        """What is not whole is worth no place in the trash."""
         path = f"csi/data/{name}"
-        if self.trash.keeps:
+        if self.trash.keeps and whole:
             self.trash.take(path, lambda: self._called(name))
         else:
             backends.erase(self.root, path, backend)

@@ -1,7 +1,8 @@
 """The health calls of CSI 1.13: what is wrong with a volume, from its controller and from its node.
 
 A volume whose data is gone is DATA_LOSS; one that is recorded as staged or published but is not mounted,
-or whose mount does not answer, is INACCESSIBLE on this node; a root that is nearly full is DEGRADED.
+or whose mount does not answer, is INACCESSIBLE on this node; one that has become read-only is DEGRADED, as a
+root that is nearly full is.
 """
 
 from __future__ import annotations
@@ -79,10 +80,15 @@ class Health:
                 why = f"{path}: nothing is mounted there (a reboot?); stage and publish it again"
                 return ("INACCESSIBLE", "NotMounted", why)
             try:
-                os.statvfs(path)
+                found = os.statvfs(path)
             except OSError as exc:
                 why = f"{path}: {exc.strerror}; unpublish and publish it again"
                 return ("INACCESSIBLE", "MountCorrupted", why)
+            stage = volume.stage
+            writable = stage is not None and stage.path == path and "ro" not in stage.options
+            if writable and found.f_flag & os.ST_RDONLY:
+                why = f"{path} has become read-only (an I/O error?): see the kernel's log, and stage it anew"
+                return ("DEGRADED", "ReadOnly", why)
         return None
 
     def _shown(self, volume: Volume, found: tuple[str, str, str] | None) -> dict[str, Any]:

@@ -5,14 +5,17 @@ The orchestrator chooses such a volume's id, and says so: volume_context[csi.sto
 root; so crashes, reboots and full disks are met as for others.
 
 Rule 1: a publication that fails takes back what it made; one that was there before stays.
-Rule 2: with its last target goes the volume. What a crash left of it goes with the next call.
-Rule 3: no list of volumes shows it: nobody but its pod has it.
+Rule 2: with its last target goes the volume. What a crash left of it goes with the next call; a call that is
+        made again finds nothing, and that is fine: kubelet makes it until it is answered.
+Rule 3: no list of volumes shows it, and no call from outside finds it by its id in here (`named`): nobody
+        but its pod has it.
 Source: kubernetes-csi docs, "CSI ephemeral inline volumes"; kubernetes pkg/volume/csi.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -72,11 +75,12 @@ class Inline:
 
     def NodeUnpublishVolume(self, request: Any) -> Any:
         volume = self._known(request.volume_id)
-        if volume is None:
+        if volume is None and (not request.volume_id or self._depot.ours(request.volume_id)):
             return self._node.NodeUnpublishVolume(request)
         checks.required(request, "target_path")
         checks.path("target_path", request.target_path)
-        self._gone(volume.id, request.target_path)
+        if volume is not None:  # else it went with this call, made before
+            self._gone(volume.id, request.target_path)
         return message("NodeUnpublishVolumeResponse")()
 
     def _gone(self, name: str, target: str) -> None:
@@ -109,12 +113,29 @@ class Inline:
         answer.volume_health.volume_id = request.volume_id
         return answer
 
+    def named(self, request: Any) -> str:
+        """The id in here of such a volume, where a call from outside says it; else ""."""
+        own = (i for i in _ids(request) if i.startswith(f"{INLINE}-"))
+        return next((i for i in own if self._depot.peek(self._depot.volumes, i) is not None), "")
+
     def _known(self, handle: str) -> Volume | None:
         """By the orchestrator's id."""
         return self._depot.peek(self._depot.volumes, id_of(INLINE, handle))
 
     def _staging(self, name: str) -> str:
         return f"{self._depot.root}/{_FOLDER}/{name}"
+
+
+def _ids(request: Any) -> Iterator[str]:
+    """The ids of volumes that a request says."""
+    fields = request.DESCRIPTOR.fields_by_name
+    for name in ("volume_id", "source_volume_id"):
+        if name in fields:
+            yield getattr(request, name)
+    if "source_volume_ids" in fields:
+        yield from request.source_volume_ids
+    if "volume_content_source" in fields:
+        yield request.volume_content_source.volume.volume_id
 
 
 def _asked(request: Any) -> Any:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
+from contextlib import suppress
 from typing import Any
 
 from netplane.model.base import amend
@@ -34,7 +35,7 @@ _CAPABILITIES = (
     "STAGE_UNSTAGE_VOLUME", "GET_VOLUME_STATS", "EXPAND_VOLUME", "GET_VOLUME_HEALTH",
     "GET_STORAGE_HEALTH", "SINGLE_NODE_MULTI_WRITER",
 )  # fmt: skip
-_GENERIC = {"rw", "defaults"}
+_GENERIC = {"", "rw", "defaults", "_netdev", "nofail"}  # what mount(8) keeps to itself
 
 
 class Node:
@@ -62,17 +63,30 @@ class Node:
 
     def NodeStageVolume(self, request: Any) -> Any:
         checks.required(request, "volume_id", "staging_target_path", "volume_capability")
-        checks.path("staging_target_path", request.staging_target_path)
+        path = checks.path("staging_target_path", request.staging_target_path)
         checks.capability(request.volume_capability)
         with self._depot.alone(request.volume_id):
             volume = self._depot.volume(request.volume_id)
             _refuse_kind(volume, request.volume_capability)
-            path, options = request.staging_target_path.rstrip("/"), _flags(volume, request.volume_capability)
+            options = _flags(volume, request.volume_capability)
             stage = Stage(path, str(request.volume_capability), options, boot())
             self._refuse_other_stage(volume, stage)
-            volume = self._depot.keep(amend(volume, stage=stage))
-            self.bring_up(volume)
+            free = syscalls.mount_root(path) is False
+            staged = self._depot.keep(amend(volume, stage=stage))
+            try:
+                self.bring_up(staged)
+            except NetplaneError:
+                if volume.stage is None:  # kubelet takes it for not staged, and never unstages it
+                    self._forget(volume, path if free else "")
+                raise
         return message("NodeStageVolumeResponse")()
+
+    def _forget(self, before: Volume, path: str = "") -> None:
+        """The record as it was before a call that failed, without what that has mounted at a path."""
+        with suppress(NetplaneError):
+            if path and mounted(path):
+                self._remove(("mount", path))
+            self._depot.less(self._depot.volumes, before)
 
     def _refuse_other_stage(self, volume: Volume, stage: Stage) -> None:
         have = volume.stage
@@ -106,10 +120,9 @@ class Node:
 
     def NodeUnstageVolume(self, request: Any) -> Any:
         checks.required(request, "volume_id", "staging_target_path")
-        checks.path("staging_target_path", request.staging_target_path)
+        path = checks.path("staging_target_path", request.staging_target_path)
         with self._depot.alone(request.volume_id):
             volume = self._depot.volume(request.volume_id)
-            path = request.staging_target_path.rstrip("/")
             if volume.stage is not None and volume.stage.path == path:
                 if any(mounted(t.path) for t in volume.targets):
                     raise in_use(f"{volume.id} is published at {volume.targets[0].path}; unpublish it first")
@@ -124,7 +137,7 @@ class Node:
 
     def NodePublishVolume(self, request: Any) -> Any:
         checks.required(request, "volume_id", "target_path", "volume_capability")
-        checks.path("target_path", request.target_path)
+        path = checks.path("target_path", request.target_path)
         checks.capability(request.volume_capability)
         if not request.staging_target_path:
             raise in_use("staging_target_path: required; this driver stages volumes first")
@@ -132,19 +145,30 @@ class Node:
             volume = self._depot.volume(request.volume_id)
             _refuse_kind(volume, request.volume_capability)
             stage = volume.stage
-            if stage is None or stage.path != request.staging_target_path.rstrip("/"):
+            if stage is None or stage.path != checks.clean(request.staging_target_path):
                 raise in_use(f"{volume.id} is not staged at {request.staging_target_path}; stage it first")
             read_only = request.readonly or checks.reads_only(request.volume_capability)
-            target = Target(request.target_path.rstrip("/"), read_only, str(request.volume_capability))
+            target = Target(path, read_only, str(request.volume_capability))
             self._refuse_other_target(volume, target, checks.several(request.volume_capability))
             rest = tuple(t for t in volume.targets if t.path != target.path)
-            volume = self._depot.keep(amend(volume, targets=(*rest, target)))
-            self.show(volume, target)
+            shown = self._depot.keep(amend(volume, targets=(*rest, target)))
+            try:
+                self.show(shown, target)
+            except NetplaneError:
+                if not mounted(target.path):
+                    self._forget(volume)
+                raise
         return message("NodePublishVolumeResponse")()
 
     def show(self, volume: Volume, target: Target) -> None:
-        """Bind what is staged at a target, unless it is; a dead mount there is replaced."""
+        """Bind what is staged at a target, unless it is; a dead mount there is replaced.
+
+        Where nothing is staged any more (somebody's umount) it is staged again: the directory below it is not
+        the volume.
+        """
         assert volume.stage is not None
+        if not volume.block and syscalls.mount_root(volume.stage.path) is False:
+            self.bring_up(volume)
         if not volume.block and binds.pointed(volume.stage.path, target.path, target.read_only):
             return
         replaced(target.path)
@@ -169,10 +193,9 @@ class Node:
 
     def NodeUnpublishVolume(self, request: Any) -> Any:
         checks.required(request, "volume_id", "target_path")
-        checks.path("target_path", request.target_path)
+        path = checks.path("target_path", request.target_path)
         with self._depot.alone(request.volume_id):
             volume = self._depot.volume(request.volume_id)
-            path = request.target_path.rstrip("/")
             if any(t.path == path for t in volume.targets):
                 if volume.block or not binds.unbound(path, point=True):
                     self._remove(("mount", path))
@@ -194,6 +217,8 @@ class Node:
             size |= {"total": known.total, "used": known.used, "available": known.total - known.used}
         if volume.block:
             return answer(usage=[size])
+        if not mounted(checks.clean(request.volume_path)):
+            raise Refused(CODE.NOT_FOUND, f"nothing is mounted at {request.volume_path}; publish it again")
         with translated(f"measure {request.volume_path}"):
             blocks, inodes = _usage(request.volume_path, size_unit, inode_unit)
         return answer(usage=[size if known else blocks, inodes])
@@ -212,7 +237,7 @@ class Node:
     def _shown_at(self, name: str, path: str) -> Volume:
         volume = self._depot.volume(name)
         places = {t.path for t in volume.targets} | ({volume.stage.path} if volume.stage else set())
-        if path.rstrip("/") not in places:
+        if checks.clean(path) not in places:
             raise missing(f"a place of {name}:", path)
         return volume
 
@@ -223,8 +248,10 @@ class Node:
             for fact in facts:
                 self._mounts.apply(Plan(add=(fact,)))
                 made.append(fact)
-        except NetplaneError:
+        except NetplaneError as exc:
             self._mounts.apply(Plan(remove=tuple(f.key for f in made if isinstance(f, Mount | Point))))
+            if isinstance(exc, KernelError) and exc.errno == errno.ELOOP:
+                raise invalid(f"{exc}; use the real path, for kubelet by its --root-dir") from exc
             raise
 
     def _remove_point(self, path: str) -> None:
@@ -248,8 +275,9 @@ def _refuse_kind(volume: Volume, capability: Any) -> None:
 
 
 def _flags(volume: Volume, capability: Any) -> tuple[str, ...]:
-    """Mount flags for the file system; a directory is shown as it is and takes none."""
-    flags = tuple(f for f in capability.mount.mount_flags if f not in _GENERIC)
+    """Mount flags for the file system, one or several in each; a directory is shown as it is, without."""
+    given = [flag for flags in capability.mount.mount_flags for flag in flags.split(",")]
+    flags = tuple(flag for flag in given if flag not in _GENERIC)
     if flags and not BACKENDS[volume.backend].images:
         raise invalid(f"mount_flags {', '.join(flags)}: a {volume.backend} takes none; use backend image")
     return flags

@@ -100,10 +100,7 @@ class CsiProvisioning:
         claim = self._store.get(Key("PersistentVolumeClaim", fact.namespace, fact.claim))
         if claim is None or claim.metadata.uid != fact.uid:
             return
-        told = self._store.get(events.key_of(claim, "provision"))
-        if (getattr(told, "reason", ""), getattr(told, "message", "")) != said:
-            with suppress(NetplaneError):
-                self._store.put(events.told(claim, "provision", said))
+        events.tell(self._store, claim, "provision", said)
 
     def _provision(self, fact: Provision) -> None:
         claim = self._store.get(Key("PersistentVolumeClaim", fact.namespace, fact.claim))

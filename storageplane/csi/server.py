@@ -24,12 +24,13 @@ from .health import Health
 from .identity import DRIVER, Identity
 from .inline import Inline
 from .node import Node
-from .refusal import CODE, code_of
+from .refusal import CODE, code_of, missing
 from .snapshots import Snapshots
 from .start import Start
 
 log = logging.getLogger(__name__)
 MOST = 32  # calls at a time
+_FINE = {"DeleteVolume", "ControllerUnpublishVolume", "ListSnapshots"}  # of what is not there: empty
 GRACE, PATIENCE = 5.0, 60.0  # seconds: for answers at the end, for what goes on without
 
 
@@ -54,11 +55,15 @@ class CsiServer:
         self.node = Node(depot, node, most)
         self._start = Start(depot, self.node)
         controller, snapshots, health = Controller(depot, node, most), Snapshots(depot, node), Health(depot)
-        serve = self._server.serve
-        serve(_service("Identity", Identity(depot, options.name)))
-        serve(_service("Controller", controller, snapshots, health))
-        serve(_service("GroupController", snapshots))
-        serve(_service("Node", Inline(depot, controller, self.node, health), self.node, health))
+        inline = Inline(depot, controller, self.node, health)
+        services: dict[str, tuple[Any, ...]] = {
+            "Identity": (Identity(depot, options.name),),
+            "Controller": (controller, snapshots, health),
+            "GroupController": (snapshots,),
+            "Node": (inline, self.node, health),
+        }
+        for name, parts in services.items():
+            self._server.serve(_service(name, parts, inline.named))
 
     def start(self) -> None:
         """Reconcile what a crash left, then listen, readable and writable for root alone."""
@@ -94,24 +99,33 @@ def socket_path(endpoint: str) -> Path:
     return path
 
 
-def _service(name: str, *parts: Any) -> dict[str, Method]:
+def _service(name: str, parts: tuple[Any, ...], hidden: Callable[[Any], str]) -> dict[str, Method]:
     """The methods of a service that a part has, by their paths."""
     methods = {}
     for method, (request, response) in protocol.methods(name).items():
         found = next((getattr(part, method) for part in parts if hasattr(part, method)), None)
         if found is not None:
             methods[f"/{protocol.PACKAGE}.{name}/{method}"] = Method(
-                request.FromString, guarded(method, found), response.SerializeToString
+                request.FromString, guarded(method, found, hidden), response.SerializeToString
             )
     return methods
 
 
-def guarded(method: str, call: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """A call by its request: whatever is raised becomes a code and a message."""
+def guarded(
+    method: str, call: Callable[[Any], Any], hidden: Callable[[Any], str] = lambda _: ""
+) -> Callable[[Any], Any]:
+    """A call by its request: whatever is raised becomes a code and a message.
+
+    ``hidden``: the id in a request of what is not there for whoever calls.
+    """
 
     def answer(request: Any) -> Any:
         try:
             checks.sizes(request)
+            if unknown := hidden(request):
+                if method in _FINE:
+                    return protocol.message(f"{method}Response")()
+                raise missing("volume", unknown)
             return call(request)
         except NetplaneError as exc:
             code, message = code_of(exc), str(exc)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from netplane.model.base import amend
+from netplane.model.errors import NetplaneError
 
 from . import checks
 from .controller import paged, refuse_elsewhere
@@ -59,7 +61,12 @@ class Snapshots:
         return fresh
 
     def _copied(self, snapshot: Snapshot, volume: Volume) -> Snapshot:
-        self._depot.fill(snapshot, volume)
+        try:
+            self._depot.fill(snapshot, volume)
+        except NetplaneError:
+            with suppress(NetplaneError):
+                self._remove(snapshot)
+            raise
         return self._ready(snapshot)
 
     def _ready(self, snapshot: Snapshot) -> Snapshot:
@@ -79,7 +86,7 @@ class Snapshots:
 
     def _remove(self, snapshot: Snapshot) -> None:
         self._depot.less(self._depot.snapshots, amend(snapshot, phase="removing"))
-        self._depot.drop(snapshot.id)
+        self._depot.drop(snapshot.id, snapshot.phase != "making")
         self._depot.snapshots.remove(snapshot.id)
 
     def ListSnapshots(self, request: Any) -> Any:
@@ -137,18 +144,23 @@ class Snapshots:
             left = self._depot.peek(self._depot.snapshots, name)
             if left is not None:
                 self._remove(left)
-        with frozen(self._depot, sources), self._depot.copying(sources):
-            return self._copy_group(called, sources, snapshots)
-
-    def _copy_group(self, called: str, sources: Sequence[Volume], snapshots: Sequence[str]) -> Group:
         group = Group(
             id=id_of("group", called), name=called, volumes=tuple(v.id for v in sources),
             snapshots=tuple(snapshots), created=now(),
         )  # fmt: skip
+        with frozen(self._depot, sources), self._depot.copying(sources):
+            try:
+                return self._copy_group(group, sources)
+            except NetplaneError:
+                with suppress(NetplaneError):
+                    self._remove_group(group)
+                raise
+
+    def _copy_group(self, group: Group, sources: Sequence[Volume]) -> Group:
         self._depot.groups.put(group.id, group)
         made = []
-        for name, volume in zip(snapshots, sources, strict=True):
-            made.append(self._record(name, f"{called}/{volume.name}", volume, group.id))
+        for name, volume in zip(group.snapshots, sources, strict=True):
+            made.append(self._record(name, f"{group.name}/{volume.name}", volume, group.id))
             self._depot.fill(made[-1], volume)
         for snapshot in made:  # none is shown before all are there
             self._ready(snapshot)

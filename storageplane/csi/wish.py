@@ -9,11 +9,12 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from .. import backends
-from ..backends import Choice, Machine
+from ..backends import BACKENDS, Choice, Machine
 from . import checks
 from .refusal import CODE, Refused, invalid
 
 DEFAULT_SIZE = 1 << 30
+SECTOR = 512  # bytes
 _FOREIGN = "csi.storage.k8s.io/"  # what the external provisioner adds
 _MUTABLE = {"provisioning": ("thin", "thick")}
 
@@ -30,7 +31,8 @@ class Wish(NamedTuple):
         """The size to make, not below ``least``. Raises Refused(OUT_OF_RANGE)."""
         want = max(self.need or min(DEFAULT_SIZE, self.limit or DEFAULT_SIZE), least)
         rounded = backends.rounded(want)
-        size = rounded if not self.limit or rounded <= self.limit else want
+        fits = not self.limit or rounded <= self.limit or not exact(self.choice.backend, want)
+        size = rounded if fits else want
         if self.limit and size > self.limit:
             what = self.choice.fstype or self.choice.backend
             message = (
@@ -53,6 +55,11 @@ def read(request: Any, machine: Machine) -> Wish:
     choice = backends.choose(known, block, machine, min(asked, default=""))
     need, limit = checks.capacity(request.capacity_range)
     return Wish(choice, block, need, limit, known, mutable(request.mutable_parameters))
+
+
+def exact(backend: str, size: int) -> bool:
+    """Whether it can have just this size: a block device has whole sectors."""
+    return not BACKENDS[backend].images or size % SECTOR == 0
 
 
 def mutable(given: Any) -> dict[str, str]:

@@ -15,7 +15,7 @@ import struct
 import subprocess
 from pathlib import Path
 
-from netplane.model.errors import Invalid, KernelError, Unavailable
+from netplane.model.errors import Invalid, KernelError, NetplaneError, Unavailable
 
 from . import loops, progress, syscalls
 from .tree import translated
@@ -72,14 +72,21 @@ def known(fstype: str) -> None:
 
 
 def copy(source: Path, image: Path, fstype: str) -> None:
-    """A copy of an image, sharing its blocks where the file system can. There already: fine."""
+    """A copy of an image, sharing its blocks where the file system can. There already: fine.
+
+    What fails leaves nothing: on a full disk others need the room.
+    """
     if image.exists():
         return
     fresh = image.with_name(f"{image.name}.new")
     fresh.unlink(missing_ok=True)
-    run("cp", "--reflink=auto", "--sparse=always", "--", str(source), str(fresh))
-    _new_identity(fresh, fstype)
-    _settle(fresh, image)
+    try:
+        run("cp", "--reflink=auto", "--sparse=always", "--", str(source), str(fresh))
+        _new_identity(fresh, fstype)
+        _settle(fresh, image)
+    except NetplaneError:
+        fresh.unlink(missing_ok=True)
+        raise
 
 
 def shares_blocks(folder: Path) -> bool:

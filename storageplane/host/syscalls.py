@@ -14,7 +14,8 @@ import errno
 import os
 import struct
 import sys
-from functools import cache
+from functools import cache, reduce
+from operator import or_
 from typing import Any
 
 from netplane.model.errors import KernelError
@@ -28,6 +29,11 @@ OPEN_TREE_CLONE = 1
 MOUNT_ATTR_RDONLY = 1
 MS_PRIVATE, MS_SLAVE, MS_SHARED = 1 << 18, 1 << 19, 1 << 20
 UMOUNT_NOFOLLOW, MNT_DETACH = 8, 2
+# Options of a mount, not of its file system: MOUNT_ATTR_* of linux/mount.h, or 0: so it is anyway.
+ATTRIBUTES = {
+    "nosuid": 2, "nodev": 4, "noexec": 8, "noatime": 0x10, "strictatime": 0x20, "nodiratime": 0x80,
+    "suid": 0, "dev": 0, "exec": 0, "relatime": 0, "diratime": 0,
+}  # fmt: skip
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -146,12 +152,13 @@ def mount_setattr(fd: int, read_only: bool, propagation: int, recursive: bool = 
 
 
 def new_filesystem(fstype: str, options: tuple[str, ...]) -> int:
-    """A detached mount of a fresh file system, such as tmpfs with size=65536."""
+    """A detached mount of a fresh file system, such as tmpfs with size=65536; options as of mount(8)."""
+    attributes = [ATTRIBUTES[option] for option in options if option in ATTRIBUTES]
     context = _call(f"open file system {fstype}", FSOPEN, fstype.encode(), 1)
     try:
-        _set_options(context, fstype, options)
+        _set_options(context, fstype, tuple(option for option in options if option not in ATTRIBUTES))
         _call(f"create {fstype}", FSCONFIG, context, 6, None, None, 0)  # FSCONFIG_CMD_CREATE
-        return _call(f"mount {fstype}", FSMOUNT, context, 1, 0)
+        return _call(f"mount {fstype}", FSMOUNT, context, 1, reduce(or_, attributes, 0))
     finally:
         os.close(context)
 

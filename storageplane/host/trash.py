@@ -104,7 +104,7 @@ class Trash:
 
     def empty(self, chosen: Callable[[Thrown], bool] | None = None) -> Iterator[str]:
         """Remove what has lain there for the grace period, or is ``chosen``. In words, what was done."""
-        over = chosen or (lambda thrown: time.time() - thrown.since >= self._grace)
+        over = chosen or self.over
         here = self._items()
         for thrown in self._notes.all():
             if thrown.item not in here and time.time() - thrown.since > STALE:
@@ -120,6 +120,10 @@ class Trash:
                 yield f"removed {thrown.name} from the trash"
             except NetplaneError as exc:
                 yield f"could not remove {item} from the trash: {exc}"
+
+    def over(self, thrown: Thrown) -> bool:
+        """Whether its grace period is."""
+        return time.time() - thrown.since >= self._grace
 
     def _forget(self, item: str) -> None:
         if self._notes.path(item).exists():

@@ -283,7 +283,7 @@ def kept(root: Path, path: str) -> None:
 
 
 class translated:
-    """An OSError as KernelError."""
+    """An OSError as KernelError; a size that is no number of the kernel's is one that it refuses too."""
 
     __slots__ = ("_operation",)
 
@@ -296,6 +296,8 @@ class translated:
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         if isinstance(error, OSError):
             raise KernelError(error.errno or errno.EIO, self._operation) from error
+        if isinstance(error, OverflowError):
+            raise KernelError(errno.EFBIG, self._operation) from error
 
 
 SYSTEM = frozenset((

@@ -28,6 +28,7 @@ except ImportError as exc:
     LACKING = f"serving gRPC needs nghttp2: apt install libnghttp2-dev, then build again ({exc})"
 
 log = logging.getLogger(__name__)
+PATIENCE = 30.0  # seconds
 
 
 class Method(NamedTuple):
@@ -39,13 +40,16 @@ class Method(NamedTuple):
 
 
 class Server:
-    """``most``: calls at a time. Raises Unavailable where it was built without nghttp2."""
+    """``most``: calls at a time. ``patience``: seconds in which a client has said its whole message, and then
+    has read the answer. Raises Unavailable where it was built without nghttp2.
+    """
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, patience: float = PATIENCE) -> None:
         if LACKING:
             raise Unavailable(LACKING)
         self._methods: dict[bytes, Method] = {}
         self._most = most
+        self._patience = patience
         self._lock = threading.Lock()
         self._threads: list[threading.Thread] = []
         self._handle = ffi.NULL  # while it does not serve
@@ -57,7 +61,7 @@ class Server:
     def start(self, path: Path) -> None:
         """Listen at a path that is free, for root alone. Raises Invalid; Unavailable without resources."""
         listener, error = _listener(path), ffi.new("int *")
-        self._handle = lib.np_rpc_open(listener.detach(), self._most, error)
+        self._handle = lib.np_rpc_open(listener.detach(), self._most, int(self._patience * 1e3), error)
         if self._handle == ffi.NULL:
             raise Unavailable(f"{path} cannot be served: {os.strerror(-error[0])}")
         if not self._hire():

@@ -115,7 +115,12 @@ class Driver:
 
     def publish(self, volume: str, target: str = "t", capability: Any = WRITER, **fields: Any) -> Path:
         """Stage and publish at HOME/target; that path."""
-        staging, path = self.stage(volume, capability), self.home / target
+        self.stage(volume, capability)
+        return self.publish_only(volume, target, capability, **fields)
+
+    def publish_only(self, volume: str, target: str = "t", capability: Any = WRITER, **fields: Any) -> Path:
+        """What is staged."""
+        staging, path = self.home / f"stage-{volume}", self.home / target
         self.call(
             "NodePublishVolume",
             volume_id=volume,

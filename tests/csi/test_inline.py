@@ -43,7 +43,7 @@ def left(driver: Driver, target: str = "t") -> dict[str, Any]:
 
 
 def nothing(driver: Driver) -> None:
-    assert volumes(driver) == [] and mounts(driver.home) == [] and loops(driver.home) == []
+    assert volumes(driver) == [] and {*mounts(driver.home)} <= {str(driver.root)} and loops(driver.home) == []
     assert [p for top in ("data", "inline") for p in (driver.root / "csi" / top).glob("*")] == []
 
 
@@ -92,7 +92,9 @@ def test_it_goes_with_its_last_target(driver: Driver) -> None:
     assert (driver.home / "u/word").read_text() == "x"
     driver.call("NodeUnpublishVolume", **left(driver, "u"))
     nothing(driver)
-    assert driver.refused("NodeUnpublishVolume", **left(driver, "u"))[0] == "NOT_FOUND"
+    driver.call("NodeUnpublishVolume", **left(driver, "u"))  # by a kubelet that did not get the answer
+    unknown = {**left(driver), "volume_id": "vol-" + "0" * 32}
+    assert driver.refused("NodeUnpublishVolume", **unknown)[0] == "NOT_FOUND"
 
 
 @pytest.mark.parametrize(
@@ -129,12 +131,56 @@ def test_the_same_one_otherwise_is_refused_and_stays(driver: Driver) -> None:
     nothing(driver)
 
 
+def test_nobody_outside_reaches_it_by_its_id_inside(driver: Driver) -> None:
+    """Every call that says it is answered as for a volume that is not there, and it stays."""
+    driver.call("NodePublishVolume", **asked(driver, size="8Mi", backend="image"))
+    (driver.home / "t/word").write_text("x")
+    (own,) = [p.name for p in (driver.root / "csi/data").iterdir()]
+    staging = str(driver.root / "csi/inline" / own)
+    here, able = {"volume_id": own}, {"volume_id": own, "volume_capability": WRITER}
+    calls: dict[str, dict[str, Any]] = {
+        "ControllerGetVolume": here,
+        "ControllerGetVolumeHealth": here,
+        "ControllerPublishVolume": {**able, "node_id": "n1"},
+        "ControllerExpandVolume": {**here, "capacity_range": {"required_bytes": 32 * MIB}},
+        "ControllerModifyVolume": {**here, "mutable_parameters": {"provisioning": "thick"}},
+        "ValidateVolumeCapabilities": {**here, "volume_capabilities": [WRITER]},
+        "CreateSnapshot": {"name": "s", "source_volume_id": own},
+        "CreateVolumeGroupSnapshot": {"name": "g", "source_volume_ids": [own]},
+        "CreateVolume": {
+            "name": "copy",
+            "volume_capabilities": [WRITER],
+            "volume_content_source": {"volume": {"volume_id": own}},
+        },
+        "NodeStageVolume": {**able, "staging_target_path": staging},
+        "NodePublishVolume": {
+            **able,
+            "staging_target_path": staging,
+            "target_path": str(driver.home / "stolen"),
+        },
+        "NodeUnpublishVolume": {**here, "target_path": str(driver.home / "t")},
+        "NodeUnstageVolume": {**here, "staging_target_path": staging},
+        "NodeGetVolumeStats": {**here, "volume_path": staging},
+        "NodeExpandVolume": {**here, "volume_path": staging},
+        "NodeGetVolumeHealth": here,
+    }
+    for method, fields in calls.items():
+        assert driver.refused(method, **fields)[0] == "NOT_FOUND", method
+    driver.call("DeleteVolume", **here)
+    driver.call("ControllerUnpublishVolume", **here, node_id="n1")
+    assert not driver.call("ListSnapshots", source_volume_id=own).entries
+    assert (driver.home / "t/word").read_text() == "x"
+    driver.call("NodeUnpublishVolume", **left(driver))
+    nothing(driver)
+    assert driver.refused("ControllerGetVolume", **here)[0] == "NOT_FOUND"
+
+
 # --- whoever dies -----------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def dying(tmp_path: Path) -> Iterator[Mortal]:
-    with running(tmp_path, kind=Mortal) as driver:
+    with running(tmp_path, kind=Mortal, disk=64) as driver:  # whose free bytes nobody else changes
         yield driver
 
 

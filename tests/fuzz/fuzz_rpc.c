@@ -54,7 +54,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
 	size_t piece;
 
 	if (!server)
-		server = np_rpc_open(eventfd(0, 0), 2, &error);
+		server = np_rpc_open(eventfd(0, 0), 2, 60000, &error);
 	must(server != NULL);
 	if (len < 2)
 		return 0;
@@ -69,7 +69,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
 	close(fds[1]);
 	while (!TAILQ_EMPTY(&server->conns)) /* said what it could, until nobody was there */
 		np_conn_serve(TAILQ_FIRST(&server->conns), EPOLLIN | EPOLLHUP);
-	must(!server->held && !server->running && TAILQ_EMPTY(&server->waiting));
+	must(!server->held && !server->running && TAILQ_EMPTY(&server->waiting) &&
+	     TAILQ_EMPTY(&server->owing));
 	return 0;
 }
 

@@ -88,7 +88,7 @@ static void one_server(int ms)
 	struct np_rpc *s;
 
 	must(!bind(listener, (struct sockaddr *)&address, address_size) && !listen(listener, 100));
-	s = np_rpc_open(listener, MOST, &error);
+	s = np_rpc_open(listener, MOST, 2, &error);
 	must(s != NULL);
 	for (int i = 0; i < THREADS; i++)
 		must(!pthread_create(&threads[i], NULL, work, s));

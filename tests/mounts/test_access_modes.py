@@ -191,6 +191,26 @@ def test_what_was_published_before_anybody_wrote_it_down_is_written_down(cluster
     assert cluster.using() == [("a", RWO, "n1")]
 
 
+def test_the_first_look_waits_for_the_stores_list(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster.claim(RWO).pods("a").publish("a", "n1")
+    cluster.forget()
+    asked, listed = threading.Event(), cluster.store.list
+
+    def slow(*kinds: Any) -> Any:
+        assert asked.wait(10)
+        return listed(*kinds)
+
+    monkeypatch.setattr(cluster.store, "list", slow)
+    running = agent.Agent(cluster.store, agent.Config("n1", cluster.root("n1")), CollectorRegistry())
+    synced = running.core.wait_synced
+    monkeypatch.setattr(running.core, "wait_synced", lambda _: asked.set() or synced(10))
+    running.core.start()
+    running.look_again()
+    asked.set()
+    running.core.stop()
+    assert cluster.using() == [("a", RWO, "n1")]
+
+
 def test_a_volume_that_says_nonsense_keeps_no_other_waiting(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,15 @@ import pytest
 
 from netplane.model.base import amend
 from netplane.model.codec import parse
-from netplane.model.errors import NetplaneError
+from netplane.model.errors import NetplaneError, Unavailable
 from netplane.model.facts import Plan
-from netplane.model.storage_facts import Data
+from netplane.model.storage_facts import Capture, Data
 from storageplane import backends
 from storageplane.host import images, syscalls, tree
 from storageplane.host.durable import Shelf
 from tests.csi.conftest import MIB, on_btrfs
 from tests.faults.dying import Death
+from tests.sequences.storage_node import Node
 from tests.sequences.storage_world import pvc
 from tests.sequences.test_storage_snapshots import CLONE, Site, restored, site, volume_snapshot
 
@@ -131,6 +133,59 @@ def test_a_copied_directory_takes_none_either(bed: Bed) -> None:
         backends.erase(node.root, "volumes/big")
         node.run()
         assert node.snap().status.ready_to_use and node.snap().status.error is None
+        node.gone("VolumeSnapshot", "s")
+        backends.ensure(node.root, Data(path="volumes/big", backend="image", size=30 * MIB, block=True))
+        node.put(restored("k", dataSource=CLONE))
+        assert "ResourceExhausted: a copy takes" in " ".join(node.refused.values())
+        assert not node.data("pvc-uid-k").exists() and node.directories() == ["big", "pvc-u1"]
+        backends.erase(node.root, "volumes/big")
+        node.run()
+        assert digest(node.data("pvc-uid-k") / "file") == digest(node.data("pvc-u1") / "file")
+
+
+def refusal(node: Site, fact: Capture) -> str:
+    """Why it is not carried out, once it is not under way any more."""
+    while True:
+        try:
+            node.taker.apply(Plan(add=(fact,)))
+            return ""
+        except Unavailable as exc:
+            if "under way" not in str(exc):
+                return str(exc)
+
+
+def test_two_copies_at_once_are_not_both_given_the_same_room(
+    bed: Bed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk of 48 MiB, of which 10 are in use and 24 promised: there is room for one copy of the 10."""
+    gate, begun, copy_tree = threading.Event(), threading.Event(), images.copy_tree
+
+    def held(*paths: Path) -> None:
+        begun.set()
+        assert gate.wait(20)
+        copy_tree(*paths)
+
+    with small_disk(bed, 48) as disk:
+        node = site(disk / "root")
+        (node.data("pvc-u1") / "file").write_bytes(os.urandom(10 * MIB))
+        backends.ensure(node.root, Data(path="volumes/big", backend="image", size=24 * MIB, block=True))
+        before = backends.room(node.root)
+        monkeypatch.setattr(images, "copy_tree", held)
+        for name in "st":
+            node.world.put(parse(volume_snapshot(name)), expect=0)
+        Node.run(node)
+        contents = [node.content(f"snapcontent-uid-{name}") for name in "st"]
+        first, second = (Capture(c.name, c.metadata.uid, c.spec.driver) for c in contents)
+        with pytest.raises(Unavailable, match="under way"):
+            node.taker.apply(Plan(add=(first,)))
+        assert begun.wait(20) and backends.room(node.root) < before - 9 * MIB
+        assert "ResourceExhausted: a copy takes" in refusal(node, second)
+        gate.set()
+        node.run()
+        assert node.snap("s").status.ready_to_use and not node.snap("t").status.ready_to_use
+        backends.erase(node.root, "volumes/big")
+        node.run()
+        assert node.snap("t").status.ready_to_use
 
 
 @pytest.mark.parametrize("backend", ["image", "btrfs"])
@@ -159,7 +214,10 @@ def test_a_source_whose_blocks_a_snapshot_shares_keeps_the_room_to_be_written(
 def test_a_disk_that_is_full_is_said_and_the_copy_made_when_it_is_not(
     bed: Bed, left: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(backends, "refuse_crowding", lambda *_: None)  # it was filled after that was asked
+    def unasked(*_: Any) -> Any:
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr(backends, "copying", unasked)  # it was filled after that was asked
     with small_disk(bed, 24) as disk:
         node = site(disk / "root")
         (node.data("pvc-u1") / "file").write_bytes(os.urandom(5 * MIB))
@@ -171,6 +229,7 @@ def test_a_disk_that_is_full_is_said_and_the_copy_made_when_it_is_not(
         spare.unlink()
         node.put(volume_snapshot())
         assert "No space left" in node.snap().status.error.message and not node.snap().status.ready_to_use
+        assert list(node.root.glob("copies/*")) == [], "others need the room"
         filler.unlink()
         node.run()
         assert node.snap().status.ready_to_use and node.snap().status.error is None

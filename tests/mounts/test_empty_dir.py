@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 
-from netplane.model.errors import Invalid, NetplaneError, Unavailable
+from netplane.model.errors import Invalid, KernelError, NetplaneError, Unavailable
+from netplane.model.storage_facts import Data
+from storageplane import backends
 from storageplane.host import limited, loops, mountinfo, syscalls
 from storageplane.host.mounts import Mounts
 
@@ -134,6 +136,20 @@ def test_without_mkfs_it_is_refused_by_name(bed: Bed, monkeypatch: pytest.Monkey
     with pytest.raises(Unavailable, match=r"mkfs\.ext4 is needed \(Debian: e2fsprogs\)"):
         bed.publish(bed.pod(empty("v", sizeLimit="1Mi")))
     bed.clean(before)
+
+
+def test_a_limit_that_no_file_has_is_refused_and_undone(bed: Bed) -> None:
+    before = bed.tree()
+    with pytest.raises(KernelError, match=r"make image .*File too large \(EFBIG\)"):
+        bed.publish(bed.pod(empty("v", sizeLimit="8Ei")))
+    bed.clean(before)
+
+
+def test_an_image_that_no_file_is_as_large_as_is_refused(bed: Bed) -> None:
+    """A claim of 8Ei whose class overcommits."""
+    data = Data(path="volumes/v", backend="image", size=1 << 63, block=True, overcommit=True)
+    with pytest.raises(KernelError, match="File too large"):
+        backends.ensure(bed.root, data)
 
 
 def test_a_disk_that_is_full_undoes_the_publication(bed: Bed) -> None:

@@ -148,6 +148,27 @@ def test_the_agent_empties_the_trash_and_moves_what_is_taken_back(bed: Bed, tmp_
         store.close()
 
 
+def test_what_is_being_taken_back_is_not_removed_although_its_time_is_over(bed: Bed, tmp_path: Path) -> None:
+    """Taken back while no agent ran, or shortly before the end of its time: the data is not moved yet."""
+    node = keeping(bed.root)
+    before = fill(node.data("pvc-u1"))
+    node.gone("PersistentVolumeClaim", "c")
+    url = f"sqlite://{tmp_path}/s.db"
+    command("restore", "pvc-u1", "--root", str(node.root), "--store", url)
+    running = agent.Agent(open_store(url), agent.Config("n1", bed.root), CollectorRegistry())
+    running.look_again()  # the list is not in
+    assert running._data.trash.all()
+    running.core.load()
+    running.empty_the_trash()
+    assert digest(bed.root / "trash" / running._data.trash.all()[0].item) == before
+    running.start()
+    try:
+        until(lambda: (node.data("pvc-u1") / "deep").exists(), "it does not come back")
+        assert digest(node.data("pvc-u1")) == before
+    finally:
+        running.stop()
+
+
 def test_a_volume_of_the_csi_driver_is_taken_back_by_its_name(tmp_path: Path) -> None:
     driver = Driver(tmp_path, "--trash", "600")
     try:

@@ -13,7 +13,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from storageplane.rpc.server import Server
+from storageplane.rpc.server import PATIENCE, Server
 
 from .served import SOON, Methods
 from .wire import Wire
@@ -22,10 +22,10 @@ MOST = 4
 
 
 class Served(Methods):
-    def __init__(self, path: Path, most: int = MOST) -> None:
+    def __init__(self, path: Path, most: int = MOST, patience: float = PATIENCE) -> None:
         super().__init__()
         self.path = path
-        self.server = Server(most)
+        self.server = Server(most, patience)
         self.server.serve(self.all())
         self.server.start(path)
 
@@ -41,6 +41,15 @@ def served(tmp_path: Path) -> Iterator[Served]:
     served.gate.set()
     assert served.server.stop(SOON, SOON)
     assert not [one for one in threading.enumerate() if one.name == "rpc"]
+
+
+@pytest.fixture
+def hurried(tmp_path: Path) -> Iterator[Served]:
+    """A server that waits a second and a half for what a client owes it."""
+    served = Served(tmp_path / "h.sock", patience=1.5)
+    yield served
+    served.gate.set()
+    assert served.server.stop(SOON, SOON)
 
 
 @pytest.fixture
