@@ -147,13 +147,14 @@ def _check_environment(frame: Frame, kind: str) -> None:
 
 
 def _pod(words: dict[str, str]) -> PodRef:
+    """podman gives its container's name and no namespace; one that no Pod can have names none."""
     namespace, name, uid = (words.get(key, "") for key in _POD)
-    if not name:
-        return PodRef()
     faults = [
         *checks.dns_label("CNI_ARGS: K8S_POD_NAMESPACE", namespace or "default"),
         *checks.dns_subdomain("CNI_ARGS: K8S_POD_NAME", name),
     ]
+    if not name or (faults and not namespace):
+        return PodRef()
     for path, reason in faults:
         raise Refused(ENVIRONMENT, f"{path}: {reason}")
     return PodRef(namespace or "default", name, uid)

@@ -116,3 +116,10 @@ def test_networks_are_listed_and_removed(podman: Podman) -> None:
     podman("network", "rm", "second")
     assert podman("network", "ls", "--format", "{{.Name}}").split() == ["netplane", "podman"]
     assert "30-second.conflist" not in podman.machine.run("ls", CONF_DIR)
+
+
+@pytest.mark.parametrize("name", ["quirky_einstein", "Web.1"])
+def test_podmans_own_names_are_good_enough(podman: Podman, name: str) -> None:
+    """Names that podman makes up have a '_', which no pod's name has."""
+    found = podman.run(name)
+    assert podman.machine.fetch(url(found["IPAddress"])) == "hello\n"
