@@ -179,6 +179,14 @@ def _address(attachment: Attachment, entry: AttachmentIP) -> Iterator[Fact]:
             yield Neighbour(link=spec.ifname, address=entry.gateway, mac=mac, netns=spec.netns)
             if spec.ipam:  # else it is on the node's bridge
                 yield Address(link=spec.host_ifname, address=entry.gateway + wide)
+                yield from _to_neighbours(attachment, entry)
+
+
+def _to_neighbours(attachment: Attachment, entry: AttachmentIP) -> Iterator[Route]:
+    """As the ptp plugin has it: the rest of the subnet is behind the gateway, without any ``routes``."""
+    given = {route.dst for route in attachment.spec.routes}
+    if entry.subnet and not entry.subnet.endswith(("/32", "/128")) and entry.subnet not in given:
+        yield _route(attachment, AttachmentRoute(dst=entry.subnet, gw=entry.gateway))
 
 
 def _route(attachment: Attachment, route: AttachmentRoute) -> Route:

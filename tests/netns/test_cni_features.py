@@ -351,6 +351,18 @@ def test_ptp_is_routed_without_a_bridge(lab: Lab, make_netns: MakeNetns, network
         cni.delete(pod, network)
 
 
+def test_ptp_reaches_its_subnet_without_a_default_route(lab: Lab, make_netns: MakeNetns) -> None:
+    """As the ptp plugin has it: what the network is needs no ``routes``, what is beyond does."""
+    cni, a, b, network = Cni(lab), make_netns("a"), make_netns("b"), {"kind": "ptp", "ipam": OWN}
+    result = cni.add(a, network)
+    assert result["routes"] == []
+    beside = plain(cni.add(b, network))
+    assert reached(a, *beside, "192.168.77.1") == beside
+    assert cni.call("CHECK", a, {**network, "prevResult": result}) == ""
+    for pod in (a, b):
+        cni.delete(pod, network)
+
+
 def test_macvlan_is_on_the_masters_segment(lab: Lab, make_netns: MakeNetns) -> None:
     cni, a, mac = Cni(lab), make_netns("a"), "02:00:00:00:00:77"
     network = {
