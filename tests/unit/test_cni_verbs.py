@@ -368,6 +368,9 @@ def test_gc_releases_what_is_not_listed_of_its_own_network(runtime: Runtime) -> 
     assert runtime("GC", **{"cni.dev/valid-attachments": valid}) == ""
     left = {a.spec.container_id for a in runtime.host.snapshot().list(Attachment)}
     assert left == {"keep", "other"}
+    runtime("ADD", container="drop")
+    assert runtime("GC", **{"cni.dev/attachments": valid}) == ""  # the name in 1.1.0's own text
+    assert {a.spec.container_id for a in runtime.host.snapshot().list(Attachment)} == left
     assert runtime("GC", **{"cni.dev/valid-attachments": None}) == ""  # Go's nil slice: none is valid
     assert {a.spec.container_id for a in runtime.host.snapshot().list(Attachment)} == {"other"}
 
