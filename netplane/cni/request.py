@@ -140,9 +140,11 @@ def _check_environment(frame: Frame, kind: str) -> None:
         )
     if frame.ifname == "lo" and kind != "loopback":
         raise Refused(ENVIRONMENT, "CNI_IFNAME: 'lo' is the loopback of every namespace; use another name")
-    if not frame.netns and frame.command != "DEL":
+    if frame.command == "DEL":
+        return
+    if not frame.netns:
         raise Refused(ENVIRONMENT, "CNI_NETNS: required, the path of the container's network namespace")
-    if frame.netns and not frame.netns.startswith("/"):
+    if not frame.netns.startswith("/"):
         raise Refused(ENVIRONMENT, f"CNI_NETNS: {frame.netns!r:.80} must be an absolute path")
 
 

@@ -131,7 +131,9 @@ def test_what_is_refused_names_the_fault(frame: Frame, code: int, names: str) ->
 
 def test_del_needs_neither_namespace_nor_previous_result_nor_what_add_refused() -> None:
     refused = {"runtimeConfig": {"portMappings": [{}]}, "mtu": "big", "mtuu": 1}
-    assert parse(ask(refused, command="DEL", netns="", args="K8S_POD_NAME")).config.name == "netplane"
+    for netns in ("", "run/netns/a"):
+        asked = parse(ask(refused, command="DEL", netns=netns, args="K8S_POD_NAME"))
+        assert asked.config.name == "netplane"
     for config, code in (({"name": "a/b"}, 7), ({"cniVersion": "9"}, 1)):
         with pytest.raises(Refused) as caught:
             parse(ask(config, command="DEL"))
