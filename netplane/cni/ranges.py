@@ -22,7 +22,7 @@ OURS = "netplane"
 NONE = "none"  # no addresses at all
 _RANGE_KEYS = {"subnet", "rangeStart", "rangeEnd", "gateway"}
 # dataDir: of work without an agent
-_KEYS = {"type", "ranges", "routes", "socket", "dataDir", "resolvConf"} | _RANGE_KEYS
+_KEYS = {"type", "ranges", "routes", "dataDir", "resolvConf"} | _RANGE_KEYS
 _SCOPES = {0: "", 253: "link"}  # RT_SCOPE_UNIVERSE, RT_SCOPE_LINK
 
 

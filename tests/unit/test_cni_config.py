@@ -51,6 +51,7 @@ def test_a_conflist_of_the_bridge_plugin_moves_over_by_its_type() -> None:
         (mapped(range=3), 2, "runtimeConfig.portMappings[0].range: 3"),
         ({"dns": {"server": "192.0.2.53"}}, 2, 'dns.server: "192.0.2.53"'),
         ({"ipam": {**RANGES, "exclude": ["10.88.0.9"]}}, 2, "ipam.exclude: ['10.88.0.9']"),
+        ({"ipam": {**RANGES, "socket": "/run/x"}}, 2, "ipam.socket: '/run/x'"),
         ({"ipam": {"ranges": [[{"subnet": "10.0.0.0/24", "vlan": 7}]]}}, 2, "ipam.ranges[0][0].vlan: 7"),
         ({"ipam": {**RANGES, "resolvConf": "/etc/\0resolv"}}, 7, "ipam.resolvConf: holds a NUL"),
         ({"sysctl": {"net.core.somaxconn": "1\0net/ipv4/ip_forward"}}, 7, "somaxconn: holds a NUL"),
