@@ -18,12 +18,12 @@ Rule 4: the pod CIDRs are npbr0's, so a pod on another of the node's bridges (no
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from ipaddress import ip_interface
 
 from ..model.facts import ALIAS, Address, Element, Fact, Link, Neighbour, Route, Sysctl
 from ..model.own import Attachment, AttachmentIP, AttachmentRoute
-from .masquerade import localnet
+from .masquerade import localnet, version_of
 from .names import BRIDGE, bridge_mac, host_mac
 from .ranges import scope_word
 from .together import MODES
@@ -33,10 +33,16 @@ ROOM = "cni"
 FOREIGN = "foreignBridge"  # its bridge is somebody else's; its MAC
 LEFT = "leftAddresses"  # gateway addresses that are not, or no longer, this attachment's to want
 OPENED = "openedLocalnet"  # we let 127.0.0.1 lead to pods by somebody else's bridge
-FORWARDING = (
-    Sysctl(name="net/ipv4/ip_forward", value="1"),
-    Sysctl(name="net/ipv6/conf/all/forwarding", value="1"),
-)
+_FORWARDING = {
+    4: Sysctl(name="net/ipv4/ip_forward", value="1"),
+    6: Sysctl(name="net/ipv6/conf/all/forwarding", value="1"),
+}
+
+
+def forwarding(addresses: Iterable[str]) -> Iterator[Sysctl]:
+    """Of the families that there are: a node that forwards IPv6 listens to no router any more."""
+    for version in sorted({version_of(address) for address in addresses}):
+        yield _FORWARDING[version]
 
 
 def render_interface(attachment: Attachment) -> Iterator[Fact]:
@@ -113,15 +119,16 @@ def own_bridge(attachment: Attachment) -> str:
 
 def _own_bridge(attachment: Attachment) -> Iterator[Fact]:
     name, spec = own_bridge(attachment), attachment.spec
+    addresses = [entry.address for entry in spec.ips]
     if not name:
         if spec.kind == "ptp":
-            yield from FORWARDING
+            yield from forwarding(addresses)
         return
     foreign = FOREIGN in spec.config
     if not foreign:
         yield _bridge(spec.node, name, bool(spec.config.get("promiscMode")))
     if spec.config.get("isGateway"):
-        yield from FORWARDING
+        yield from forwarding(addresses)
         if not foreign or spec.config.get(OPENED):
             yield from localnet(name)
         if spec.config.get("forceAddress"):  # the old address may be the subnet's first
