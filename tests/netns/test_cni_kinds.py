@@ -215,6 +215,20 @@ def test_the_mac_that_counts(
     cni.delete(a, network)
 
 
+def test_a_macvlans_address_is_reached_at_once_though_another_had_it(
+    lab: Lab, make_netns: MakeNetns, segment: str
+) -> None:
+    """The segment is told whose the addresses are: who knows the last holder's MAC would go on using it."""
+    netns.run(segment, "ip", "addr", "add", "fd66::1/64", "dev", "br-seg", "nodad")
+    network = {"kind": "macvlan", "master": "m0", "ipam": {"ranges": [[RANGE], [{"subnet": "fd66::/64"}]]}}
+    asked = {**network, "runtimeConfig": {"ips": ["10.66.0.100", "fd66::9"]}}
+    cni = Cni(lab)
+    for pod in (make_netns("a"), make_netns("b")):
+        cni.add(pod, asked)
+        assert reached(segment, "10.66.0.100", "fd66::9") == ["10.66.0.100", "fd66::9"]
+        cni.delete(pod, asked)
+
+
 # --- ptp's bandwidth -------------------------------------------------------------------------------
 
 
