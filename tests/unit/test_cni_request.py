@@ -95,6 +95,8 @@ def test_every_supported_version_is_taken(version: str) -> None:
         (ask(ifname="a/b"), 4, "CNI_IFNAME"),
         (ask(ifname="a b"), 4, "CNI_IFNAME"),
         (ask(ifname="a:b"), 4, "CNI_IFNAME"),
+        (ask(ifname="eth%d"), 4, "CNI_IFNAME"),
+        (ask(ifname="all"), 4, "CNI_IFNAME"),
         (ask(ifname="lo"), 4, "CNI_IFNAME"),
         (ask(netns=""), 4, "CNI_NETNS"),
         (ask(netns="", command="CHECK", config={"prevResult": {}}), 4, "CNI_NETNS"),
