@@ -220,7 +220,9 @@ def test_a_damaged_state_file_is_refused_and_the_pods_outlive_it(
 
 def test_host_locals_own_words(machine: Machine, make_netns: MakeNetns, tmp_path: Path) -> None:
     """dataDir, routes and resolvConf mean what they mean there; with ports and bandwidth beside them."""
-    (tmp_path / "resolv.conf").write_text("nameserver 192.0.2.53\nsearch example.org\noptions ndots:2\n")
+    (tmp_path / "resolv.conf").write_text(
+        "nameserver 192.0.2.53\ndomain a.net\nsearch example.org\noptions ndots:2\n"
+    )
     ipam = {
         "type": "netplane",
         "ranges": [[{"subnet": "10.89.0.0/24", "rangeStart": "10.89.0.9"}]],
@@ -241,7 +243,7 @@ def test_host_locals_own_words(machine: Machine, make_netns: MakeNetns, tmp_path
     result = machine("ADD", pod, **network)
     assert plain(result) == ["10.89.0.9"]
     assert result["dns"] == {
-        "nameservers": ["192.0.2.53"], "search": ["example.org"], "options": ["ndots:2"],
+        "nameservers": ["192.0.2.53"], "domain": "a.net", "search": ["example.org"], "options": ["ndots:2"],
     }  # fmt: skip
     assert (tmp_path / "leases" / "state.db").exists()
     routes = netns.run(pod, "ip", "route")
