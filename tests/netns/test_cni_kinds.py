@@ -293,6 +293,28 @@ def test_a_bridge_without_addresses_is_a_segment(lab: Lab, make_netns: MakeNetns
     assert answer["code"] == 7 and '{"type": "none"} for a segment without any' in answer["msg"]
 
 
+@pytest.mark.usefixtures("segment")
+@pytest.mark.parametrize(
+    "network", [{}, BRIDGED, {"kind": "ptp"}, MACVLAN], ids=["node", "own", "ptp", "macvlan"]
+)
+def test_a_del_whose_path_leads_to_another_pod_by_now_leaves_that_one_alone(
+    lab: Lab, make_netns: MakeNetns, tmp_path: Path, network: dict[str, Any]
+) -> None:
+    """A path is used again (ip netns, /proc/PID/ns/net), and the DEL of who had it comes late."""
+    cni, a, b, path = Cni(lab), make_netns("a"), make_netns("b"), tmp_path / "path"
+    limited = {"runtimeConfig": {"bandwidth": {"egressRate": 10 * MBIT, "egressBurst": 800_000}}}
+    network = {**network, **limited}
+    path.symlink_to(a)
+    cni.add(str(path), network, CONTAINERID="first")
+    result = cni.add(b, network, CONTAINERID="second")
+    path.unlink()
+    path.symlink_to(b)
+    cni.delete(str(path), network, CONTAINERID="first")
+    assert cni.call("CHECK", b, {**network, "prevResult": result}, CONTAINERID="second") == ""
+    cni.delete(b, network, CONTAINERID="second")
+    assert "eth0" not in netns.run(b, "ip", "link") and not records(lab)
+
+
 # --- what DEL leaves -------------------------------------------------------------------------------
 
 
