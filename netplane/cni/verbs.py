@@ -87,7 +87,7 @@ class Verbs:
         self._check_free(request, self._record(snapshot, attachment.name))
         attachment = self._leased(attachment, request)
         try:
-            attachment = self._bridges.place(attachment)
+            attachment = plan.apart(self._bridges.place(attachment), self._pods.beside(attachment))
             with self._coming.bringing(attachment, request):
                 attachment, taken = bridges.settle(self.host, attachment, request, self._every)
                 self._claim_ports(attachment)

@@ -22,7 +22,7 @@ from collections.abc import Iterable, Iterator
 from ipaddress import ip_interface
 
 from ..model.facts import ALIAS, Address, Element, Fact, Link, Neighbour, Route, Sysctl
-from ..model.own import Attachment, AttachmentIP, AttachmentRoute
+from ..model.own import Attachment, AttachmentIP, AttachmentRoute, AttachmentSpec
 from .masquerade import localnet, version_of
 from .names import BRIDGE, bridge_mac, host_mac
 from .ranges import scope_word
@@ -32,6 +32,7 @@ ROOM = "cni"
 # words of a record's config
 FOREIGN = "foreignBridge"  # its bridge is somebody else's; its MAC
 LEFT = "leftAddresses"  # gateway addresses that are not, or no longer, this attachment's to want
+METRIC = "routeMetric"  # that its routes have, since another interface of the pod has the same ones
 OPENED = "openedLocalnet"  # we let 127.0.0.1 lead to pods by somebody else's bridge
 _FORWARDING = {
     4: Sysctl(name="net/ipv4/ip_forward", value="1"),
@@ -168,7 +169,8 @@ def _address(attachment: Attachment, entry: AttachmentIP) -> Iterator[Fact]:
     wide = "/128" if ":" in plain else "/32"
     yield Address(link=spec.ifname, address=entry.address, netns=spec.netns)
     if routed and entry.gateway:
-        yield Route(dst=entry.gateway + wide, link=spec.ifname, netns=spec.netns, scope="link")
+        far = metric(spec, entry.gateway)
+        yield Route(dst=entry.gateway + wide, link=spec.ifname, netns=spec.netns, scope="link", metric=far)
     if spec.kind == "bridge":
         name, further = own_bridge(attachment), further_bridge(attachment)
         if name and gateway_address(entry) in gateways(attachment):
@@ -187,6 +189,17 @@ def _address(attachment: Attachment, entry: AttachmentIP) -> Iterator[Fact]:
             if spec.ipam:  # else it is on the node's bridge
                 yield Address(link=spec.host_ifname, address=entry.gateway + wide)
                 yield from _to_neighbours(attachment, entry)
+
+
+def metric(spec: AttachmentSpec, dst: str, given: int = 0) -> int:
+    """Of a route in the pod, 0 being the kernel's choice: that is 0 for IPv4 and 1024 for IPv6."""
+    more = int(spec.config.get(METRIC, 0))
+    return given or (more and more + (1024 if ":" in dst else 0))
+
+
+def pod_routes(attachment: Attachment) -> Iterator[Route]:
+    if attachment.spec.kind not in ("chained", "ipam"):
+        yield from (f for f in render_interface(attachment) if isinstance(f, Route) and f.netns)
 
 
 def _to_neighbours(attachment: Attachment, entry: AttachmentIP) -> Iterator[Route]:
@@ -209,7 +222,7 @@ def _route(attachment: Attachment, route: AttachmentRoute) -> Route:
         netns=spec.netns,
         mtu=route.mtu,
         advmss=route.advmss,
-        metric=route.priority,
+        metric=metric(spec, route.dst, route.priority),
         table=route.table or 254,
         scope=scope,
     )
