@@ -97,6 +97,21 @@ def test_a_restarted_container_is_attached_again(podman: Podman) -> None:
     assert podman.machine.fetch(url(networks["netplane"]["IPAddress"])) == "hello\n"
 
 
+def second(podman: Podman) -> None:
+    text = json.loads(podman.machine.run("cat", f"{CONF_DIR}/10-netplane.conflist"))
+    podman.machine.write(f"{CONF_DIR}/30-second.conflist", json.dumps({**text, "name": "second"}))
+
+
+def test_a_container_of_two_networks_is_reached_by_both(podman: Podman) -> None:
+    second(podman)
+    podman("run", "-d", "--name", "web", "--cgroups=disabled", "--network", "netplane,second", IMAGE)
+    networks = json.loads(podman("inspect", "web"))[0]["NetworkSettings"]["Networks"]
+    for name in ("netplane", "second"):
+        assert podman.machine.fetch(url(networks[name]["IPAddress"])) == "hello\n"
+    podman("rm", "-f", "-t", "0", "web")
+    podman("network", "rm", "second")
+
+
 @PORTS
 def test_a_published_port_is_reached_from_outside(podman: Podman) -> None:
     podman.run("web", "-p", "18080:8080")
@@ -107,8 +122,7 @@ def test_a_published_port_is_reached_from_outside(podman: Podman) -> None:
 
 
 def test_networks_are_listed_and_removed(podman: Podman) -> None:
-    text = json.loads(podman.machine.run("cat", f"{CONF_DIR}/10-netplane.conflist"))
-    podman.machine.write(f"{CONF_DIR}/30-second.conflist", json.dumps({**text, "name": "second"}))
+    second(podman)
     assert "second" in podman("network", "ls", "--format", "{{.Name}}").split()
     found = podman.run("web", network="second")
     assert podman.machine.fetch(url(found["IPAddress"])) == "hello\n"

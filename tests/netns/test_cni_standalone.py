@@ -69,12 +69,12 @@ class Machine:
         assert not done.returncode, done.stderr
         return done.stdout
 
-    def begin(self, command: str, pod: str, **config: Any) -> subprocess.Popen[bytes]:
+    def begin(self, command: str, pod: str, ifname: str = "eth0", **config: Any) -> subprocess.Popen[bytes]:
         environment = {
             "CNI_COMMAND": command,
             "CNI_CONTAINERID": os.path.basename(pod),
             "CNI_NETNS": pod,
-            "CNI_IFNAME": "eth0",
+            "CNI_IFNAME": ifname,
             "PATH": os.environ["PATH"],
         }
         path = self.work / f"config-{command}-{os.path.basename(pod)}-{threading.get_ident()}"
@@ -88,8 +88,8 @@ class Machine:
                 stdout=subprocess.PIPE,
             )
 
-    def __call__(self, command: str, pod: str, **config: Any) -> Any:
-        text = self.begin(command, pod, **config).communicate(timeout=60)[0]
+    def __call__(self, command: str, pod: str, ifname: str = "eth0", **config: Any) -> Any:
+        text = self.begin(command, pod, ifname, **config).communicate(timeout=60)[0]
         return json.loads(text) if text.strip() else ""
 
     def attachments(self) -> list[str]:
@@ -216,6 +216,26 @@ def test_a_damaged_state_file_is_refused_and_the_pods_outlive_it(
         assert machine("DEL", pod, **network) == ""
     assert not machine.links() and not machine.attachments()
     assert "cni-hostports" not in netns.run(machine.at, "nft", "list", "ruleset")
+
+
+def test_two_networks_with_default_routes(machine: Machine, make_netns: MakeNetns) -> None:
+    pod = make_netns("p")
+    networks = {
+        ifname: {
+            "name": f"net{i}",
+            "bridge": f"br-{i}",
+            "isDefaultGateway": True,
+            "ipam": {"ranges": [[{"subnet": f"10.89.{i}.0/24"}]]},
+        }
+        for i, ifname in enumerate(("eth0", "eth1"))
+    }
+    results = {ifname: machine("ADD", pod, ifname, **network) for ifname, network in networks.items()}
+    assert " dev eth0 " in netns.run(pod, "ip", "route", "get", "192.0.2.9")
+    for ifname, network in networks.items():
+        assert machine("CHECK", pod, ifname, **network, prevResult=results[ifname]) == ""
+    assert machine("DEL", pod, "eth0", **networks["eth0"]) == ""
+    assert " via 10.89.1.1 dev eth1 " in netns.run(pod, "ip", "route", "get", "192.0.2.9")
+    assert machine("DEL", pod, "eth1", **networks["eth1"]) == "" and not machine.links()
 
 
 def test_host_locals_own_words(machine: Machine, make_netns: MakeNetns, tmp_path: Path) -> None:
