@@ -35,7 +35,7 @@ from .networks import Networks
 from .nodebridges import NodeBridges
 from .poddns import of_file, pod_dns
 from .podwriter import PodWriter
-from .ports import HostPorts, refuse_unreachable, udp_flows
+from .ports import HostPorts, refuse_unreachable, udp_flows, without_doubles
 from .ranges import OURS, whole
 from .render import BASE, CniConfig
 from .request import Request
@@ -87,7 +87,9 @@ class Verbs:
         self._check_free(request, self._record(snapshot, attachment.name))
         attachment = self._leased(attachment, request)
         try:
-            attachment = plan.apart(self._bridges.place(attachment), self._pods.beside(attachment))
+            beside = self._pods.beside(attachment)
+            attachment = plan.apart(self._bridges.place(attachment), beside)
+            attachment = without_doubles(attachment, beside)
             with self._coming.bringing(attachment, request):
                 attachment, taken = bridges.settle(self.host, attachment, request, self._every)
                 self._claim_ports(attachment)

@@ -104,7 +104,8 @@ def second(podman: Podman) -> None:
 
 def test_a_container_of_two_networks_is_reached_by_both(podman: Podman) -> None:
     second(podman)
-    podman("run", "-d", "--name", "web", "--cgroups=disabled", "--network", "netplane,second", IMAGE)
+    words = ("--network", "netplane,second", "-p", "18082:8080")
+    podman("run", "-d", "--name", "web", "--cgroups=disabled", *words, IMAGE)
     networks = json.loads(podman("inspect", "web"))[0]["NetworkSettings"]["Networks"]
     for name in ("netplane", "second"):
         assert podman.machine.fetch(url(networks[name]["IPAddress"])) == "hello\n"

@@ -162,6 +162,25 @@ def test_a_taken_port_names_who_holds_it(
     cni.delete(b)
 
 
+def test_a_pod_of_two_networks_has_its_ports_by_the_first(lab: Lab, make_netns: MakeNetns) -> None:
+    """podman asks for a container's ports in each of its networks; another container does not get them."""
+    cni, a, b = Cni(lab), make_netns("a"), make_netns("b")
+    first = mapped(port(8086, 80))
+    second = {**first, "name": "second", "bridge": "br-ports", "isDefaultGateway": True, "ipam": OWN}
+    cni.add(a, first)
+    result = cni.add(a, second, IFNAME="eth1")
+    with serving(a, 80):
+        for to in lab.nodes[0].addresses:
+            assert seen(str(lab.outside.netns), to, 8086)
+    assert cni.call("CHECK", a, {**second, "prevResult": result}, IFNAME="eth1") == ""
+    assert "eth0" in cni.call("ADD", b, second)["msg"]
+    cni.delete(a, second, IFNAME="eth1")
+    assert cni.call("ADD", b, second)["code"] == 11
+    cni.delete(a, first)
+    cni.add(b, second)
+    cni.delete(b, second)
+
+
 def test_a_node_port_is_a_taken_port(lab: Lab, make_netns: MakeNetns) -> None:
     service = """
 apiVersion: v1
