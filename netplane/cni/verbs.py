@@ -5,7 +5,8 @@ Rule 1: the Attachment object is the journal. It is removed before the kernel is
         record wants, so the next start sweeps it. Else (`plan.needs_journal`) it is written (Pending)
         before anything is touched, and `recover` undoes it.
 Rule 2: an address and a port return only when the kernel holds nothing of them any more.
-Rule 3: one container interface, one operation at a time; different ones run in parallel.
+Rule 3: one container, one operation at a time, since its interfaces share routes, Pod and ports;
+        different ones run in parallel.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ class Verbs:
         with delegate.clocked():
             verb = {"ADD": self.add, "DEL": self.remove, "CHECK": self.check}.get(request.command)
             if verb is not None:
-                with self._locks.hold((request.container_id, request.ifname)):
+                with self._locks.hold(request.container_id):
                     if request.command == "ADD" and given_up():
                         raise Unavailable("whoever asked for this ADD waits no longer; it is not done")
                     return verb(request)
@@ -363,13 +364,12 @@ class Verbs:
         known = (*snapshot.by(Attachment, "node", self.host.node), *list(self._owed.values()))
         for record in {record.name: record for record in known}.values():
             spec = record.spec
-            interface = (spec.container_id, spec.ifname)
-            if spec.network != request.config.name or valid(record) or interface in busy:
+            if spec.network != request.config.name or valid(record) or spec.container_id in busy:
                 continue
             if "delegate" in spec.config and delegate.spent():
                 later += 1
                 continue
-            with self._locks.hold(interface):
+            with self._locks.hold(spec.container_id):
                 if self._record(self.host.snapshot(), record.name) != record:
                     continue
                 try:
@@ -422,7 +422,7 @@ class Verbs:
         """
         for record in self._synced().by(Attachment, "node", self.host.node):
             if record.phase == "Ready" and self._is_dead(record):
-                with self._locks.hold((record.spec.container_id, record.spec.ifname)):
+                with self._locks.hold(record.spec.container_id):
                     again = self.host.snapshot().get(Attachment, "", record.name)
                     if again is not None and again.phase == "Ready" and self._is_dead(again):
                         self._note_release(again, f"its namespace {again.spec.netns} is gone")

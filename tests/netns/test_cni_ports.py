@@ -11,6 +11,7 @@ import socket
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -179,6 +180,18 @@ def test_a_pod_of_two_networks_has_its_ports_by_the_first(lab: Lab, make_netns: 
     cni.delete(a, first)
     cni.add(b, second)
     cni.delete(b, second)
+
+
+def test_a_pods_networks_may_come_all_at_once(lab: Lab, make_netns: MakeNetns) -> None:
+    """go-cni attaches a container to its networks in parallel, each with the same ports and default route."""
+    cni, asked = Cni(lab), mapped(port(8087, 80))
+    networks = [(f"eth{i}", {**asked, "name": f"net{i}"}) for i in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        for turn in range(5):
+            pod = make_netns(f"p{turn}")
+            added = pool.map(lambda one, pod=pod: cni.add(pod, one[1], IFNAME=one[0]), networks)
+            assert len({ip["address"] for result in added for ip in result["ips"]}) == 8
+            list(pool.map(lambda one, pod=pod: cni.delete(pod, one[1], IFNAME=one[0]), networks))
 
 
 def test_a_node_port_is_a_taken_port(lab: Lab, make_netns: MakeNetns) -> None:
