@@ -149,17 +149,11 @@ def _check_environment(frame: Frame, kind: str) -> None:
 
 
 def _pod(words: dict[str, str]) -> PodRef:
-    """podman gives its container's name and no namespace; one that no Pod can have names none."""
+    """Names that no Pod can have, as podman and crictl give their users' own, name none."""
     namespace, name, uid = (words.get(key, "") for key in _POD)
-    faults = [
-        *checks.dns_label("CNI_ARGS: K8S_POD_NAMESPACE", namespace or "default"),
-        *checks.dns_subdomain("CNI_ARGS: K8S_POD_NAME", name),
-    ]
-    if not name or (faults and not namespace):
-        return PodRef()
-    for path, reason in faults:
-        raise Refused(ENVIRONMENT, f"{path}: {reason}")
-    return PodRef(namespace or "default", name, uid)
+    namespace = namespace or "default"
+    wrong = (*checks.dns_label(_POD[0], namespace), *checks.dns_subdomain(_POD[1], name))
+    return PodRef() if wrong else PodRef(namespace, name, uid)
 
 
 def _listed(text: str) -> tuple[str, ...]:
