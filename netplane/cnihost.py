@@ -95,7 +95,8 @@ class CniHost:
         return self._links.link_exists(netns_path, ifname)
 
     def netns_exists(self, path: str) -> bool:
-        return netns.exists(path)
+        """The node's own is no pod's: /proc/PID/ns/net leads there once the number is another process's."""
+        return netns.exists(path) and not netns.is_own(path)
 
     def mtu_and_mac(self, link: str) -> tuple[int, str]:
         return self._links.mtu_and_mac(link)

@@ -32,7 +32,7 @@ _DEVICES = {
     "deviceID": "interfaces are made, no device of the node is handed over",
     "infinibandGUID": "interfaces here are Ethernet's",
 }
-_GC_KEYS = ("cni.dev/valid-attachments", "cni.dev/attachments")
+_GC_KEYS = ("cni.dev/valid-attachments", "cni.dev/attachments")  # the second was 1.1.0's text (cni#1101)
 
 
 class DNS(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -195,7 +195,8 @@ def parse_config(raw: bytes, only_identity: bool = False) -> NetConf:
 
 def _document(raw: bytes) -> dict[str, Any]:
     try:
-        doc = msgspec.json.decode(raw)
+        given = msgspec.json.decode(raw)
+        doc = _without_nulls(given)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise Refused(DECODE, f"the network configuration is not JSON: {exc}") from None
     if not isinstance(doc, dict):
@@ -203,9 +204,16 @@ def _document(raw: bytes) -> dict[str, Any]:
     runtime = doc.get("runtimeConfig")
     if isinstance(runtime, dict):
         doc["runtimeConfig"] = {k: _go_names(v) if k in CAPABILITIES else v for k, v in runtime.items()}
-    if _GC_KEYS[0] in doc and doc[_GC_KEYS[0]] is None:
-        doc[_GC_KEYS[0]] = []  # what libcni sends for a runtime that has no attachment: Go's nil slice
-    return {key: value for key, value in doc.items() if value is not None and not key.startswith("cni.dev/-")}
+    for key in reversed([key for key in _GC_KEYS if key in given]):
+        doc[_GC_KEYS[0]] = [] if given[key] is None else given[key]  # null: the runtime has none
+    return {key: value for key, value in doc.items() if not key.startswith("cni.dev/-")}
+
+
+def _without_nulls(value: Any) -> Any:
+    """Go writes null for an empty list or pointer, and reads it as what is not there."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(inner) for key, inner in value.items() if inner is not None}
+    return [_without_nulls(one) for one in value] if isinstance(value, list) else value
 
 
 def _refuse_nul(raw: bytes, doc: dict[str, Any]) -> None:
@@ -253,6 +261,7 @@ def _converted(kept: dict[str, Any], doc: dict[str, Any]) -> NetConf:
     try:
         config = msgspec.convert(kept, NetConf)
     except msgspec.ValidationError as exc:
+        _refuse_unknown(kept, str(exc))
         raise Refused(CONFIG, f"the network configuration is wrong: {exc}") from None
     _check_values(config)
     default = "" if config.kind in ("bridge", "ptp") else NONE
@@ -262,20 +271,30 @@ def _converted(kept: dict[str, Any], doc: dict[str, Any]) -> NetConf:
     return whole
 
 
+def _refuse_unknown(value: Any, fault: str) -> None:
+    """A key inside of another that is not known is an unsupported one, too: by its name, with its value."""
+    found = re.fullmatch(r"Object contains unknown field `(.+)` - at `\$\.(.+)`", fault)
+    if found is None:
+        return
+    key, path = found.groups()
+    for name, index in re.findall(r"(\w+)|\[(\d+)\]", path):
+        value = value[int(index) if index else name]
+    raise Refused(UNSUPPORTED, f"{path}.{key}: {_short(value[key])}: this key is not known")
+
+
 def _before(result: dict[str, Any]) -> dict[str, Any]:
-    """A previous result whose lists are lists of objects; Go sends null for an empty one."""
+    """A previous result whose lists are lists of objects."""
     for key in ("interfaces", "ips", "routes"):
         value = result.get(key) or []
         if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):
             raise Refused(CONFIG, f"prevResult.{key}: {_short(value)} must be a list of objects")
-    return {key: value for key, value in result.items() if value is not None}
+    return result
 
 
 def _go_names(value: Any) -> Any:
-    """containerd's structures have no JSON names: HostPort for hostPort, null for an empty list."""
+    """containerd's structures have no JSON names: HostPort for hostPort."""
     if isinstance(value, dict):
-        named = {key[:1].lower() + key[1:]: inner for key, inner in value.items()}
-        return {key: inner for key, inner in named.items() if inner is not None}
+        return {key[:1].lower() + key[1:]: inner for key, inner in value.items()}
     return [_go_names(one) for one in value] if isinstance(value, list) else value
 
 

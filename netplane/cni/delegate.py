@@ -29,7 +29,7 @@ from .ranges import parse_routes
 from .request import Request
 
 PATIENCE = 18.0  # seconds; DHCP may take many
-BUDGET = 25.0  # seconds for one request, waiting for another of the same interface included
+BUDGET = 25.0  # seconds for one request, waiting for another of the same container included
 _until: ContextVar[float] = ContextVar("until", default=float("inf"))
 
 

@@ -55,7 +55,9 @@ class Host(Protocol):
         """What the kernel holds otherwise than it should, in words."""
 
     def link_exists(self, netns: str, ifname: str) -> bool: ...
-    def netns_exists(self, path: str) -> bool: ...
+
+    def netns_exists(self, path: str) -> bool:
+        """Whether the path holds a namespace, and another than ours."""
 
     def mtu_and_mac(self, link: str) -> tuple[int, str]:
         """Of the node's link; (0, "") when there is none of this name."""

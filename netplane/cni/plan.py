@@ -6,6 +6,7 @@ another plugin asks for addresses alone.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from ipaddress import ip_interface
 from typing import Any
 
@@ -18,7 +19,7 @@ from .errors import CONFIG, Refused
 from .ranges import NONE
 from .request import Request
 from .tuning import settings
-from .wiring import FOREIGN
+from .wiring import FOREIGN, METRIC, pod_routes
 
 _ROLES = {"ipam": "/ipam", "chained": "/chained"}  # no network's name has a '/'
 _FLAGS = ("macspoofchk", "portIsolation", "promiscMode")
@@ -135,6 +136,19 @@ def with_lease(attachment: Attachment, request: Request, lease: Lease) -> Attach
     spec = amend(attachment.spec, ips=ips, routes=tuple(routes), config=kept)
     whole: Attachment = amend(attachment, spec=spec)
     return whole
+
+
+def apart(attachment: Attachment, others: Sequence[Attachment]) -> Attachment:
+    """With routes that can be beside those of the pod's ``others``, which keep theirs: a default route that
+    comes later counts for less, and for all once the first interface is gone."""
+    held = {route.key for other in others for route in pod_routes(other)}
+    made = attachment
+    for more in range(1, len(others) + 1):
+        if held.isdisjoint(route.key for route in pod_routes(made)):
+            break
+        config = {**attachment.spec.config, METRIC: more}
+        made = amend(attachment, spec=amend(attachment.spec, config=config))
+    return made
 
 
 def lease_before(request: Request) -> Lease:

@@ -39,7 +39,8 @@ def of_file(path: str) -> dict[str, Any]:
     except (OSError, ValueError) as exc:  # a ValueError: a NUL in the path
         reason = getattr(exc, "strerror", None) or exc
         raise Refused(CONFIG, f"ipam.resolvConf: {path!r:.200}: {reason}") from None
-    return _named(resolvconf.parse(text))
+    domain = resolvconf.domain(text)
+    return _named(resolvconf.parse(text)) | ({"domain": domain} if domain else {})
 
 
 def _named(found: resolvconf.Resolv) -> dict[str, Any]:

@@ -76,6 +76,11 @@ class PodWriter:
 
         persist(write)
 
+    def beside(self, attachment: Attachment) -> list[Attachment]:
+        """The pod's other interfaces in the same namespace."""
+        found = _siblings(self.host.snapshot(), attachment)
+        return [a for a in found if a.name != attachment.name and a.spec.netns == attachment.spec.netns]
+
     def _addresses(self, snapshot: Snapshot) -> tuple[str, ...]:
         node = snapshot.get(Node, "", self.host.node)
         return node.internal_ips if node else ()

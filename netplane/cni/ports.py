@@ -15,6 +15,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator
 
+from ..model.base import amend
 from ..model.errors import Unavailable
 from ..model.facts import Chain, Element, Fact, Set
 from ..model.flows import Flows
@@ -25,6 +26,7 @@ from .masquerade import FAMILIES, inside, inside_sets, localnet, version_of
 from .together import is_any
 
 Slot = tuple[str, int, int]  # protocol, port, IP version
+_ANY = {4: "0.0.0.0", 6: "::"}
 _GUARD = "meta l4proto { tcp, udp, sctp }"
 
 
@@ -119,6 +121,29 @@ def refuse_unreachable(attachment: Attachment) -> None:
                 f"portMappings: {port.protocol} {port.host_ip}:{port.host_port}:"
                 f" the container has no {family} address in this network",
             )
+
+
+def without_doubles(attachment: Attachment, others: Iterable[Attachment]) -> Attachment:
+    """Without the ports that lead to the pod by one of its ``others``, in the families in which they do:
+    a runtime asks for a container's ports in each of its networks."""
+    theirs = {(*_asked(port), version) for other in others for port, version, _ in targets(other)}
+    if theirs.isdisjoint((*_asked(p), v) for p in attachment.spec.ports for v in versions(p)):
+        return attachment
+    mine = {(*_asked(port), version) for port, version, _ in targets(attachment)}
+    kept: list[PortMapping] = []
+    for port in attachment.spec.ports:
+        ways = {(*_asked(port), version) for version in versions(port)}
+        if ways.isdisjoint(theirs):
+            kept.append(port)
+        else:
+            kept += [amend(port, host_ip=_ANY[way[-1]]) for way in ways & mine - theirs]
+    without: Attachment = amend(attachment, spec=amend(attachment.spec, ports=tuple(kept)))
+    return without
+
+
+def _asked(port: PortMapping) -> tuple[str, str, int, int]:
+    host_ip = "" if is_any(port.host_ip) else port.host_ip
+    return port.protocol.lower(), host_ip, port.host_port, port.container_port
 
 
 def udp_flows(attachment: Attachment) -> list[Flows]:

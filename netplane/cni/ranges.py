@@ -22,7 +22,7 @@ OURS = "netplane"
 NONE = "none"  # no addresses at all
 _RANGE_KEYS = {"subnet", "rangeStart", "rangeEnd", "gateway"}
 # dataDir: of work without an agent
-_KEYS = {"type", "ranges", "routes", "socket", "dataDir", "resolvConf"} | _RANGE_KEYS
+_KEYS = {"type", "ranges", "routes", "dataDir", "resolvConf"} | _RANGE_KEYS
 _SCOPES = {0: "", 253: "link"}  # RT_SCOPE_UNIVERSE, RT_SCOPE_LINK
 
 
@@ -67,7 +67,8 @@ def parse_leases(ipam: Any, prepended: Any, default: str) -> Leases:
         return Leases(kind)
     for key in ipam.keys() - _KEYS:
         raise Refused(
-            UNSUPPORTED, f"ipam.{key}: this key is not known; use one of {', '.join(sorted(_KEYS))}"
+            UNSUPPORTED,
+            f"ipam.{key}: {ipam[key]!r:.40}: this key is not known; use one of {', '.join(sorted(_KEYS))}",
         )
     given = [*_lists(prepended, "runtimeConfig.ipRanges"), *_lists(ipam.get("ranges"), "ipam.ranges")]
     if "subnet" in ipam:
@@ -127,7 +128,9 @@ def _lists(value: Any, path: str) -> list[list[dict[str, Any]]]:
 def _range(given: dict[str, Any], path: str) -> Range:
     """Raises Refused; what is left out is host-local's choice: all hosts, the gateway being the first."""
     for key in given.keys() - _RANGE_KEYS:
-        raise Refused(UNSUPPORTED, f"{path}.{key}: use one of {', '.join(sorted(_RANGE_KEYS))}")
+        raise Refused(
+            UNSUPPORTED, f"{path}.{key}: {given[key]!r:.40}: use one of {', '.join(sorted(_RANGE_KEYS))}"
+        )
     try:
         subnet = ip_network(str(given.get("subnet", "")))
         top = subnet.num_addresses - 1 - (subnet.version == 4)

@@ -34,7 +34,7 @@ from .masquerade import isolation, localnet, masked, opened
 from .names import BRIDGE, EVERY_BRIDGE, bridge_mac, headroom, node_bridge_number
 from .ports import render_ports
 from .shaping import render_guard, render_shaping
-from .wiring import FORWARDING, ROOM, further_bridge, isolated, render_interface
+from .wiring import ROOM, forwarding, further_bridge, isolated, render_interface
 
 BASE = Scope(ROOM)
 _NO_VNI = 0xFFFFFF  # the last there is
@@ -143,7 +143,7 @@ def render_base(node: Node, config: CniConfig) -> Iterator[Fact]:
     for cidr in node.pod_cidrs:
         network = ip_network(cidr)
         yield Address(link=BRIDGE, address=f"{gateway(cidr)}/{network.prefixlen}")
-    yield from FORWARDING
+    yield from forwarding(node.pod_cidrs)
     yield from localnet(BRIDGE)
     yield Chain(
         name="cni-redirects",

@@ -19,9 +19,10 @@ from ..model.base import amend
 from .config import NetConf, parse_config
 from .errors import CONFIG, ENVIRONMENT, VERSION, Refused
 from .frame import Frame
+from .together import NOT_NAMES
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*")
-IFNAME_FORBIDDEN = re.compile(r"[/:\s]")
+IFNAME_FORBIDDEN = re.compile(r"[/:%\s]")
 COMMANDS = ("ADD", "DEL", "CHECK", "STATUS", "GC", "VERSION")
 _SINCE = {"CHECK": (0, 4, 0), "STATUS": (1, 1, 0), "GC": (1, 1, 0)}
 _POD = ("K8S_POD_NAMESPACE", "K8S_POD_NAME", "K8S_POD_UID")
@@ -134,29 +135,25 @@ def _check_environment(frame: Frame, kind: str) -> None:
         )
     if not frame.ifname or len(frame.ifname.encode(errors="surrogateescape")) > 15:
         raise Refused(ENVIRONMENT, f"CNI_IFNAME: {frame.ifname!r:.40} must have 1 to 15 characters")
-    if frame.ifname in (".", "..") or IFNAME_FORBIDDEN.search(frame.ifname):
-        raise Refused(
-            ENVIRONMENT, f"CNI_IFNAME: {frame.ifname!r} must not be '.' or '..' nor hold '/', ':' or a space"
-        )
+    if frame.ifname in NOT_NAMES or IFNAME_FORBIDDEN.search(frame.ifname):
+        words = f"must not be {', '.join(map(repr, NOT_NAMES))} nor hold '/', ':', '%' or a space"
+        raise Refused(ENVIRONMENT, f"CNI_IFNAME: {frame.ifname!r} {words}")
     if frame.ifname == "lo" and kind != "loopback":
         raise Refused(ENVIRONMENT, "CNI_IFNAME: 'lo' is the loopback of every namespace; use another name")
-    if not frame.netns and frame.command != "DEL":
+    if frame.command == "DEL":
+        return
+    if not frame.netns:
         raise Refused(ENVIRONMENT, "CNI_NETNS: required, the path of the container's network namespace")
-    if frame.netns and not frame.netns.startswith("/"):
+    if not frame.netns.startswith("/"):
         raise Refused(ENVIRONMENT, f"CNI_NETNS: {frame.netns!r:.80} must be an absolute path")
 
 
 def _pod(words: dict[str, str]) -> PodRef:
+    """Names that no Pod can have, as podman and crictl give their users' own, name none."""
     namespace, name, uid = (words.get(key, "") for key in _POD)
-    if not name:
-        return PodRef()
-    faults = [
-        *checks.dns_label("CNI_ARGS: K8S_POD_NAMESPACE", namespace or "default"),
-        *checks.dns_subdomain("CNI_ARGS: K8S_POD_NAME", name),
-    ]
-    for path, reason in faults:
-        raise Refused(ENVIRONMENT, f"{path}: {reason}")
-    return PodRef(namespace or "default", name, uid)
+    namespace = namespace or "default"
+    wrong = (*checks.dns_label(_POD[0], namespace), *checks.dns_subdomain(_POD[1], name))
+    return PodRef() if wrong else PodRef(namespace, name, uid)
 
 
 def _listed(text: str) -> tuple[str, ...]:

@@ -12,11 +12,12 @@ from typing import Any
 
 import msgspec
 
+from ..model.base import amend
 from ..model.own import Attachment
 from .config import VERSIONS, NetConf
 from .names import BRIDGE, bridge_mac, host_mac
 from .request import Request
-from .wiring import FOREIGN, own_bridge
+from .wiring import FOREIGN, metric, own_bridge
 
 LOOPBACK = ("127.0.0.1/8", "::1/128")
 
@@ -109,7 +110,10 @@ def _routes(attachment: Attachment, version: str) -> list[dict[str, Any]]:
     """Their properties came with 1.1.0; without a gw of its own a route goes by the address's gateway."""
     found = []
     for route in attachment.spec.routes:
-        words = {key: value for key, value in msgspec.to_builtins(route).items() if value}
+        far = metric(attachment.spec, route.dst, route.priority)
+        words = {
+            key: value for key, value in msgspec.to_builtins(amend(route, priority=far)).items() if value
+        }
         if route.scope is not None:
             words["scope"] = route.scope
         if version != "1.1.0":

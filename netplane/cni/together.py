@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 MODES = {"private": 1, "vepa": 2, "bridge": 4, "passthru": 8}  # MACVLAN_MODE_…
 PROTOCOLS = ("tcp", "udp", "sctp")
+NOT_NAMES = (".", "..", "all", "default")  # the kernel's own, of settings; with a % it makes a name up
 
 
 def check(config: NetConf) -> None:
@@ -35,7 +36,7 @@ def _links(config: NetConf) -> Iterator[str]:
     if config.mode and config.mode not in MODES:
         yield f"mode: {config.mode!r:.40} is not one of {', '.join(MODES)}"
     for key, name in (("bridge", config.bridge), ("master", config.master)):
-        if name and (len(name.encode()) > 15 or not re.fullmatch(r"[^\s/:\"]+", name) or name in (".", "..")):
+        if name and (len(name.encode()) > 15 or not re.fullmatch(r"[^\s/:\"%*]+", name) or name in NOT_NAMES):
             yield f"{key}: {name!r:.40} is not the name of an interface (1 to 15 characters)"
     if config.kind == "bridge" and not config.own_range:
         yield from _node_network(config)

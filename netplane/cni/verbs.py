@@ -6,7 +6,8 @@ Rule 1: the Attachment object is the journal. It is removed before the kernel is
         before anything is touched, and `recover` undoes it. Of one with another plugin's address `plan.owed`
         stays until that plugin has taken it back: at DEL, at GC, or when an agent asks again.
 Rule 2: an address and a port return only when the kernel holds nothing of them any more.
-Rule 3: one container interface, one operation at a time; different ones run in parallel.
+Rule 3: one container, one operation at a time, since its interfaces share routes, Pod and ports;
+        different ones run in parallel.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from .networks import Networks
 from .nodebridges import NodeBridges
 from .poddns import of_file, pod_dns
 from .podwriter import PodWriter
-from .ports import HostPorts, refuse_unreachable, udp_flows
+from .ports import HostPorts, refuse_unreachable, udp_flows, without_doubles
 from .ranges import OURS, whole
 from .render import BASE, CniConfig
 from .request import Request
@@ -70,7 +71,7 @@ class Verbs:
         with delegate.clocked():
             verb = {"ADD": self.add, "DEL": self.remove, "CHECK": self.check}.get(request.command)
             if verb is not None:
-                with self._locks.hold((request.container_id, request.ifname)):
+                with self._locks.hold(request.container_id):
                     if request.command == "ADD" and given_up():
                         raise Unavailable("whoever asked for this ADD waits no longer; it is not done")
                     return verb(request)
@@ -88,7 +89,9 @@ class Verbs:
         self._check_free(request, self._record(snapshot, attachment.name))
         attachment = self._leased(attachment, request)
         try:
-            attachment = self._bridges.place(attachment)
+            beside = self._pods.beside(attachment)
+            attachment = plan.apart(self._bridges.place(attachment), beside)
+            attachment = without_doubles(attachment, beside)
             with self._coming.bringing(attachment, request):
                 attachment, taken = bridges.settle(self.host, attachment, request, self._every)
                 self._claim_ports(attachment)
@@ -365,13 +368,12 @@ class Verbs:
         known = (*snapshot.by(Attachment, "node", self.host.node), *list(self._owed.values()))
         for record in {record.name: record for record in known}.values():
             spec = record.spec
-            interface = (spec.container_id, spec.ifname)
-            if spec.network != request.config.name or valid(record) or interface in busy:
+            if spec.network != request.config.name or valid(record) or spec.container_id in busy:
                 continue
             if "delegate" in spec.config and delegate.spent():
                 later += 1
                 continue
-            with self._locks.hold(interface):
+            with self._locks.hold(spec.container_id):
                 if self._record(self.host.snapshot(), record.name) != record:
                     continue
                 try:
@@ -437,7 +439,7 @@ class Verbs:
 
     def _undo_if(self, is_so: Callable[[Attachment], bool], record: Attachment, why: str) -> None:
         if is_so(record):
-            with self._locks.hold((record.spec.container_id, record.spec.ifname)):
+            with self._locks.hold(record.spec.container_id):
                 again = self.host.snapshot().get(Attachment, "", record.name)
                 if again is not None and is_so(again):
                     self._note_release(again, why)

@@ -18,12 +18,12 @@ Rule 4: the pod CIDRs are npbr0's, so a pod on another of the node's bridges (no
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from ipaddress import ip_interface
 
 from ..model.facts import ALIAS, Address, Element, Fact, Link, Neighbour, Route, Sysctl
-from ..model.own import Attachment, AttachmentIP, AttachmentRoute
-from .masquerade import localnet
+from ..model.own import Attachment, AttachmentIP, AttachmentRoute, AttachmentSpec
+from .masquerade import localnet, version_of
 from .names import BRIDGE, bridge_mac, host_mac
 from .ranges import scope_word
 from .together import MODES
@@ -32,11 +32,18 @@ ROOM = "cni"
 # words of a record's config
 FOREIGN = "foreignBridge"  # its bridge is somebody else's; its MAC
 LEFT = "leftAddresses"  # gateway addresses that are not, or no longer, this attachment's to want
+METRIC = "routeMetric"  # that its routes have, since another interface of the pod has the same ones
 OPENED = "openedLocalnet"  # we let 127.0.0.1 lead to pods by somebody else's bridge
-FORWARDING = (
-    Sysctl(name="net/ipv4/ip_forward", value="1"),
-    Sysctl(name="net/ipv6/conf/all/forwarding", value="1"),
-)
+_FORWARDING = {
+    4: Sysctl(name="net/ipv4/ip_forward", value="1"),
+    6: Sysctl(name="net/ipv6/conf/all/forwarding", value="1"),
+}
+
+
+def forwarding(addresses: Iterable[str]) -> Iterator[Sysctl]:
+    """Of the families that there are: a node that forwards IPv6 listens to no router any more."""
+    for version in sorted({version_of(address) for address in addresses}):
+        yield _FORWARDING[version]
 
 
 def render_interface(attachment: Attachment) -> Iterator[Fact]:
@@ -113,15 +120,16 @@ def own_bridge(attachment: Attachment) -> str:
 
 def _own_bridge(attachment: Attachment) -> Iterator[Fact]:
     name, spec = own_bridge(attachment), attachment.spec
+    addresses = [entry.address for entry in spec.ips]
     if not name:
         if spec.kind == "ptp":
-            yield from FORWARDING
+            yield from forwarding(addresses)
         return
     foreign = FOREIGN in spec.config
     if not foreign:
         yield _bridge(spec.node, name, bool(spec.config.get("promiscMode")))
     if spec.config.get("isGateway"):
-        yield from FORWARDING
+        yield from forwarding(addresses)
         if not foreign or spec.config.get(OPENED):
             yield from localnet(name)
         if spec.config.get("forceAddress"):  # the old address may be the subnet's first
@@ -161,7 +169,8 @@ def _address(attachment: Attachment, entry: AttachmentIP) -> Iterator[Fact]:
     wide = "/128" if ":" in plain else "/32"
     yield Address(link=spec.ifname, address=entry.address, netns=spec.netns)
     if routed and entry.gateway:
-        yield Route(dst=entry.gateway + wide, link=spec.ifname, netns=spec.netns, scope="link")
+        far = metric(spec, entry.gateway)
+        yield Route(dst=entry.gateway + wide, link=spec.ifname, netns=spec.netns, scope="link", metric=far)
     if spec.kind == "bridge":
         name, further = own_bridge(attachment), further_bridge(attachment)
         if name and gateway_address(entry) in gateways(attachment):
@@ -179,6 +188,25 @@ def _address(attachment: Attachment, entry: AttachmentIP) -> Iterator[Fact]:
             yield Neighbour(link=spec.ifname, address=entry.gateway, mac=mac, netns=spec.netns)
             if spec.ipam:  # else it is on the node's bridge
                 yield Address(link=spec.host_ifname, address=entry.gateway + wide)
+                yield from _to_neighbours(attachment, entry)
+
+
+def metric(spec: AttachmentSpec, dst: str, given: int = 0) -> int:
+    """Of a route in the pod, 0 being the kernel's choice: that is 0 for IPv4 and 1024 for IPv6."""
+    more = int(spec.config.get(METRIC, 0))
+    return given or (more and more + (1024 if ":" in dst else 0))
+
+
+def pod_routes(attachment: Attachment) -> Iterator[Route]:
+    if attachment.spec.kind not in ("chained", "ipam"):
+        yield from (f for f in render_interface(attachment) if isinstance(f, Route) and f.netns)
+
+
+def _to_neighbours(attachment: Attachment, entry: AttachmentIP) -> Iterator[Route]:
+    """As the ptp plugin has it: the rest of the subnet is behind the gateway, without any ``routes``."""
+    given = {route.dst for route in attachment.spec.routes}
+    if entry.subnet and not entry.subnet.endswith(("/32", "/128")) and entry.subnet not in given:
+        yield _route(attachment, AttachmentRoute(dst=entry.subnet, gw=entry.gateway))
 
 
 def _route(attachment: Attachment, route: AttachmentRoute) -> Route:
@@ -194,7 +222,7 @@ def _route(attachment: Attachment, route: AttachmentRoute) -> Route:
         netns=spec.netns,
         mtu=route.mtu,
         advmss=route.advmss,
-        metric=route.priority,
+        metric=metric(spec, route.dst, route.priority),
         table=route.table or 254,
         scope=scope,
     )

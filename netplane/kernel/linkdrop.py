@@ -1,7 +1,9 @@
 """Remove links and what hangs on them, by key.
 
 Rule 1: a link goes only when it is ours; a name that is somebody else's by now is passed over.
-Rule 2: what goes from our own namespace goes through the `Reaper`, together with that of other plans:
+Rule 2: a pod's namespace is a path, which may lead to another pod's by now: a link that has addresses, and
+        none of those that go, is not the one that had them.
+Rule 3: what goes from our own namespace goes through the `Reaper`, together with that of other plans:
         a deletion holds the RTNL lock long, so nobody should have to ask for it twice. What can be asked
         without that lock is.
 """
@@ -16,6 +18,7 @@ from typing import Any
 from ..model.errors import KernelError
 from ..model.facts import Address, FactKey
 from . import linkmsg, qdiscmsg, routemsg, sysctl
+from .linkread import addresses
 from .linkreap import Reaper
 from .nlmsg import Request
 from .nlsocket import Socket, link_index
@@ -38,7 +41,8 @@ def drop(session: Session, keys: Collection[FactKey], reaper: Reaper) -> None:
         reaper.reap(own)
     for netns, group in groups.items():
         if not _went_along(netns, group) and _there(session, netns):
-            delete(session.socket(netns), drop_rest(session, netns, group))
+            left = _not_anothers(session, netns, group)
+            delete(session.socket(netns), drop_rest(session, netns, left))
 
 
 def drop_rest(session: Session, netns: str, keys: list[FactKey]) -> list[int]:
@@ -79,6 +83,21 @@ def _went_along(netns: str, keys: list[FactKey]) -> bool:
     goes with ours). Asked in a way that does not wait for the RTNL lock."""
     links = {str(key[2]) for key in keys if key[0] != "route"}
     return bool(links) and not any(link_index(name, netns) for name in links)
+
+
+def _not_anothers(session: Session, netns: str, keys: list[FactKey]) -> list[FactKey]:
+    """Without what is another pod's (rule 2); its routes bear no link's name, and are ours if any link is."""
+    names = list(dict.fromkeys(str(key[2]) for key in keys if key[0] != "route"))
+    there = {linkmsg.owned(body)[0]: name for name, body in session.look_up(netns, names).items()}
+    going = {key[2:] for key in keys if key[0] == "address"}
+    has: dict[str, list[bool]] = defaultdict(list)
+    for fact, _ in addresses(session.socket(netns), there):
+        if not fact.address.startswith("fe80:"):
+            has[fact.link].append((fact.link, fact.address) in going)
+    had = {str(link) for link, _ in going}
+    others = {name for name in had if has[name] and not any(has[name])}
+    routes = any(name not in others for name in there.values())
+    return [key for key in keys if (routes if key[0] == "route" else key[2] not in others)]
 
 
 def _removal(key: tuple[Any, ...], index: dict[str, int]) -> Request | None:

@@ -361,6 +361,12 @@ def up(name: str) -> Request:
     return Request(nl.RTM_NEWLINK, 0, _UP + nl.text(nl.IFLA_IFNAME, name), f"set link {name} up")
 
 
+def say_mac(fact: Link) -> Request:
+    """Set the MAC that it has: the kernel says to the segment whose addresses it has, where it is told to."""
+    parts = nl.text(nl.IFLA_IFNAME, fact.name) + nl.attr(nl.IFLA_ADDRESS, nl.mac_bytes(fact.mac))
+    return Request(nl.RTM_NEWLINK, 0, _DOWN + parts, f"announce link {fact.name}")
+
+
 def delete(name: str) -> Request:
     return Request(nl.RTM_DELLINK, 0, _DOWN + nl.text(nl.IFLA_IFNAME, name), f"delete link {name}")
 

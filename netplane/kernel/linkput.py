@@ -76,6 +76,7 @@ def _create(session: Session, netns: str, facts: list[Link]) -> list[Link]:
     if failure:
         raise failure
     _quiet(session, netns, [f.name for f in made if f.kind in ("bridge", "macvlan")])
+    session.joining += [fact for fact in made if fact.kind == "macvlan" and fact.mac]
     sock.must([request for fact in made if fact.kind != "veth" for request in linkmsg.finish(fact)])
     told = zip(facts, answers[len(requests) :], strict=False)
     _know_both_ends(session, [(fact, answer) for fact, answer in told if answer.body and fact not in taken])
@@ -130,6 +131,17 @@ def _raise_pairs(session: Session, facts: list[Link]) -> None:
         session.after(inside, [linkmsg.up(peer)])
         if fact.up:
             session.rising.append((fact.netns, fact))
+
+
+def announce(session: Session) -> None:
+    """Once they have their addresses: other hosts of the segment forget the MAC that had them before.
+
+    Not all do when asked again: a router may keep it for hours. A segment that does not hear it is no fault.
+    """
+    for fact in session.joining:
+        notify = (f"net/ipv4/conf/{fact.name}/arp_notify", f"net/ipv6/conf/{fact.name}/ndisc_notify")
+        sysctl.write([(name, "1") for name in notify], session.path(fact.netns), missing_ok=True)
+        session.socket(fact.netns).send([linkmsg.say_mac(fact)])
 
 
 def wait_carried(session: Session) -> None:

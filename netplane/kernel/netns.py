@@ -43,15 +43,23 @@ def delete(path: str | Path) -> None:
 def exists(path: str | Path) -> bool:
     """Whether ``path`` holds a namespace (it lies on nsfs), not just a file left behind."""
     try:
-        return os.stat(path).st_dev == _nsfs()
+        return os.stat(path).st_dev == _own().st_dev
+    except OSError:
+        return False
+
+
+def is_own(path: str | Path) -> bool:
+    """Whether ``path`` leads to the namespace that this process was started in."""
+    try:
+        return os.path.samestat(os.stat(path), _own())
     except OSError:
         return False
 
 
 @functools.cache
-def _nsfs() -> int:
-    """The one file system on which all namespaces lie."""
-    return os.stat("/proc/self/ns/net").st_dev
+def _own() -> os.stat_result:
+    """A process stays where it was started; all namespaces lie on one file system."""
+    return os.stat("/proc/self/ns/net")
 
 
 def enter(path: str | Path) -> None:

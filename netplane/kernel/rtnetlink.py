@@ -42,7 +42,7 @@ from . import linkmsg, linkpair, ours, qdiscmsg, routemsg, sysctl
 from . import nlmsg as nl
 from .factput import put_facts
 from .linkdrop import delete, drop, drop_rest
-from .linkput import put, wait_carried
+from .linkput import announce, put, wait_carried
 from .linkread import View, addresses, link_faults, peer_faults
 from .linkreap import Departures, Reaper
 from .nlsocket import Pool, Socket
@@ -160,6 +160,7 @@ class LinkDriver:
             sysctl.ensure(pairs, session.path(netns))
         for netns in dict.fromkeys((*session.later, *rest)):
             put_facts(session, netns, rest.get(netns, ()), known)
+        announce(session)
         wait_carried(session)
 
     @contextmanager

@@ -38,6 +38,7 @@ class Session:
         self._fds: dict[str, int] = {}
         self._made: list[tuple[Any, int]] = []  # (fact, interface index)
         self.rising: list[tuple[str, Link]] = []  # (namespace, link): ends of pairs that go up
+        self.joining: list[Link] = []  # new on a segment whose hosts may know their addresses of others
         self.later: dict[str, list[Request]] = {}  # go before the first addresses of their namespace
 
     def close(self) -> None:

@@ -42,6 +42,12 @@ def parse(text: str) -> Resolv:
     return Resolv(tuple(servers), searches, tuple(options))
 
 
+def domain(text: str) -> str:
+    """What the last domain line of a resolv.conf says, which `parse` takes for a search; "" without one."""
+    lines = [line.split() for line in text.splitlines()]
+    return next((words[1] for words in reversed(lines) if words[:1] == ["domain"] and words[1:]), "")
+
+
 def resolv(pod: Pod, servers: Iterable[str], domain: str, host: Resolv) -> Resolv:
     """What ``pod`` gets. ``servers``: where the node answers names of the cluster's ``domain``;
     ``host``: the node's own resolv.conf, which "Default" takes over and whose searches all have.

@@ -97,6 +97,22 @@ def test_a_restarted_container_is_attached_again(podman: Podman) -> None:
     assert podman.machine.fetch(url(networks["netplane"]["IPAddress"])) == "hello\n"
 
 
+def second(podman: Podman) -> None:
+    text = json.loads(podman.machine.run("cat", f"{CONF_DIR}/10-netplane.conflist"))
+    podman.machine.write(f"{CONF_DIR}/30-second.conflist", json.dumps({**text, "name": "second"}))
+
+
+def test_a_container_of_two_networks_is_reached_by_both(podman: Podman) -> None:
+    second(podman)
+    words = ("--network", "netplane,second", "-p", "18082:8080")
+    podman("run", "-d", "--name", "web", "--cgroups=disabled", *words, IMAGE)
+    networks = json.loads(podman("inspect", "web"))[0]["NetworkSettings"]["Networks"]
+    for name in ("netplane", "second"):
+        assert podman.machine.fetch(url(networks[name]["IPAddress"])) == "hello\n"
+    podman("rm", "-f", "-t", "0", "web")
+    podman("network", "rm", "second")
+
+
 @PORTS
 def test_a_published_port_is_reached_from_outside(podman: Podman) -> None:
     podman.run("web", "-p", "18080:8080")
@@ -107,8 +123,7 @@ def test_a_published_port_is_reached_from_outside(podman: Podman) -> None:
 
 
 def test_networks_are_listed_and_removed(podman: Podman) -> None:
-    text = json.loads(podman.machine.run("cat", f"{CONF_DIR}/10-netplane.conflist"))
-    podman.machine.write(f"{CONF_DIR}/30-second.conflist", json.dumps({**text, "name": "second"}))
+    second(podman)
     assert "second" in podman("network", "ls", "--format", "{{.Name}}").split()
     found = podman.run("web", network="second")
     assert podman.machine.fetch(url(found["IPAddress"])) == "hello\n"
@@ -116,3 +131,10 @@ def test_networks_are_listed_and_removed(podman: Podman) -> None:
     podman("network", "rm", "second")
     assert podman("network", "ls", "--format", "{{.Name}}").split() == ["netplane", "podman"]
     assert "30-second.conflist" not in podman.machine.run("ls", CONF_DIR)
+
+
+@pytest.mark.parametrize("name", ["quirky_einstein", "Web.1"])
+def test_podmans_own_names_are_good_enough(podman: Podman, name: str) -> None:
+    """Names that podman makes up have a '_', which no pod's name has."""
+    found = podman.run(name)
+    assert podman.machine.fetch(url(found["IPAddress"])) == "hello\n"

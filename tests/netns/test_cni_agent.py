@@ -211,6 +211,23 @@ def test_killed_while_another_plugin_does_not_take_its_address_back(bed: Bed, ma
     assert asked.read_text().split()[-2:] == ["DEL", "GC"] and asked.read_text().count("DEL") == 2
 
 
+def test_a_path_that_leads_to_the_node_by_now_is_a_pod_that_went(
+    bed: Bed, make_netns: MakeNetns, tmp_path: Path
+) -> None:
+    """/proc/PID/ns/net, once the number is another process's: the node gets no interface of a pod."""
+    pod, path = make_netns("pod"), tmp_path / "path"
+    path.symlink_to(pod)
+    assert len(plain(bed.cni("ADD", str(path)))) == 2
+    bed.stop()
+    path.unlink()
+    path.symlink_to(bed.at)
+    netns.delete(pod)
+    bed.start()
+    assert not bed.attachments() and not bed.links()
+    assert "eth0" not in netns.run(bed.at, "ip", "link")
+    assert bed.cni("DEL", str(path)) == ""
+
+
 def test_killed_in_the_middle_of_adds_nothing_is_lost_or_leaked(bed: Bed, make_netns: MakeNetns) -> None:
     """Whatever the kill met: after a restart and the runtime's DELs the node is as at first."""
     pods = [make_netns(f"p{i}") for i in range(8)]

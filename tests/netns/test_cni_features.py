@@ -351,6 +351,50 @@ def test_ptp_is_routed_without_a_bridge(lab: Lab, make_netns: MakeNetns, network
         cni.delete(pod, network)
 
 
+def test_ptp_reaches_its_subnet_without_a_default_route(lab: Lab, make_netns: MakeNetns) -> None:
+    """As the ptp plugin has it: what the network is needs no ``routes``, what is beyond does."""
+    cni, a, b, network = Cni(lab), make_netns("a"), make_netns("b"), {"kind": "ptp", "ipam": OWN}
+    result = cni.add(a, network)
+    assert result["routes"] == []
+    beside = plain(cni.add(b, network))
+    assert reached(a, *beside, "192.168.77.1") == beside
+    assert cni.call("CHECK", a, {**network, "prevResult": result}) == ""
+    for pod in (a, b):
+        cni.delete(pod, network)
+
+
+OUT = {"ipam": {**OWN, "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]}, "ipMasq": True}
+OTHER = {"type": "netplane", "ranges": [[{"subnet": "10.87.0.0/24"}], [{"subnet": "fd00:87::/64"}]]}
+
+
+@pytest.mark.parametrize(
+    "second",
+    [{}, {"kind": "ptp"}, {"ipam": OTHER, "bridge": "br-2", "isDefaultGateway": True, "ipMasq": True}],
+    ids=["node", "ptp", "own"],
+)
+@pytest.mark.parametrize(
+    "first",
+    [{}, {**OUT, "bridge": "br-1", "isGateway": True}, {**OUT, "kind": "ptp"}],
+    ids=["node", "own", "ptp"],
+)
+def test_a_pod_of_two_networks_keeps_its_first_way_out(
+    lab: Lab, make_netns: MakeNetns, first: dict[str, Any], second: dict[str, Any]
+) -> None:
+    """`podman run --network a,b`: each has a default route. The second's counts once the first is gone."""
+    cni, a, outside = Cni(lab), make_netns("a"), ["192.168.77.1", "fd00:77::1"]
+    second = {**second, "name": "second"}
+    results = [cni.add(a, first), cni.add(a, second, IFNAME="eth1")]
+    for version in ("-4", "-6"):
+        assert " dev eth0 " in netns.run(a, "ip", version, "route", "get", outside[version == "-6"])
+    assert {route["priority"] for route in results[1]["routes"]} == {1, 1025}
+    assert reached(a, *outside) == outside
+    for network, result, ifname in zip((first, second), results, ("eth0", "eth1"), strict=True):
+        assert cni.call("CHECK", a, {**network, "prevResult": result}, IFNAME=ifname) == ""
+    cni.delete(a, first)
+    assert reached(a, *outside) == outside
+    cni.delete(a, second, IFNAME="eth1")
+
+
 def test_macvlan_is_on_the_masters_segment(lab: Lab, make_netns: MakeNetns) -> None:
     cni, a, mac = Cni(lab), make_netns("a"), "02:00:00:00:00:77"
     network = {

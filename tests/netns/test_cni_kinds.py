@@ -215,6 +215,20 @@ def test_the_mac_that_counts(
     cni.delete(a, network)
 
 
+def test_a_macvlans_address_is_reached_at_once_though_another_had_it(
+    lab: Lab, make_netns: MakeNetns, segment: str
+) -> None:
+    """The segment is told whose the addresses are: who knows the last holder's MAC would go on using it."""
+    netns.run(segment, "ip", "addr", "add", "fd66::1/64", "dev", "br-seg", "nodad")
+    network = {"kind": "macvlan", "master": "m0", "ipam": {"ranges": [[RANGE], [{"subnet": "fd66::/64"}]]}}
+    asked = {**network, "runtimeConfig": {"ips": ["10.66.0.100", "fd66::9"]}}
+    cni = Cni(lab)
+    for pod in (make_netns("a"), make_netns("b")):
+        cni.add(pod, asked)
+        assert reached(segment, "10.66.0.100", "fd66::9") == ["10.66.0.100", "fd66::9"]
+        cni.delete(pod, asked)
+
+
 # --- ptp's bandwidth -------------------------------------------------------------------------------
 
 
@@ -277,6 +291,28 @@ def test_a_bridge_without_addresses_is_a_segment(lab: Lab, make_netns: MakeNetns
     assert difference(before, lab) == {} and not records(lab)
     answer = cni.call("ADD", a, {"bridge": "br-flat"})
     assert answer["code"] == 7 and '{"type": "none"} for a segment without any' in answer["msg"]
+
+
+@pytest.mark.usefixtures("segment")
+@pytest.mark.parametrize(
+    "network", [{}, BRIDGED, {"kind": "ptp"}, MACVLAN], ids=["node", "own", "ptp", "macvlan"]
+)
+def test_a_del_whose_path_leads_to_another_pod_by_now_leaves_that_one_alone(
+    lab: Lab, make_netns: MakeNetns, tmp_path: Path, network: dict[str, Any]
+) -> None:
+    """A path is used again (ip netns, /proc/PID/ns/net), and the DEL of who had it comes late."""
+    cni, a, b, path = Cni(lab), make_netns("a"), make_netns("b"), tmp_path / "path"
+    limited = {"runtimeConfig": {"bandwidth": {"egressRate": 10 * MBIT, "egressBurst": 800_000}}}
+    network = {**network, **limited}
+    path.symlink_to(a)
+    cni.add(str(path), network, CONTAINERID="first")
+    result = cni.add(b, network, CONTAINERID="second")
+    path.unlink()
+    path.symlink_to(b)
+    cni.delete(str(path), network, CONTAINERID="first")
+    assert cni.call("CHECK", b, {**network, "prevResult": result}, CONTAINERID="second") == ""
+    cni.delete(b, network, CONTAINERID="second")
+    assert "eth0" not in netns.run(b, "ip", "link") and not records(lab)
 
 
 # --- what DEL leaves -------------------------------------------------------------------------------

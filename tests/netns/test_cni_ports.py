@@ -11,6 +11,7 @@ import socket
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -160,6 +161,37 @@ def test_a_taken_port_names_who_holds_it(
     cni.delete(a)
     cni.add(b, mapped(second))  # free again
     cni.delete(b)
+
+
+def test_a_pod_of_two_networks_has_its_ports_by_the_first(lab: Lab, make_netns: MakeNetns) -> None:
+    """podman asks for a container's ports in each of its networks; another container does not get them."""
+    cni, a, b = Cni(lab), make_netns("a"), make_netns("b")
+    first = mapped(port(8086, 80))
+    second = {**first, "name": "second", "bridge": "br-ports", "isDefaultGateway": True, "ipam": OWN}
+    cni.add(a, first)
+    result = cni.add(a, second, IFNAME="eth1")
+    with serving(a, 80):
+        for to in lab.nodes[0].addresses:
+            assert seen(str(lab.outside.netns), to, 8086)
+    assert cni.call("CHECK", a, {**second, "prevResult": result}, IFNAME="eth1") == ""
+    assert "eth0" in cni.call("ADD", b, second)["msg"]
+    cni.delete(a, second, IFNAME="eth1")
+    assert cni.call("ADD", b, second)["code"] == 11
+    cni.delete(a, first)
+    cni.add(b, second)
+    cni.delete(b, second)
+
+
+def test_a_pods_networks_may_come_all_at_once(lab: Lab, make_netns: MakeNetns) -> None:
+    """go-cni attaches a container to its networks in parallel, each with the same ports and default route."""
+    cni, asked = Cni(lab), mapped(port(8087, 80))
+    networks = [(f"eth{i}", {**asked, "name": f"net{i}"}) for i in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        for turn in range(5):
+            pod = make_netns(f"p{turn}")
+            added = pool.map(lambda one, pod=pod: cni.add(pod, one[1], IFNAME=one[0]), networks)
+            assert len({ip["address"] for result in added for ip in result["ips"]}) == 8
+            list(pool.map(lambda one, pod=pod: cni.delete(pod, one[1], IFNAME=one[0]), networks))
 
 
 def test_a_node_port_is_a_taken_port(lab: Lab, make_netns: MakeNetns) -> None:

@@ -177,9 +177,9 @@ def test_an_add_that_nobody_waits_for_is_not_done_after_its_del(
     server, a = CniServer(str(tmp_path / "cni.sock"), host, CONFIG), make_netns("a")
     server.start()
     runtime = Runtime(server.path)
-    key = (os.path.basename(a), "eth0")
+    key = os.path.basename(a)
     with server.verbs._locks.hold(key):
-        words = {"COMMAND": "ADD", "CONTAINERID": key[0], "NETNS": a, "IFNAME": "eth0", "PATH": "/"}
+        words = {"COMMAND": "ADD", "CONTAINERID": key, "NETNS": a, "IFNAME": "eth0", "PATH": "/"}
         environment = {f"CNI_{word}": value for word, value in words.items()}
         config = json.dumps(runtime.config).encode()
         with subprocess.Popen([str(BINARY)], stdin=subprocess.PIPE, env=environment) as plugin:

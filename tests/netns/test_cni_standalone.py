@@ -73,12 +73,12 @@ class Machine:
         assert not done.returncode, done.stderr
         return done.stdout
 
-    def begin(self, command: str, pod: str, **config: Any) -> subprocess.Popen[bytes]:
+    def begin(self, command: str, pod: str, ifname: str = "eth0", **config: Any) -> subprocess.Popen[bytes]:
         environment = {
             "CNI_COMMAND": command,
             "CNI_CONTAINERID": os.path.basename(pod),
             "CNI_NETNS": pod,
-            "CNI_IFNAME": "eth0",
+            "CNI_IFNAME": ifname,
             "PATH": os.environ["PATH"],
         }
         path = self.work / f"config-{command}-{os.path.basename(pod)}-{threading.get_ident()}"
@@ -92,8 +92,8 @@ class Machine:
                 stdout=subprocess.PIPE,
             )
 
-    def __call__(self, command: str, pod: str, **config: Any) -> Any:
-        text = self.begin(command, pod, **config).communicate(timeout=60)[0]
+    def __call__(self, command: str, pod: str, ifname: str = "eth0", **config: Any) -> Any:
+        text = self.begin(command, pod, ifname, **config).communicate(timeout=60)[0]
         return json.loads(text) if text.strip() else ""
 
     def attachments(self) -> list[str]:
@@ -246,9 +246,31 @@ def test_a_damaged_state_file_is_refused_and_the_pods_outlive_it(
     assert "cni-hostports" not in netns.run(machine.at, "nft", "list", "ruleset")
 
 
+def test_two_networks_with_default_routes(machine: Machine, make_netns: MakeNetns) -> None:
+    pod = make_netns("p")
+    networks = {
+        ifname: {
+            "name": f"net{i}",
+            "bridge": f"br-{i}",
+            "isDefaultGateway": True,
+            "ipam": {"ranges": [[{"subnet": f"10.89.{i}.0/24"}]]},
+        }
+        for i, ifname in enumerate(("eth0", "eth1"))
+    }
+    results = {ifname: machine("ADD", pod, ifname, **network) for ifname, network in networks.items()}
+    assert " dev eth0 " in netns.run(pod, "ip", "route", "get", "192.0.2.9")
+    for ifname, network in networks.items():
+        assert machine("CHECK", pod, ifname, **network, prevResult=results[ifname]) == ""
+    assert machine("DEL", pod, "eth0", **networks["eth0"]) == ""
+    assert " via 10.89.1.1 dev eth1 " in netns.run(pod, "ip", "route", "get", "192.0.2.9")
+    assert machine("DEL", pod, "eth1", **networks["eth1"]) == "" and not machine.links()
+
+
 def test_host_locals_own_words(machine: Machine, make_netns: MakeNetns, tmp_path: Path) -> None:
     """dataDir, routes and resolvConf mean what they mean there; with ports and bandwidth beside them."""
-    (tmp_path / "resolv.conf").write_text("nameserver 192.0.2.53\nsearch example.org\noptions ndots:2\n")
+    (tmp_path / "resolv.conf").write_text(
+        "nameserver 192.0.2.53\ndomain a.net\nsearch example.org\noptions ndots:2\n"
+    )
     ipam = {
         "type": "netplane",
         "ranges": [[{"subnet": "10.89.0.0/24", "rangeStart": "10.89.0.9"}]],
@@ -269,7 +291,7 @@ def test_host_locals_own_words(machine: Machine, make_netns: MakeNetns, tmp_path
     result = machine("ADD", pod, **network)
     assert plain(result) == ["10.89.0.9"]
     assert result["dns"] == {
-        "nameservers": ["192.0.2.53"], "search": ["example.org"], "options": ["ndots:2"],
+        "nameservers": ["192.0.2.53"], "domain": "a.net", "search": ["example.org"], "options": ["ndots:2"],
     }  # fmt: skip
     assert (tmp_path / "leases" / "state.db").exists()
     routes = netns.run(pod, "ip", "route")

@@ -43,6 +43,13 @@ def test_version_is_answered_in_the_version_asked(version: str) -> None:
     assert answer == {"cniVersion": version, "supportedVersions": VERSIONS}
 
 
+@pytest.mark.parametrize("stdin", [b"\n", b"{", b'{"socket": 7}', b'{"cniVersion": 1}'])
+def test_version_is_answered_whatever_stdin_holds(stdin: bytes) -> None:
+    """By hand nobody gives it any: CNI_COMMAND=VERSION netplane </dev/null"""
+    answer = Runtime("/nowhere")("VERSION", stdin=stdin)
+    assert answer == {"cniVersion": "1.1.0", "supportedVersions": VERSIONS}
+
+
 @pytest.mark.parametrize("version", VERSIONS)
 def test_what_the_binary_refuses_itself_is_in_the_version_asked(version: str, tmp_path: Path) -> None:
     """No agent, one that goes, a socket's path that cannot be, and JSON that ends behind the version."""

@@ -47,6 +47,12 @@ def test_a_conflist_of_the_bridge_plugin_moves_over_by_its_type() -> None:
         ({"preserveDefaultVlan": "no"}, 7, "preserveDefaultVlan"),
         ({"runtimeConfig": {"deviceID": "0000:01:00.1"}}, 2, "runtimeConfig.deviceID"),
         ({"runtimeConfig": {"infinibandGUID": "c2:11"}}, 2, "runtimeConfig.infinibandGUID"),
+        ({"runtimeConfig": {"bandwidth": {"unshapedSubnets": ["10.0.0.0/8"]}}}, 2, '.unshapedSubnets: ["10.'),
+        (mapped(range=3), 2, "runtimeConfig.portMappings[0].range: 3"),
+        ({"dns": {"server": "192.0.2.53"}}, 2, 'dns.server: "192.0.2.53"'),
+        ({"ipam": {**RANGES, "exclude": ["10.88.0.9"]}}, 2, "ipam.exclude: ['10.88.0.9']"),
+        ({"ipam": {**RANGES, "socket": "/run/x"}}, 2, "ipam.socket: '/run/x'"),
+        ({"ipam": {"ranges": [[{"subnet": "10.0.0.0/24", "vlan": 7}]]}}, 2, "ipam.ranges[0][0].vlan: 7"),
         ({"ipam": {**RANGES, "resolvConf": "/etc/\0resolv"}}, 7, "ipam.resolvConf: holds a NUL"),
         ({"sysctl": {"net.core.somaxconn": "1\0net/ipv4/ip_forward"}}, 7, "somaxconn: holds a NUL"),
         ({"ipam": {"type": "host-local\0"}}, 7, "ipam.type: holds a NUL"),
@@ -63,6 +69,9 @@ def test_a_conflist_of_the_bridge_plugin_moves_over_by_its_type() -> None:
         ({"bridge": "npbr0", "ipam": RANGES}, 7, "bridge: npbr0 is the node's own"),
         ({"bridge": "npbr12", "ipam": RANGES}, 7, "bridge: npbr12 is the node's own (npbr*)"),
         ({"bridge": "a name", "ipam": RANGES}, 7, "bridge"),
+        ({"bridge": "br%d", "ipam": RANGES}, 7, "bridge: 'br%d'"),
+        ({"bridge": "*", "ipam": RANGES}, 7, "bridge: '*'"),
+        ({"bridge": "default", "ipam": RANGES}, 7, "bridge: 'default'"),
         ({"ipMasqBackend": "iptables"}, 7, "ipMasqBackend"),
         ({"kind": "macvlan", "mode": "tunnel"}, 7, "mode"),
         ({"ipam": {"type": "netplane", "resolvConf": 7}}, 7, "ipam.resolvConf"),
@@ -137,6 +146,30 @@ def test_the_administrators_list_is_obeyed() -> None:
 def test_a_default_of_the_bridge_plugin_that_asks_for_nothing_passes(value: bool) -> None:
     """Without vlan and vlanTrunk, which are refused, it has no effect in the bridge plugin either."""
     assert parse(preserveDefaultVlan=value).kind == "bridge"
+
+
+@pytest.mark.parametrize(
+    "empty",
+    [
+        {
+            "runtimeConfig": {
+                "portMappings": None,
+                "ips": None,
+                "ipRanges": None,
+                "bandwidth": None,
+                "mac": None,
+            }
+        },
+        {"dns": {"nameservers": None, "search": None}},
+        {"args": {"cni": None}},
+        {"args": {"cni": {"ips": None, "labels": None}}},
+        {"ipam": {**RANGES, "routes": [{"dst": "10.0.0.0/8", "gw": None}], "resolvConf": None}},
+        {"prevResult": {"interfaces": None, "ips": [{"address": "10.88.0.2/24", "interface": None}]}},
+    ],
+)
+def test_null_is_what_is_not_there(empty: dict[str, Any]) -> None:
+    """Go's nil slices and pointers, anywhere."""
+    assert parse(**empty).kind == "bridge"
 
 
 def test_what_a_runtime_has_for_other_plugins_of_the_chain_is_not_ours_to_judge() -> None:

@@ -47,6 +47,13 @@ def facts(*objects: Any, scope: Scope = BASE, config: CniConfig = CONFIG) -> lis
     return list(CniRoom("n1", config).render(scope, Snapshot.of(objects)))
 
 
+FORWARD = ("net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding")
+
+
+def forwards(found: list[Any]) -> list[str]:
+    return [fact.name for fact in found if isinstance(fact, Sysctl) and fact.name in FORWARD]
+
+
 def test_the_room_is_a_room() -> None:
     room: Room = CniRoom("n1", CONFIG)
     assert room.name == "cni"
@@ -93,6 +100,20 @@ def test_one_family_alone_is_complete(cidr: str) -> None:
     assert len([f for f in found if isinstance(f, Address)]) == 1
     (chain,) = [f for f in found if isinstance(f, Chain) and f.name == "cni-masquerade"]
     assert sum("masquerade" in rule for rule in chain.rules) == 1
+    assert forwards(found) == [FORWARD[":" in cidr]]
+
+
+@pytest.mark.parametrize("kind", ["bridge", "ptp"])
+@pytest.mark.parametrize("address", ["10.88.0.2", "fd00:88::2"])
+def test_a_network_of_one_family_forwards_no_other(kind: str, address: str) -> None:
+    """A node that forwards IPv6 listens to no router: it would lose the default route that one gave it."""
+    ips = (
+        AttachmentIP(
+            address=f"{address}/64" if ":" in address else f"{address}/24", gateway=address[:-1] + "1"
+        ),
+    )
+    one = attachment(kind=kind, ipam="netplane", bridge="br-own", ips=ips, config={"isGateway": True})
+    assert forwards(facts(one, scope=Scope("cni", one.name))) == [FORWARD[":" in address]]
 
 
 def test_a_node_without_ranges_has_no_base() -> None:

@@ -42,6 +42,19 @@ def test_a_full_request_is_understood() -> None:
     assert (request.ips, request.mac) == (("10.244.1.9/24",), "02:aa:00:00:00:01")
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "K8S_POD_NAME=quirky_einstein",  # podman's, which says no namespace
+        "K8S_POD_NAMESPACE=default;K8S_POD_NAME=PodSandbox-for-container-1",  # critest's
+        "K8S_POD_NAMESPACE=My_Own;K8S_POD_NAME=web",
+        "K8S_POD_NAMESPACE=shop",
+    ],
+)
+def test_a_name_that_no_pod_can_have_names_none(words: str) -> None:
+    assert parse(ask(args=f"IgnoreUnknown=1;{words}")).pod == PodRef()
+
+
 def test_labels_may_be_a_map() -> None:
     assert parse(ask({"args": {"cni": {"labels": {"app": "web"}}}})).config.labels == {"app": "web"}
 
@@ -89,12 +102,13 @@ def test_every_supported_version_is_taken(version: str) -> None:
         (ask(ifname="a/b"), 4, "CNI_IFNAME"),
         (ask(ifname="a b"), 4, "CNI_IFNAME"),
         (ask(ifname="a:b"), 4, "CNI_IFNAME"),
+        (ask(ifname="eth%d"), 4, "CNI_IFNAME"),
+        (ask(ifname="all"), 4, "CNI_IFNAME"),
         (ask(ifname="lo"), 4, "CNI_IFNAME"),
         (ask(netns=""), 4, "CNI_NETNS"),
         (ask(netns="", command="CHECK", config={"prevResult": {}}), 4, "CNI_NETNS"),
         (ask(netns="run/netns/a"), 4, "CNI_NETNS"),
         (ask(args="K8S_POD_NAME"), 4, "CNI_ARGS"),
-        (ask(args="K8S_POD_NAME=Not_A_Name"), 4, "K8S_POD_NAME"),
         (ask(b"{"), 6, "JSON"),
         (ask(b"[]"), 6, "JSON"),
         (ask(b"\xff\xfe"), 6, "JSON"),
@@ -125,7 +139,9 @@ def test_what_is_refused_names_the_fault(frame: Frame, code: int, names: str) ->
 
 def test_del_needs_neither_namespace_nor_previous_result_nor_what_add_refused() -> None:
     refused = {"runtimeConfig": {"portMappings": [{}]}, "mtu": "big", "mtuu": 1}
-    assert parse(ask(refused, command="DEL", netns="", args="K8S_POD_NAME")).config.name == "netplane"
+    for netns in ("", "run/netns/a"):
+        asked = parse(ask(refused, command="DEL", netns=netns, args="K8S_POD_NAME"))
+        assert asked.config.name == "netplane"
     for config, code in (({"name": "a/b"}, 7), ({"cniVersion": "9"}, 1)):
         with pytest.raises(Refused) as caught:
             parse(ask(config, command="DEL"))

@@ -44,11 +44,13 @@ class Runtime:
         if recover:
             self.server.verbs.recover()
 
-    def __call__(self, command: str, container: str = "c1", pod: str = "", **config: Any) -> Any:
+    def __call__(
+        self, command: str, container: str = "c1", pod: str = "", ifname: str = "eth0", **config: Any
+    ) -> Any:
         """The decoded stdout ("" for nothing), an error as ``{"code": …}``."""
         doc = {"cniVersion": "1.1.0", "name": "net", "type": "netplane", **config}
         args = f"IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME={pod}" if pod else ""
-        frame = Frame(command, container, f"/n/{container}", "eth0", args, "", json.dumps(doc).encode())
+        frame = Frame(command, container, f"/n/{container}", ifname, args, "", json.dumps(doc).encode())
         status, text = wire.unpack(self.server.answer(wire.request(frame)))
         answer = msgspec.json.decode(text) if text else ""
         assert status == (b"1" if answer and "code" in answer else b"0")
@@ -368,8 +370,31 @@ def test_gc_releases_what_is_not_listed_of_its_own_network(runtime: Runtime) -> 
     assert runtime("GC", **{"cni.dev/valid-attachments": valid}) == ""
     left = {a.spec.container_id for a in runtime.host.snapshot().list(Attachment)}
     assert left == {"keep", "other"}
+    runtime("ADD", container="drop")
+    assert runtime("GC", **{"cni.dev/attachments": valid}) == ""  # the name in 1.1.0's own text
+    assert {a.spec.container_id for a in runtime.host.snapshot().list(Attachment)} == left
     assert runtime("GC", **{"cni.dev/valid-attachments": None}) == ""  # Go's nil slice: none is valid
     assert {a.spec.container_id for a in runtime.host.snapshot().list(Attachment)} == {"other"}
+
+
+def test_a_pods_interfaces_come_one_after_the_other(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """go-cni attaches a container to all its networks at once: each must see what the others have taken."""
+    verbs, said = runtime.server.verbs, list[Any]()
+    beside = threading.Thread(target=lambda: said.append(runtime("ADD", ifname="eth1", name="second")))
+    claim = verbs._claim_ports
+
+    def meanwhile(attachment: Attachment) -> None:
+        if beside.ident is None:
+            beside.start()
+            beside.join(0.2)  # it waits for us
+        claim(attachment)
+
+    monkeypatch.setattr(verbs, "_claim_ports", meanwhile)
+    assert not any("priority" in route for route in runtime("ADD")["routes"])
+    beside.join(10)
+    assert [route["priority"] for route in said[0]["routes"]] == [1, 1025]
 
 
 def test_gc_beside_an_add_leaves_the_pod_that_comes_of_it(runtime: Runtime) -> None:
