@@ -14,6 +14,7 @@
 #include <net/if.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <linux/rtnetlink.h>
 
 #include "pair.h"
@@ -123,6 +124,16 @@ static void pair_number(struct pair_job *j)
 	batch_start(j);
 	np_message_number(&j->batch, j->pair->number, j->inside);
 	sendto(j->own, j->batch.buf, j->batch.used, 0, (void *)&kernel, sizeof(kernel));
+}
+
+/* A pod's path may lead to our own namespace by now (session.py). */
+static int pair_refuse_own(const struct pair_job *j)
+{
+	struct stat pod, own;
+
+	if (fstat(j->inside, &pod) || stat("/proc/thread-self/ns/net", &own))
+		return -errno;
+	return pod.st_ino == own.st_ino && pod.st_dev == own.st_dev ? -ENOENT : 0;
 }
 
 /* Creation tells nothing, so the question for both indexes rides along. A taken name is refused, and then
@@ -292,9 +303,10 @@ int np_pair_make(int own, unsigned int seq, const char *netns, const char *told,
 	j.inside = open(netns, O_RDONLY | O_CLOEXEC);
 	if (j.inside < 0)
 		return -errno;
-	if (j.pair->number)
+	result = pair_refuse_own(&j);
+	if (!result && j.pair->number)
 		pair_number(&j);
-	result = pair_create(&j);
+	result = result ? result : pair_create(&j);
 	result = result ? result : pair_visit(&j);
 	result = result ? result : pair_settle(&j);
 	result = result ? result : pair_furnish(&j);

@@ -2,7 +2,8 @@
 
 Rule 1: one socket per namespace and plan; our own comes from a pool, the others are closed at the end.
 Rule 2: what waits in ``later`` goes in one batch with the addresses and routes of its namespace.
-Rule 3: everything that did not exist before the plan is written down here, so `undo` can remove it.
+Rule 3: a pod's path may lead to our own namespace by now (/proc/PID/ns/net): then there is none at it.
+Rule 4: everything that did not exist before the plan is written down here, so `undo` can remove it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from ..model.facts import Address, Fdb, Link, Neighbour, Route, Shaper
 from . import linkmsg, qdiscmsg, routemsg
 from . import nlmsg as nl
 from .linkmsg import State
+from .netns import is_own
 from .nlmsg import Request
 from .nlsocket import Socket
 
@@ -36,6 +38,7 @@ class Session:
         self.hooked = False  # our ends of pairs are born with a place for programs where they may
         self._index: dict[tuple[str, str], int] = {}
         self._fds: dict[str, int] = {}
+        self._pods: set[str] = set()  # paths that lead to others' namespaces
         self._made: list[tuple[Any, int]] = []  # (fact, interface index)
         self.rising: list[tuple[str, Link]] = []  # (namespace, link): ends of pairs that go up
         self.joining: list[Link] = []  # new on a segment whose hosts may know their addresses of others
@@ -49,12 +52,17 @@ class Session:
             os.close(fd)
 
     def path(self, netns: str) -> str:
+        """Raises KernelError (ENOENT) for one that leads to our own namespace."""
+        if netns and netns not in self._pods:
+            if is_own(netns):
+                raise KernelError(ENOENT, f"enter network namespace {netns}", "it is the node's own")
+            self._pods.add(netns)
         return netns or self.home
 
     def socket(self, netns: str) -> Socket:
         """Raises KernelError (ENOENT, EINVAL) when there is no namespace at the path."""
         if netns not in self._sockets:
-            self._sockets[netns] = Socket(netns)
+            self._sockets[netns] = Socket(self.path(netns))
         return self._sockets[netns]
 
     def netns_fd(self, netns: str) -> int:

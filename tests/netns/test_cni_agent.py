@@ -219,12 +219,15 @@ def test_a_path_that_leads_to_the_node_by_now_is_a_pod_that_went(
     path.symlink_to(pod)
     assert len(plain(bed.cni("ADD", str(path)))) == 2
     bed.stop()
+    netns.run(bed.at, "ip", "route", "add", "default", "via", "192.0.2.254")
     path.unlink()
     path.symlink_to(bed.at)
     netns.delete(pod)
     bed.start()
     assert not bed.attachments() and not bed.links()
     assert "eth0" not in netns.run(bed.at, "ip", "link")
+    assert "via 192.0.2.254" in netns.run(bed.at, "ip", "route")
+    assert "somebody else" not in (bed.work / "agent.log").read_text(), "no route came and went"
     assert bed.cni("DEL", str(path)) == ""
 
 
