@@ -216,7 +216,7 @@ def test_every_change_makes_entries_stale(place: str) -> None:
 
 def test_a_pod_is_attached_once_it_is_calm_and_leaves_no_entry(place: str) -> None:
     """Also a pod that went before it was attached, and one whose device went before its hook."""
-    held = PathDriver(delay=0.05)
+    held = PathDriver(delay=0.5)
     assert netns.call(place, held.open), held.problem
     netns.call(place, held.apply, Plan(add=FACTS))
     assert ("hook", "v0") not in netns.call(place, held.observe)

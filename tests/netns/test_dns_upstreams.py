@@ -149,10 +149,11 @@ def test_an_upstream_over_tcp_gets_all_questions_on_one_connection(
 ) -> None:
     far = upstream(1)
     served.start('forward: {upstreams: ["tcp://127.0.1.1"]}\ncache: {size: 0}\n')
-    until(lambda: far.connections == 1 and "netplane.invalid" in "".join(far.asked))
+    until(lambda: "netplane.invalid" in "".join(far.asked))
+    before = far.connections
     for i in range(5):
         assert served.dig(f"x{i}.example.com") == "NOERROR 192.0.2.1"
-    assert far.connections <= 2 and len(far.names()) == 5
+    assert far.connections <= before + 1 and len(far.names()) == 5
 
 
 def test_a_server_that_asks_us_is_found_out(served: Served, upstream: Callable[..., Scripted]) -> None:
