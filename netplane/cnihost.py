@@ -94,9 +94,14 @@ class CniHost:
     def link_exists(self, netns_path: str, ifname: str) -> bool:
         return self._links.link_exists(netns_path, ifname)
 
-    def netns_exists(self, path: str) -> bool:
+    def netns_exists(self, path: str, cookie: int = 0) -> bool:
         """The node's own is no pod's: /proc/PID/ns/net leads there once the number is another process's."""
-        return netns.exists(path) and not netns.is_own(path)
+        if not netns.exists(path) or netns.is_own(path):
+            return False
+        return not cookie or netns.cookie(path) == cookie
+
+    def netns_cookie(self, path: str) -> int:
+        return netns.cookie(path)
 
     def mtu_and_mac(self, link: str) -> tuple[int, str]:
         return self._links.mtu_and_mac(link)

@@ -44,6 +44,7 @@ class MemoryHost:
         self.kernel: dict[Scope, tuple[Fact, ...]] = {}
         self.links: set[tuple[str, str]] = set()
         self.gone: set[str] = set()
+        self.cookies: dict[str, int] = {}
         self.peers: dict[tuple[str, str], str] = {}
         self.loopbacks: list[str] = []
         self.forgotten: list[Flows] = []
@@ -133,8 +134,11 @@ class MemoryHost:
     def link_exists(self, netns: str, ifname: str) -> bool:
         return (netns, ifname) in self.links
 
-    def netns_exists(self, path: str) -> bool:
-        return path not in self.gone
+    def netns_exists(self, path: str, cookie: int = 0) -> bool:
+        return path not in self.gone and cookie in (0, self.netns_cookie(path))
+
+    def netns_cookie(self, path: str) -> int:
+        return self.cookies.get(path, 1)
 
     def mtu_and_mac(self, link: str) -> tuple[int, str]:
         return (1500, "02:00:00:00:00:01") if ("", link) in self.links else (0, "")

@@ -1,6 +1,7 @@
 /* Netlink sockets in other namespaces, and batches of requests with one answer each. */
 #define _GNU_SOURCE
 #include <errno.h>
+#include <stdint.h>
 #include <string.h>
 #include <net/if.h>
 #include <sys/ioctl.h>
@@ -9,6 +10,10 @@
 #include <linux/netlink.h>
 
 #include "rtnl.h"
+
+#ifndef SO_NETNS_COOKIE
+#define SO_NETNS_COOKIE 71
+#endif
 
 /* A netlink socket of the namespace at path ("" or NULL: the caller's), with the kernel's own words
  * in refusals and without the request echoed. The thread is back in its own namespace on return.
@@ -46,6 +51,24 @@ int np_link_index(const char *netns, const char *name)
 		close(fd);
 	np_netns_return(home);
 	return result;
+}
+
+/* What the kernel calls the namespace at path, once a boot (5.14); 0 where it does not, or -errno. */
+long long np_netns_cookie(const char *netns)
+{
+	uint64_t cookie = 0;
+	socklen_t size = sizeof(cookie);
+	int home, fd, result = np_netns_visit(netns, &home);
+
+	if (result < 0)
+		return result;
+	fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	if (fd < 0 || getsockopt(fd, SOL_SOCKET, SO_NETNS_COOKIE, &cookie, &size))
+		cookie = 0;
+	if (fd >= 0)
+		close(fd);
+	np_netns_return(home);
+	return (long long)cookie;
 }
 
 /* More requests than this in one send could overflow the receive buffer with their answers: an

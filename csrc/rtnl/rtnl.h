@@ -6,6 +6,7 @@ int np_netns_enter(const char *path);
 int np_private_namespaces(int mounts, int network);
 int np_socket_open(const char *netns, int protocol);
 int np_link_index(const char *netns, const char *name);
+long long np_netns_cookie(const char *netns);
 int np_batch_send(int fd, char *buf, int len, int *errnos, int n, char *out, int size);
 int np_sysctl_write(const char *netns, const char *pairs, int *errnos, int n);
 int np_sysctl_read(const char *netns, const char *path, char *out, int size);

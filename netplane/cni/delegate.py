@@ -48,6 +48,13 @@ def clocked() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def unasked() -> Iterator[None]:
+    """No plugin is run inside: what it is to take back is owed (`plan.owed`)."""
+    with _by(float("-inf")):
+        yield
+
+
 def spent() -> bool:
     """Whether only what undoing takes is left of the request's time: nothing more is to be begun."""
     return _until.get() - time.monotonic() <= BUDGET - PATIENCE
@@ -147,7 +154,7 @@ def _run(binary: str, environment: dict[str, str], config: dict[str, Any]) -> di
     name = os.path.basename(binary)
     command, patience = environment["CNI_COMMAND"], min(PATIENCE, _until.get() - time.monotonic())
     if patience <= 0:
-        words = f"not asked for {command}, since what was before it took {BUDGET:g} s"
+        words = f"not asked for {command} now: there is no time left for it"
         raise Refused(LATER, f"ipam.type {name}: {words}")
     try:
         done = _spoken(binary, msgspec.json.encode(config), environment, patience)

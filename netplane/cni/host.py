@@ -56,8 +56,11 @@ class Host(Protocol):
 
     def link_exists(self, netns: str, ifname: str) -> bool: ...
 
-    def netns_exists(self, path: str) -> bool:
-        """Whether the path holds a namespace, and another than ours."""
+    def netns_exists(self, path: str, cookie: int = 0) -> bool:
+        """Whether the path holds a namespace, and another than ours; with a cookie, the one that has it."""
+
+    def netns_cookie(self, path: str) -> int:
+        """By which a namespace is known again; 0 where the kernel has none (before 5.14)."""
 
     def mtu_and_mac(self, link: str) -> tuple[int, str]:
         """Of the node's link; (0, "") when there is none of this name."""

@@ -1,4 +1,4 @@
-"""What the record of a request takes from the node: an administrator's list, a peer, a master."""
+"""What the record of a request takes from the node: its namespace, an allow list, a peer, a master."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def draft(host: Host, pod_mtu: int, request: Request) -> Attachment:
         if why:
             raise Refused(CONFIG, why)
     made = plan.draft(host.node, host.boot_id, request, pod_mtu)
-    spec = made.spec
+    spec = amend(made.spec, netns_cookie=host.netns_cookie(request.netns))
     if spec.kind == "chained":
         spec = amend(spec, host_ifname=host.peer(request.netns, request.ifname))
         needed = spec.bandwidth or spec.config.get("macspoofchk")

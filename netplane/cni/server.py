@@ -22,6 +22,7 @@ from pathlib import Path
 import msgspec
 
 from ..model.errors import Invalid, NetplaneError
+from . import delegate
 from . import frame as wire
 from .errors import ENVIRONMENT, INTERNAL, NEWEST, Refused, code_of, error_json
 from .host import Host
@@ -71,21 +72,26 @@ class CniServer:
         self._listener = None
 
     def look(self) -> None:
-        """Some link went: see soon whether a namespace went without its DEL."""
+        """Some link went: release those whose namespace went without its DEL, so that nobody makes it again
+        in another at the same path. What that owes to other plugins is seen to soon."""
+        with delegate.unasked():
+            self._tidy(self.verbs.reconcile)
         self._look.set()
 
+    def _tidy(self, *steps: Callable[[], object]) -> None:
+        try:
+            for step in steps:
+                step()
+        except Exception as exc:
+            log.warning("looking for namespaces that are gone: %s", exc)
+
     def _keep(self) -> None:
-        """Release what outlives its namespace, when told to look and every while; then what is owed, too."""
+        """Every while release what outlives its namespace; then, and after a look, see to what is owed."""
         while not self._stopping:
-            told = self._look.wait(RECONCILE)
+            looked = self._look.wait(RECONCILE)
             self._look.clear()
-            try:
-                if not self._stopping:
-                    self.verbs.reconcile()
-                if not told:
-                    self.verbs.pay()
-            except Exception as exc:
-                log.warning("looking for namespaces that are gone: %s", exc)
+            if not self._stopping:
+                self._tidy(*(() if looked else (self.verbs.reconcile,)), self.verbs.pay)
 
     def _accept(self) -> None:
         """Every thread waits for a connection of its own: the kernel wakes one, and nothing is handed on."""

@@ -392,10 +392,9 @@ class Verbs:
 
     def _is_valid(self, request: Request) -> Callable[[Attachment], bool]:
         """Listed by the runtime; without any list (`cnitool gc`), while its namespace is there."""
-        listed = request.config.valid_attachments
-        if listed is None:
-            return lambda record: self.host.netns_exists(record.spec.netns)
-        keys = {(one.get("containerID"), one.get("ifname")) for one in listed}
+        if request.config.valid_attachments is None:
+            return self._has_netns
+        keys = {(one.get("containerID"), one.get("ifname")) for one in request.config.valid_attachments}
         return lambda record: (record.spec.container_id, record.spec.ifname) in keys
 
     # --- start, and namespaces that go without DEL -----------------------------------------------
@@ -415,7 +414,7 @@ class Verbs:
                 why = "its ADD was cut off"
             elif spec.boot_id and spec.boot_id != self.host.boot_id:
                 why = "the machine has booted since"
-            elif not self.host.netns_exists(spec.netns):
+            elif not self._has_netns(record):
                 why = f"its namespace {spec.netns} is gone"
             else:
                 continue
@@ -425,7 +424,7 @@ class Verbs:
     def reconcile(self) -> None:
         """Release what outlived its namespace while we run. Raises Unavailable before the store is read.
 
-        A path may be unbound while the namespace lives on: then the host's end is still there.
+        A path may be unbound, or lead elsewhere, while the namespace lives on: the host's end is still there.
         """
         for record in self._synced().by(Attachment, "node", self.host.node):
             self._undo_if(self._is_dead, record, f"its namespace {record.spec.netns} is gone")
@@ -446,10 +445,12 @@ class Verbs:
                     self._undo(self._owed.get(again.name, again))
 
     def _is_dead(self, record: Attachment) -> bool:
-        spec = record.spec
-        if record.phase != "Ready" or self.host.netns_exists(spec.netns):
+        if record.phase != "Ready" or self._has_netns(record):
             return False
-        return not (spec.host_ifname and self.host.link_exists("", spec.host_ifname))
+        return not (record.spec.host_ifname and self.host.link_exists("", record.spec.host_ifname))
+
+    def _has_netns(self, record: Attachment) -> bool:
+        return self.host.netns_exists(record.spec.netns, record.spec.netns_cookie)
 
     def _note_release(self, record: Attachment, why: str) -> None:
         pod = f"{record.spec.pod_namespace}/{record.spec.pod_name}"

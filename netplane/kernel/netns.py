@@ -56,6 +56,14 @@ def is_own(path: str | Path) -> bool:
         return False
 
 
+def cookie(path: str | Path) -> int:
+    """What the kernel calls the namespace at ``path``, no other of this boot so (SO_NETNS_COOKIE, 5.14).
+
+    0: it has no name for it, or there is none.
+    """
+    return max(0, int(lib.np_netns_cookie(os.fsencode(path))))
+
+
 @functools.cache
 def _own() -> os.stat_result:
     """A process stays where it was started; all namespaces lie on one file system."""

@@ -86,7 +86,8 @@ class AttachmentSpec(Struct, frozen=True, kw_only=True):
     node: str
     container_id: str = field(name="containerID")
     ifname: str
-    netns: str  # CNI_NETNS, a path; may be gone by DEL
+    netns: str  # CNI_NETNS, a path; may be gone by DEL, or lead to another namespace
+    netns_cookie: int = 0  # the kernel's name of the namespace that it was at ADD; 0: it has none
     network: str  # the name in the network configuration
     pod_namespace: str = ""
     pod_name: str = ""

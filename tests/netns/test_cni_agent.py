@@ -231,6 +231,28 @@ def test_a_path_that_leads_to_the_node_by_now_is_a_pod_that_went(
     assert bed.cni("DEL", str(path)) == ""
 
 
+@pytest.mark.parametrize("running", [True, False])
+def test_a_namespace_made_anew_at_a_pods_path_is_another_pods(
+    bed: Bed, make_netns: MakeNetns, running: bool
+) -> None:
+    """`ip netns del x; ip netns add x`: the old pod is released, and its interface made in no stranger's."""
+    pod = make_netns("pod")
+    held = plain(bed.cni("ADD", pod))
+    if not running:
+        bed.stop()
+    netns.delete(pod)
+    netns.create(pod)
+    if running:
+        eventually(lambda: not bed.attachments(), what="its release")
+        assert "eth0" not in netns.run(pod, "ip", "link")
+    else:
+        bed.start()
+    assert not bed.attachments() and not bed.links()
+    assert bed.cni("ADD", pod).keys() >= {"ips"} and len(bed.links()) == 1
+    assert held[0] not in netns.run(pod, "ip", "addr"), "it goes to the end of the queue"
+    assert bed.cni("DEL", pod) == ""
+
+
 def test_killed_in_the_middle_of_adds_nothing_is_lost_or_leaked(bed: Bed, make_netns: MakeNetns) -> None:
     """Whatever the kill met: after a restart and the runtime's DELs the node is as at first."""
     pods = [make_netns(f"p{i}") for i in range(8)]

@@ -35,8 +35,11 @@ MakeNetns = Callable[[str], str]
 class NetnsHost(MemoryHost):
     """Namespaces are real; what would be done in them is remembered."""
 
-    def netns_exists(self, path: str) -> bool:
-        return netns.exists(path)
+    def netns_exists(self, path: str, cookie: int = 0) -> bool:
+        return netns.exists(path) and cookie in (0, netns.cookie(path))
+
+    def netns_cookie(self, path: str) -> int:
+        return netns.cookie(path)
 
 
 class Runtime:
