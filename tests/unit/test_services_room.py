@@ -102,6 +102,26 @@ def test_external_and_load_balancer_addresses_are_frontends_but_a_proxys_is_not(
     }
 
 
+def test_an_address_of_a_family_that_the_service_has_not_is_not_its_own() -> None:
+    """As kube-proxy has it, of which each family has one of its own."""
+    single = service(type="LoadBalancer", external_ips=("198.51.100.7", "2001:db8:8::7"))
+    single = amend(single, status=load_balanced("198.51.100.8", "2001:db8:8::8"))
+    found = elements(single, TWO)
+    assert {key[0] for key in found["svc-services4"]} == {"10.96.0.1", "198.51.100.7", "198.51.100.8"}
+    assert "svc-services6" not in found
+
+
+def test_an_external_ip_that_is_the_load_balancers_too_is_guarded() -> None:
+    both = service(
+        type="LoadBalancer",
+        external_ips=("198.51.100.8", "198.51.100.7"),
+        load_balancer_source_ranges=("192.0.2.0/24",),
+    )
+    found = elements(amend(both, status=load_balanced("198.51.100.8")), TWO)["svc-services4"]
+    assert found["198.51.100.8", "tcp", 80] == steps.GUARD
+    assert found["198.51.100.7", "tcp", 80] == "2:2"
+
+
 def test_a_class_counts_in_hexadecimal() -> None:
     many = endpoints(*(f"10.244.2.{i}" for i in range(1, 32)))
     assert elements(service(), many)["svc-services4"] == {("10.96.0.1", "tcp", 80): "1:1f"}
