@@ -25,6 +25,7 @@ from netplane.model.services import (
 from netplane.model.snapshot import Snapshot
 from netplane.services import ServicesRoom, affinity, chains, steps
 from netplane.services.endpoints import Backend
+from netplane.services.explain import explain
 from netplane.services.maglev import table
 from netplane.services.topology import ZONE
 from tests.services_kit import endpoint, endpoints, load_balanced, service
@@ -176,6 +177,14 @@ UNSERVED = {
 @pytest.mark.parametrize("case", UNSERVED, ids=UNSERVED)
 def test_what_is_not_served_has_no_frontend(case: str) -> None:
     assert "svc-services4" not in elements(UNSERVED[case], TWO)
+
+
+@pytest.mark.parametrize("label", [PROXY_NAME, HEADLESS])
+def test_a_slice_that_is_labelled_as_another_proxys_does_not_count(label: str) -> None:
+    """kube-proxy asks for Services and EndpointSlices by the same labels."""
+    other = endpoints("10.244.3.5", name="other")
+    other = amend(other, metadata=amend(other.metadata, labels={**other.labels, label: ""}))
+    assert elements(service(), TWO, other) == elements(service(), TWO)
 
 
 def test_dnsrr_keeps_the_addresses_and_node_ports_that_the_service_holds() -> None:
@@ -347,3 +356,19 @@ def test_a_load_balancers_status_that_is_no_address_is_refused_by_name() -> None
         Invalid, match=r"default/web: status\.loadBalancer\.ingress: 'pending' is no IP address"
     ):
         facts(amend(service(type="LoadBalancer"), status=load_balanced("pending")), TWO)
+
+
+@pytest.mark.parametrize(
+    ("policy", "client", "masqueraded"),
+    [
+        ("Cluster", "10.244.9.9", True),
+        ("Local", "10.244.9.9", False),
+        ("Local", "192.0.2.1", True),
+        ("Local", "203.0.113.9", False),
+    ],
+)
+def test_explain_says_who_is_masqueraded(policy: str, client: str, masqueraded: bool) -> None:
+    published = service(type="NodePort", ports=NODE_PORT, external_traffic_policy=policy)
+    told = explain(ROOM, Snapshot.of([published, TWO]), client, "192.0.2.1:30080")
+    assert told.verdict == "dnat"
+    assert told.notes == ["masqueraded: the endpoint sees this node's address"] * masqueraded
