@@ -7,14 +7,17 @@ Rule 2: a health check counts the ready endpoints on this node, as kube-proxy do
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
-from ..model.facts import Fact, HealthCheck, Translation
+from ..model.facts import Fact, FactKey, HealthCheck, Translation
 from ..model.services import EndpointSlice, Service
 from .address import canonical
 from .frontends import Frontend, family
+from .words import WORDS
 
 Backends = tuple[tuple[str, int], ...]
+Counts = Callable[[str], Iterable[tuple[Any, ...]]]
 
 
 def upkeep(
@@ -36,6 +39,14 @@ def upkeep(
     ):
         count = len(ready_here(slices, node))
         yield HealthCheck(spec.health_check_node_port, service.namespace, service.name, count)
+
+
+def translated(counts: Counts) -> Iterator[FactKey]:
+    """The translations that the rules in the kernel mean, whoever made them."""
+    for digit, _, _ in WORDS.values():
+        for address, protocol, port in counts(f"svc-services{digit}"):
+            if protocol == "udp":
+                yield ("translation", protocol, address, port)
 
 
 def serving(slices: Iterable[EndpointSlice], name: str, which: str) -> Backends:
