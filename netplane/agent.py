@@ -242,9 +242,9 @@ class Agent:
         observer = self._metrics if "services" in self.config.rooms else None
         core = Core(store, rooms, controllers, self._rank, observer)
         if "services" in self.config.rooms:
-            self._registry.register(ServiceCounts(core.snapshot, nft.counted, machine.node_ips))
             room = core.room(ServicesRoom.name)
             assert isinstance(room, ServicesRoom)
+            self._registry.register(ServiceCounts(core.snapshot, nft.counted, room.node_port_ips))
             self._ejector = Ejector(room, core.snapshot, nft.counted, core.sync)
             self._registry.register(self._ejector)
         if self._policy is not None and self._flows is not None:
