@@ -6,7 +6,7 @@ import pytest
 
 from netplane.model.base import Object, ObjectMeta, amend
 from netplane.model.errors import Invalid
-from netplane.model.facts import Chain, Element, Fact, Scope, Set
+from netplane.model.facts import Chain, Element, Fact, HealthCheck, Scope, Set
 from netplane.model.nodes import Namespace, Node
 from netplane.model.own import ALLOCATED
 from netplane.model.services import (
@@ -356,6 +356,17 @@ def test_a_load_balancers_status_that_is_no_address_is_refused_by_name() -> None
         Invalid, match=r"default/web: status\.loadBalancer\.ingress: 'pending' is no IP address"
     ):
         facts(amend(service(type="LoadBalancer"), status=load_balanced("pending")), TWO)
+
+
+def test_a_health_check_counts_who_can_answer_the_service() -> None:
+    lb = service(type="LoadBalancer", external_traffic_policy="Local", health_check_node_port=31999)
+    here = [endpoint(f"10.244.1.{n}", "n1") for n in (5, 5, 6)]
+    count = HealthCheck(31999, "default", "web", 2)
+    assert count in facts(lb, endpoints(*here))
+    other = endpoints(*(endpoint(f"fd01::{n}", "n1") for n in range(1, 5)))
+    named = amend(other, address_type="FQDN", endpoints=(endpoint("example.org", "n1"),))
+    for slices in ((other,), (named,), (endpoints(*here, ports=[EndpointPort(port=None)]),)):
+        assert amend(count, endpoints=0) in facts(lb, *slices)
 
 
 @pytest.mark.parametrize(
