@@ -59,6 +59,7 @@ from .services.explain import explain
 from .services.health import HealthChecks
 from .services.metrics import ServiceCounts, ServiceMetrics
 from .services.room import ServicesRoom
+from .services.upkeep import translated
 from .spare import Spare
 from .store import Store, open_store
 
@@ -225,10 +226,11 @@ class Agent:
     def _build(self, store: Store, machine: cluster.Machine) -> Core:
         nft, limits, guards = NftDriver(), LimitDriver(), GuardDriver()
         self._nft, self._nft_ports = nft, nft.portids | limits.portids | guards.portids
+        flows = FlowDriver(self._metrics.swept, lambda: translated(nft.counted))
         drivers: dict[str, tuple[Driver, ...]] = {
             "cni": (self._links, nft, limits, guards),
             "overlay": (self._links,),
-            "services": (nft, self._links, FlowDriver(self._metrics.swept), self._checks),
+            "services": (nft, self._links, flows, self._checks),
             "dns": (self.dns.names, self._links, nft),
         }
         if "policy" in self.config.rooms:
@@ -240,9 +242,9 @@ class Agent:
         observer = self._metrics if "services" in self.config.rooms else None
         core = Core(store, rooms, controllers, self._rank, observer)
         if "services" in self.config.rooms:
-            self._registry.register(ServiceCounts(core.snapshot, nft.counted, machine.node_ips))
             room = core.room(ServicesRoom.name)
             assert isinstance(room, ServicesRoom)
+            self._registry.register(ServiceCounts(core.snapshot, nft.counted, room.node_port_ips))
             self._ejector = Ejector(room, core.snapshot, nft.counted, core.sync)
             self._registry.register(self._ejector)
         if self._policy is not None and self._flows is not None:

@@ -47,6 +47,8 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._respond(*self.server.answer(self.path.partition("?")[0]))
 
+    do_HEAD = do_OPTIONS = do_GET  # load balancers have their own ways to ask
+
     def do_POST(self) -> None:
         path, _, query = self.path.partition("?")
         self._respond(*self.server.control(path, query))
@@ -56,7 +58,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", content_type)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body)
+        if self.command != "HEAD":
+            self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:
         """Probes come every few seconds; they are not news."""

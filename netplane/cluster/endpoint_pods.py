@@ -11,6 +11,7 @@ from ..model.own import Attachment
 from ..model.pods import Container, Pod
 from ..model.selectors import subset
 from ..model.services import (
+    NEAR,
     Endpoint,
     EndpointConditions,
     EndpointHints,
@@ -25,7 +26,6 @@ from .config import ClusterConfig, family_of
 from .families import BOTH, families
 
 ZONE = "topology.kubernetes.io/zone"  # label of a Node
-NEAR = ("PreferSameNode", "PreferSameZone", "PreferClose")  # values of spec.trafficDistribution
 
 
 class Group(NamedTuple):

@@ -167,7 +167,7 @@ def _grant_ports(ask: Ask, spec: ServiceSpec) -> tuple[ServiceSpec, list[Claim],
     wants = _wants(ask.service)
     got: dict[str, Claim] = {}
     refusals: list[str] = []
-    passes = (_requested_port, _held_port, _new_port)  # in this order, over all ports
+    passes = (_requested_port, _held_port, _sibling_port, _new_port)  # in this order, over all ports
     for attempt in passes:
         for want in wants:
             if want.purpose in got:
@@ -209,6 +209,17 @@ def _held_port(ask: Ask, want: PortWant, used: set[str]) -> Claim | None:
         mine = held.spec.purpose == want.purpose and held.name.startswith(f"{type_}.")
         if mine and held.name not in used and low <= int(held.spec.value) <= high:
             return Claim(type_, held.spec.value, want.purpose)
+    return None
+
+
+def _sibling_port(ask: Ask, want: PortWant, used: set[str]) -> Claim | None:
+    """The port that the manifest names for the same number in another protocol, as Kubernetes has it."""
+    type_, (_, _, number) = f"nodeport.{want.protocol}", want.purpose.partition("/")
+    for port in ask.service.spec.ports:
+        value = str(port.node_port)
+        free = claim_name(type_, value) not in used and not ask.taken(type_, value)
+        if port.node_port and str(port.port) == number and free:
+            return Claim(type_, value, want.purpose)
     return None
 
 

@@ -6,14 +6,15 @@ endpoint that is gone (Kubernetes #125467), past one that has come after a time 
 Rule 1: UDP alone. A TCP flow ends by itself, and cutting it would break a graceful close (#102631).
 Rule 2: a plan costs one dump for each family it names, and a deletion for each stale flow.
 Rule 3: it runs after the rules are committed, or a flow would be taken up again by the old ones.
-Rule 4: what was forgotten before this process began is not known: the first plans check everything.
+Rule 4: what was forgotten before this process began is not known: the first plans check everything, and
+        what was in force then and nobody wants any more.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from ..model.facts import Fact, FactKey, Mark, Plan, Translation
 from . import nlmsg as nl
@@ -25,21 +26,28 @@ Done = Callable[[int, float], None]
 
 
 class FlowDriver:
-    """``done(deleted, seconds)`` is told of every sweep. Works in the namespace it is made in."""
+    """``done(deleted, seconds)`` is told of every sweep; ``before()`` are the translations of the process
+    before this one. Works in the namespace it is made in."""
 
     name = "conntrack"
     accepts: tuple[type[Fact], ...] = (Translation,)
     parallel = False
 
-    def __init__(self, done: Done | None = None) -> None:
+    def __init__(
+        self, done: Done | None = None, before: Callable[[], Iterable[FactKey]] | None = None
+    ) -> None:
         self._conntrack = Conntrack()
-        self._done = done
+        self._done, self._before = done, before
         self._held: dict[FactKey, Mark] = {}
         self._lock = threading.Lock()
 
     def observe(self) -> Mapping[FactKey, Mark]:
-        """The translations that flows were held to since this process began."""
+        """The translations that flows were held to since this process began, and those before it, to what
+        is not known. Raises KernelError."""
         with self._lock:
+            if self._before is not None:
+                self._held.update(dict.fromkeys(self._before()))
+                self._before = None
             return dict(self._held)
 
     def apply(self, plan: Plan) -> None:

@@ -19,6 +19,7 @@ SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z
 QUALIFIED = re.compile(r"([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]")
 PORT_NAME = re.compile(r"(?=.*[a-z])[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 DATA_KEY = re.compile(r"[-._a-zA-Z0-9]+")
+NOWHERE = re.compile(r"0\.0\.0\.0$|127\.|169\.254\.|224\.0\.0\.|::1?$|fe[89ab].:|ff.2:", re.IGNORECASE)
 PROTOCOLS = ("TCP", "UDP", "SCTP")
 FAMILIES = ("IPv4", "IPv6")
 
@@ -92,6 +93,13 @@ def ip(path: str, value: str) -> Iterator[Fault]:
             yield path, f"{value!r} is not in canonical form: use {ipaddress.ip_address(value)}"
     except ValueError:
         yield path, f"{value!r} is not an IPv4 or IPv6 address"
+
+
+def routed_ip(path: str, value: str) -> Iterator[Fault]:
+    """An address that a packet can be sent to from anywhere, as endpoints and external IPs must be."""
+    yield from ip(path, value)
+    if NOWHERE.match(value):
+        yield path, f"{value!r} is unspecified, loopback or link-local"
 
 
 def _is_plain_ip(value: str) -> bool:

@@ -153,10 +153,15 @@ class Service(Object, frozen=True, kw_only=True):
         for i, address in enumerate(spec.cluster_ips):
             if address != "None":
                 yield from checks.ip(f"spec.clusterIPs[{i}]", address)
+        if "None" in (spec.cluster_ip, *spec.cluster_ips):
+            if spec.type in ("NodePort", "LoadBalancer"):
+                yield "spec.clusterIP", f"'None' is not allowed when spec.type is {spec.type}"
+            elif not self.headless:
+                yield "spec.clusterIP", "must be 'None' as well when spec.clusterIPs is"
         if spec.cluster_ips and spec.cluster_ip and spec.cluster_ips[0] != spec.cluster_ip:
             yield "spec.clusterIPs[0]", f"must equal spec.clusterIP {spec.cluster_ip!r}"
         for i, address in enumerate(spec.external_ips):
-            yield from checks.ip(f"spec.externalIPs[{i}]", address)
+            yield from checks.routed_ip(f"spec.externalIPs[{i}]", address)
         for i, family in enumerate(spec.ip_families):
             yield from checks.one_of(f"spec.ipFamilies[{i}]", family, checks.FAMILIES)
         yield from checks.unique("spec.ipFamilies[{}]", spec.ip_families)
@@ -172,6 +177,8 @@ class Service(Object, frozen=True, kw_only=True):
         if spec.ip_family_policy:
             allowed = ("SingleStack", "PreferDualStack", "RequireDualStack")
             yield from checks.one_of("spec.ipFamilyPolicy", spec.ip_family_policy, allowed)
+        if spec.traffic_distribution:
+            yield from checks.one_of("spec.trafficDistribution", spec.traffic_distribution, NEAR)
         config = spec.session_affinity_config
         if config and config.client_ip and not 0 < config.client_ip.timeout_seconds <= 86400:
             yield "spec.sessionAffinityConfig.clientIP.timeoutSeconds", "must be 1 to 86400 seconds"
@@ -185,6 +192,7 @@ class Service(Object, frozen=True, kw_only=True):
                 yield f"metadata.annotations[{name}]", f"{text!r} is not a whole number from 1 to {most}"
 
 
+NEAR = ("PreferSameNode", "PreferSameZone", "PreferClose")  # values of spec.trafficDistribution
 EJECTION_LIMITS = {EJECTION_FAILURES: 1000, EJECTION_SECONDS: 3600}
 _MODES = {
     PASSIVE_EJECTION: ("off", "on"),
@@ -282,6 +290,6 @@ class EndpointSlice(Object, frozen=True, kw_only=True):
         for i, endpoint in enumerate(self.endpoints):
             for j, address in enumerate(endpoint.addresses):
                 path = f"endpoints[{i}].addresses[{j}]"
-                yield from checks.ip(path, address)
+                yield from checks.routed_ip(path, address)
                 if (":" in address) != want_v6:
                     yield path, f"{address!r} is not of addressType {self.address_type}"

@@ -107,7 +107,8 @@ def _notes(
     if service.spec.session_affinity == "ClientIP":
         yield "session affinity: a client keeps its endpoint"
     outside = frontend.external and not local and not frontend.mesh
-    if outside or (not frontend.external and not _within(client, room.cluster_cidrs)):
+    kept = frontend.local and client not in room.node_ips  # a pod's, under externalTrafficPolicy Local
+    if (outside and not kept) or (not frontend.external and not _within(client, room.cluster_cidrs)):
         yield "masqueraded: the endpoint sees this node's address"
     elif client in choice.nearby:
         yield "masqueraded if the client is drawn itself (hairpin)"

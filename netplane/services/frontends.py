@@ -7,7 +7,8 @@ Rule 2: headless and ExternalName services have none, nor has one that names ano
         that asks for what another service holds.
 Rule 3: addresses are written as RFC 5952 has them, whatever form the objects use: what the kernel
         lists must be what was wanted.
-Rule 4: dnsrr only changes what the DNS answers: a ClusterIP or node port that such a service holds
+Rule 4: an address of a family that the service is not served in is not its own.
+Rule 5: dnsrr only changes what the DNS answers: a ClusterIP or node port that such a service holds
         works like any other.
 """
 
@@ -60,6 +61,11 @@ def families(service: Service) -> tuple[str, ...]:
 
 def frontends(service: Service, port: ServicePort, node_ips: tuple[str, ...]) -> Iterator[Frontend]:
     """All frontends of one port of a served service; the first of equal ones counts."""
+    known = families(service)
+    return (found for found in _all(service, port, node_ips) if family(found.address) in known)
+
+
+def _all(service: Service, port: ServicePort, node_ips: tuple[str, ...]) -> Iterator[Frontend]:
     spec, protocol = service.spec, port.protocol.lower()
     inside = spec.internal_traffic_policy == "Local"
     outside = spec.external_traffic_policy == "Local"
@@ -67,16 +73,15 @@ def frontends(service: Service, port: ServicePort, node_ips: tuple[str, ...]) ->
     mesh = mode == "ingress" and not outside
     for address in cluster_ips(service):
         yield Frontend(address, protocol, port.port, False, inside)
+    guarded = bool(spec.load_balancer_source_ranges)
+    for address in _ingress(service):  # before external IPs: an address that is both is guarded
+        yield Frontend(address, protocol, port.port, True, outside, guarded, mesh)
     for address in spec.external_ips:
         yield Frontend(canonical(address), protocol, port.port, True, outside, mesh=mesh)
-    guarded = bool(spec.load_balancer_source_ranges)
-    for address in _ingress(service):
-        yield Frontend(address, protocol, port.port, True, outside, guarded, mesh)
     if port.node_port and spec.type in ("NodePort", "LoadBalancer"):
         host = mode == "host"
         for address in node_ips:
-            if family(address) in families(service):
-                yield Frontend(address, protocol, port.node_port, True, outside, mesh=mesh, host=host)
+            yield Frontend(address, protocol, port.node_port, True, outside, mesh=mesh, host=host)
 
 
 def _ingress(service: Service) -> Iterator[str]:

@@ -48,7 +48,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         self.send_header(WEIGHT, str(check.endpoints))
         self.end_headers()
-        self.wfile.write(body)
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    do_HEAD = do_OPTIONS = do_POST = do_GET  # as kube-proxy's: HAProxy's default is OPTIONS
 
     def log_message(self, format: str, *args: object) -> None:
         """Load balancers ask every few seconds; it is not news."""

@@ -8,7 +8,7 @@ Rule 2: what costs a look at all services is looked at when somebody scrapes.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Protocol
 
@@ -23,6 +23,7 @@ from . import packets
 from .chains import DROPPED, REFUSED
 from .frontends import frontends, served
 from .room import ROOM
+from .steps import OUTSIDE
 
 PREFIX = "kubeproxy"
 TRIGGER = "endpoints.kubernetes.io/last-change-trigger-time"
@@ -130,12 +131,19 @@ class ServiceCounts:
         found = _Families()
         held = {**self._counts("svc-services4"), **self._counts("svc-services6")}
         later = {key: number for name in packets.SETS for key, (number, _) in self._counts(name).items()}
+        nobody = {key for digit in "46" for key in self._nobody(f"svc-next{digit}")}
         for service in self._snapshot().list(Service):
             if served(service):
-                self._count(service, held, later, found)
+                self._count(service, held, later, found, nobody)
         for policy, number in found.nobody.items():
             found.local.add_metric([policy], number)
         yield from (found.made, found.lost, found.sent, found.local)
+
+    def _nobody(self, name: str) -> Iterator[tuple[Any, ...]]:
+        """The frontends whose traffic from outside finds no endpoint here; pods' goes on."""
+        for (*key, step), (_, way) in self._counts(name).items():
+            if step == OUTSIDE and way[0] == DROPPED:
+                yield tuple(key)
 
     def _count(
         self,
@@ -143,6 +151,7 @@ class ServiceCounts:
         held: Mapping[tuple[Any, ...], tuple[int, Any]],
         later: Mapping[tuple[Any, ...], int],
         found: _Families,
+        nobody: Collection[tuple[Any, ...]],
     ) -> None:
         labels, sums = [service.namespace, service.name], {"": 0, "refused": 0, "dropped": 0}
         without: set[str] = set()
@@ -153,7 +162,7 @@ class ServiceCounts:
                 verdict = {REFUSED: "refused", DROPPED: "dropped"}.get(way[0], "")
                 sums[verdict] += number
                 more += later.get(frontend.key, 0)
-                if verdict == "dropped":
+                if verdict == "dropped" or frontend.key in nobody:
                     without.add("external" if frontend.external else "internal")
         for policy in without:
             found.nobody[policy] += 1

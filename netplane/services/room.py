@@ -12,7 +12,7 @@ from ..model import checks
 from ..model.errors import Invalid
 from ..model.facts import Element, Fact, Facts, Scope, Sysctl
 from ..model.nodes import Node
-from ..model.services import COUNT_PACKETS, EndpointSlice, Service, ServicePort
+from ..model.services import COUNT_PACKETS, HEADLESS, PROXY_NAME, EndpointSlice, Service, ServicePort
 from ..model.snapshot import Snapshot
 from . import chains, ejection, packets, watch
 from .address import canonical
@@ -145,7 +145,9 @@ class ServicesRoom:
 
 
 def _slices(service: Service, snapshot: Snapshot) -> tuple[EndpointSlice, ...]:
-    return snapshot.by(EndpointSlice, "service", f"{service.namespace}/{service.name}")
+    """Without those that are labelled as another proxy's, as a service is."""
+    found = snapshot.by(EndpointSlice, "service", f"{service.namespace}/{service.name}")
+    return tuple(s for s in found if not (PROXY_NAME in s.labels or HEADLESS in s.labels))
 
 
 def bridge_netfilter() -> Iterator[Sysctl]:

@@ -7,14 +7,17 @@ Rule 2: a health check counts the ready endpoints on this node, as kube-proxy do
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
+from typing import Any
 
-from ..model.facts import Fact, HealthCheck, Translation
+from ..model.facts import Fact, FactKey, HealthCheck, Translation
 from ..model.services import EndpointSlice, Service
 from .address import canonical
-from .frontends import Frontend, family
+from .frontends import Frontend, families, family
+from .words import WORDS
 
 Backends = tuple[tuple[str, int], ...]
+Counts = Callable[[str], Iterable[tuple[Any, ...]]]
 
 
 def upkeep(
@@ -34,8 +37,16 @@ def upkeep(
         and spec.external_traffic_policy == "Local"
         and spec.health_check_node_port
     ):
-        count = len(ready_here(slices, node))
+        count = len(ready_here(slices, families(service), node))
         yield HealthCheck(spec.health_check_node_port, service.namespace, service.name, count)
+
+
+def translated(counts: Counts) -> Iterator[FactKey]:
+    """The translations that the rules in the kernel mean, whoever made them."""
+    for digit, _, _ in WORDS.values():
+        for address, protocol, port in counts(f"svc-services{digit}"):
+            if protocol == "udp":
+                yield ("translation", protocol, address, port)
 
 
 def serving(slices: Iterable[EndpointSlice], name: str, which: str) -> Backends:
@@ -52,11 +63,13 @@ def serving(slices: Iterable[EndpointSlice], name: str, which: str) -> Backends:
     return tuple(sorted(found))
 
 
-def ready_here(slices: Iterable[EndpointSlice], node: str) -> set[str]:
-    """Addresses of the ready endpoints on this node; of a pod with both families one counts."""
+def ready_here(slices: Iterable[EndpointSlice], which: Collection[str], node: str) -> set[str]:
+    """Addresses of the ready endpoints on this node that a service of these families has; of a pod with
+    both one counts."""
     found: dict[str, set[str]] = {}
     for piece in slices:
-        for endpoint in piece.endpoints:
-            if endpoint.node_name == node and endpoint.ready and endpoint.addresses:
-                found.setdefault(piece.address_type, set()).add(endpoint.addresses[0])
+        if piece.address_type in which and any(port.port for port in piece.ports):
+            for endpoint in piece.endpoints:
+                if endpoint.node_name == node and endpoint.ready and endpoint.addresses:
+                    found.setdefault(piece.address_type, set()).add(canonical(endpoint.addresses[0]))
     return max(found.values(), key=len, default=set())

@@ -141,6 +141,22 @@ def test_a_udp_flow_to_a_node_port_moves_too(world: World) -> None:
     world.store.delete(Key("Service", "default", "published"))
 
 
+@pytest.mark.parametrize("family", ["IPv4", "IPv6"])
+def test_a_udp_flow_follows_what_happened_while_the_agent_was_down(world: World, family: str) -> None:
+    name, address = f"down-{family.lower()}", vip(world, family, 8)
+    world.serve(name, address, "a", family=family)
+    with udp(world, family) as sock:
+        eventually(lambda: world.ask(sock, (address, 53)) == "a")
+        world.node.agent.kill()
+        world.turn(name, "b", family=family)
+        world.node.agent.start().wait()
+        eventually(lambda: world.ask(sock, (address, 53)) == "b")
+        world.node.agent.kill()
+        world.store.delete(Key("Service", "default", name))
+        world.node.agent.start().wait()
+        eventually(lambda: world.ask(sock, (address, 53)) == "")
+
+
 def test_a_udp_flow_to_an_endpoint_that_stays_is_left_alone(world: World) -> None:
     address = vip(world, "IPv4", 2)
     world.serve("stay", address, "a")

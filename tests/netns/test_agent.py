@@ -161,6 +161,14 @@ def test_health_and_metrics_over_http(make_lab: Any) -> None:
     assert code == 200 and json.loads(body)["node"] == "node-1"
     assert "netplane_dns" in node.python(fetch, "/metrics")[1]
 
+    def asked(method: str) -> tuple[int, bytes]:
+        request = urllib.request.Request("http://127.0.0.1:9080/healthz", method=method)
+        with urllib.request.urlopen(request, timeout=5) as answer:
+            return answer.status, answer.read()
+
+    assert node.python(asked, "HEAD") == (200, b"")
+    assert node.python(asked, "OPTIONS")[0] == 200
+
 
 def test_clean_takes_everything_of_ours_and_nothing_else(make_lab: Any) -> None:
     lab = make_lab(nodes=1)

@@ -33,8 +33,11 @@ def world(make_module_lab: Any) -> World:
     from tests.faults.test_services_live import OFFERED
     from tests.services_kit import endpoint, endpoints
 
-    far = endpoints(endpoint("10.244.9.9", node="other"), of="far", name="far-1", ports=OFFERED)
-    world.store.put(far)
+    outside = {"external_ips": ("198.51.100.7",), "external_traffic_policy": "Local"}
+    world.serve("away", vip(world, "IPv4", 4), **outside)
+    for of in ("far", "away"):
+        far = endpoints(endpoint("10.244.9.9", node="other"), of=of, name=f"{of}-1", ports=OFFERED)
+        world.store.put(far)
     world.node.agent.wait()
     return world
 
@@ -116,7 +119,9 @@ def test_metrics_have_kube_proxys_names_and_count(world: World) -> None:
         "kubeproxy_sync_proxy_rules_service_changes_total",
     ):
         assert value(world, name) > 0, name
-    assert value(world, 'kubeproxy_sync_proxy_rules_no_local_endpoints_total{traffic_policy="internal"}') == 1
+    for policy in ("internal", "external"):
+        nobody = f'kubeproxy_sync_proxy_rules_no_local_endpoints_total{{traffic_policy="{policy}"}}'
+        eventually(lambda name=nobody: value(world, name) == 1)
 
 
 def test_connections_and_drops_of_each_service_are_counted(world: World) -> None:

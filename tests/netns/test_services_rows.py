@@ -126,3 +126,21 @@ def test_a_health_check_port_tells_of_endpoints_and_of_the_proxy(
         "serviceProxyHealthy": healthy,
     }
     assert found == (code, str(count), body)
+
+
+@pytest.mark.parametrize("method", ["HEAD", "OPTIONS", "POST"])
+def test_a_health_check_port_takes_any_method(net: Net, method: str) -> None:
+    """HAProxy asks OPTIONS unless it is told otherwise; kube-proxy never looks at it."""
+    checks = HealthChecks()
+    netns.call(net.ns["node"], checks.apply, Plan(add=(HealthCheck(31999, "default", "web", 2),)))
+
+    def fetch() -> tuple[int, str, bytes]:
+        request = urllib.request.Request(f"http://{NODE[4]}:31999/any", method=method)
+        with urllib.request.urlopen(request, timeout=2) as answer:
+            return answer.status, answer.headers[WEIGHT], answer.read()
+
+    try:
+        code, weight, body = netns.call(net.ns["client"], fetch)
+    finally:
+        checks.close()
+    assert (code, weight, bool(body)) == (200, "2", method != "HEAD")

@@ -174,6 +174,18 @@ def test_automatic_node_ports_of_one_port_number_agree_across_protocols() -> Non
     assert got[0].node_port == got[1].node_port >= 30000 + 86  # beyond the band for explicit requests
 
 
+def test_a_port_named_for_one_protocol_is_the_others_too_where_it_is_free() -> None:
+    ports = [{"name": "a", "port": 53, "protocol": "UDP"}, {"name": "b", "port": 53, "nodePort": 30053}]
+    other = {"name": "c", "port": 54}
+    world = after(service(type="NodePort", ports=[*ports, other]))
+    first, second, third = (p.node_port for p in the(world).spec.ports)
+    assert first == second == 30053 != third
+    taken = service("taken", type="NodePort", ports=[{"port": 1, "protocol": "UDP", "nodePort": 30053}])
+    world = after(taken, service(type="NodePort", ports=ports))
+    first, second = (p.node_port for p in the(world).spec.ports)
+    assert first != second == 30053
+
+
 def test_a_load_balancer_gets_a_health_check_port_and_node_ports_only_if_it_wants_them() -> None:
     local = {"type": "LoadBalancer", "externalTrafficPolicy": "Local"}
     world = after(

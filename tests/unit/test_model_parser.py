@@ -38,6 +38,7 @@ def refusal(text: str | bytes) -> str:
 
 
 # (kind, the rest of the manifest, field path, a word of the reason)
+NOWHERE = ("127.0.0.1", "0.0.0.0", "169.254.1.1", "224.0.0.9", "'::1'", "'::'", "fe80::1", "ff02::1")
 FIELDS = [
     ("Service", "spec: {port: 80}", "spec.port", "unknown field"),
     ("Service", "specs: {}", "specs", "unknown field"),
@@ -57,6 +58,29 @@ FIELDS = [
         "spec.ports[1].name", "duplicate 'a', first at index 0",
     ),
     ("Service", "spec: {ports: [{name: a, port: 80}, {name: b, port: 80}]}", "spec.ports[1]", "duplicate"),
+    (
+        "Service", "spec: {clusterIP: None, type: NodePort, ports: [{port: 80}]}",
+        "spec.clusterIP", "not allowed when spec.type is NodePort",
+    ),
+    ("Service", "spec: {clusterIPs: [None], ports: [{port: 80}]}", "spec.clusterIP", "as well"),
+    (
+        "Service", "spec: {trafficDistribution: PreferLocal, ports: [{port: 80}]}",
+        "spec.trafficDistribution", "use one of",
+    ),
+    *(
+        (
+            "Service", f"spec: {{externalIPs: [{ip}], ports: [{{port: 80}}]}}",
+            "spec.externalIPs[0]", "loopback or link-local",
+        )
+        for ip in NOWHERE
+    ),
+    *(
+        (
+            "Slice", f"addressType: IPv{6 if ':' in ip else 4}\nendpoints: [{{addresses: [{ip}]}}]",
+            "endpoints[0].addresses[0]", "loopback or link-local",
+        )
+        for ip in NOWHERE
+    ),
     ("Service", "spec: {ports: {port: 80}}", "spec.ports", "expected `array`"),
     ("Service", "spec: {}", "spec.ports", "at least one port"),
     ("Service", "spec: {clusterIP: 10.0.0.300, ports: [{port: 1}]}", "spec.clusterIP", "not an IPv4 or IPv6"),

@@ -6,7 +6,7 @@ import pytest
 
 from netplane.model.base import Object, ObjectMeta, amend
 from netplane.model.errors import Invalid
-from netplane.model.facts import Chain, Element, Fact, Scope, Set
+from netplane.model.facts import Chain, Element, Fact, HealthCheck, Scope, Set
 from netplane.model.nodes import Namespace, Node
 from netplane.model.own import ALLOCATED
 from netplane.model.services import (
@@ -25,6 +25,7 @@ from netplane.model.services import (
 from netplane.model.snapshot import Snapshot
 from netplane.services import ServicesRoom, affinity, chains, steps
 from netplane.services.endpoints import Backend
+from netplane.services.explain import explain
 from netplane.services.maglev import table
 from netplane.services.topology import ZONE
 from tests.services_kit import endpoint, endpoints, load_balanced, service
@@ -102,6 +103,26 @@ def test_external_and_load_balancer_addresses_are_frontends_but_a_proxys_is_not(
     }
 
 
+def test_an_address_of_a_family_that_the_service_has_not_is_not_its_own() -> None:
+    """As kube-proxy has it, of which each family has one of its own."""
+    single = service(type="LoadBalancer", external_ips=("198.51.100.7", "2001:db8:8::7"))
+    single = amend(single, status=load_balanced("198.51.100.8", "2001:db8:8::8"))
+    found = elements(single, TWO)
+    assert {key[0] for key in found["svc-services4"]} == {"10.96.0.1", "198.51.100.7", "198.51.100.8"}
+    assert "svc-services6" not in found
+
+
+def test_an_external_ip_that_is_the_load_balancers_too_is_guarded() -> None:
+    both = service(
+        type="LoadBalancer",
+        external_ips=("198.51.100.8", "198.51.100.7"),
+        load_balancer_source_ranges=("192.0.2.0/24",),
+    )
+    found = elements(amend(both, status=load_balanced("198.51.100.8")), TWO)["svc-services4"]
+    assert found["198.51.100.8", "tcp", 80] == steps.GUARD
+    assert found["198.51.100.7", "tcp", 80] == "2:2"
+
+
 def test_a_class_counts_in_hexadecimal() -> None:
     many = endpoints(*(f"10.244.2.{i}" for i in range(1, 32)))
     assert elements(service(), many)["svc-services4"] == {("10.96.0.1", "tcp", 80): "1:1f"}
@@ -156,6 +177,14 @@ UNSERVED = {
 @pytest.mark.parametrize("case", UNSERVED, ids=UNSERVED)
 def test_what_is_not_served_has_no_frontend(case: str) -> None:
     assert "svc-services4" not in elements(UNSERVED[case], TWO)
+
+
+@pytest.mark.parametrize("label", [PROXY_NAME, HEADLESS])
+def test_a_slice_that_is_labelled_as_another_proxys_does_not_count(label: str) -> None:
+    """kube-proxy asks for Services and EndpointSlices by the same labels."""
+    other = endpoints("10.244.3.5", name="other")
+    other = amend(other, metadata=amend(other.metadata, labels={**other.labels, label: ""}))
+    assert elements(service(), TWO, other) == elements(service(), TWO)
 
 
 def test_dnsrr_keeps_the_addresses_and_node_ports_that_the_service_holds() -> None:
@@ -327,3 +356,30 @@ def test_a_load_balancers_status_that_is_no_address_is_refused_by_name() -> None
         Invalid, match=r"default/web: status\.loadBalancer\.ingress: 'pending' is no IP address"
     ):
         facts(amend(service(type="LoadBalancer"), status=load_balanced("pending")), TWO)
+
+
+def test_a_health_check_counts_who_can_answer_the_service() -> None:
+    lb = service(type="LoadBalancer", external_traffic_policy="Local", health_check_node_port=31999)
+    here = [endpoint(f"10.244.1.{n}", "n1") for n in (5, 5, 6)]
+    count = HealthCheck(31999, "default", "web", 2)
+    assert count in facts(lb, endpoints(*here))
+    other = endpoints(*(endpoint(f"fd01::{n}", "n1") for n in range(1, 5)))
+    named = amend(other, address_type="FQDN", endpoints=(endpoint("example.org", "n1"),))
+    for slices in ((other,), (named,), (endpoints(*here, ports=[EndpointPort(port=None)]),)):
+        assert amend(count, endpoints=0) in facts(lb, *slices)
+
+
+@pytest.mark.parametrize(
+    ("policy", "client", "masqueraded"),
+    [
+        ("Cluster", "10.244.9.9", True),
+        ("Local", "10.244.9.9", False),
+        ("Local", "192.0.2.1", True),
+        ("Local", "203.0.113.9", False),
+    ],
+)
+def test_explain_says_who_is_masqueraded(policy: str, client: str, masqueraded: bool) -> None:
+    published = service(type="NodePort", ports=NODE_PORT, external_traffic_policy=policy)
+    told = explain(ROOM, Snapshot.of([published, TWO]), client, "192.0.2.1:30080")
+    assert told.verdict == "dnat"
+    assert told.notes == ["masqueraded: the endpoint sees this node's address"] * masqueraded
