@@ -440,46 +440,6 @@ def test_a_small_mtu_is_for_ipv4_alone(lab: Lab, make_netns: MakeNetns, kind: st
     assert not records(lab) and "eth0" not in netns.run(a, "ip", "link")
 
 
-@pytest.mark.parametrize("version", ["0.3.1", "1.1.0"])
-def test_loopback(lab: Lab, make_netns: MakeNetns, version: str) -> None:
-    cni, a = Cni(lab), make_netns("a")
-    netns.run(a, "ip", "link", "set", "lo", "down")
-    config = {"kind": "loopback", "cniVersion": version}
-    result = cni.call("ADD", a, config, IFNAME="lo")
-    assert plain(result) == ["127.0.0.1", "::1"] and result["interfaces"][0]["name"] == "lo"
-    assert pings(a, "127.0.0.1")
-    assert cni.call("DEL", a, config, IFNAME="lo") == ""
-
-
-def test_check_of_the_loopback_names_what_differs(lab: Lab, make_netns: MakeNetns) -> None:
-    cni, a = Cni(lab), make_netns("a")
-    config: dict[str, Any] = {"kind": "loopback"}
-    config["prevResult"] = cni.call("ADD", a, config, IFNAME="lo")
-    assert cni.call("CHECK", a, config, IFNAME="lo") == ""
-    for breakage, words in (
-        ("ip addr del ::1/128 dev lo", "has no address ::1/128"),
-        ("ip addr del 127.0.0.1/8 dev lo", "has no address 127.0.0.1/8"),
-        ("ip link set lo down", f"lo in {a} is down"),
-    ):
-        netns.run(a, *breakage.split())
-        answer = cni.call("CHECK", a, config, IFNAME="lo")
-        assert answer and answer["code"] == 100 and words in answer["msg"], answer
-    netns.delete(a)
-    assert "is gone" in cni.call("CHECK", a, config, IFNAME="lo")["msg"]
-
-
-@pytest.mark.parametrize("disabled", ["0", "1"])
-def test_the_loopback_answers_with_the_addresses_that_are_there(
-    lab: Lab, make_netns: MakeNetns, disabled: str
-) -> None:
-    cni, a = Cni(lab), make_netns("a")
-    netns.run(a, "sysctl", "-qw", f"net.ipv6.conf.lo.disable_ipv6={disabled}")
-    config: dict[str, Any] = {"kind": "loopback"}
-    result = cni.call("ADD", a, config, IFNAME="lo")
-    assert plain(result) == ["127.0.0.1", "::1"][: 2 - int(disabled)]
-    assert cni.call("CHECK", a, {**config, "prevResult": result}, IFNAME="lo") == ""
-
-
 def test_promiscuous_and_hairpin_exclude_each_other(lab: Lab, make_netns: MakeNetns) -> None:
     cni, a = Cni(lab), make_netns("a")
     answer = cni.call("ADD", a, {**BRIDGED, "promiscMode": True, "hairpinMode": True})

@@ -362,21 +362,6 @@ def test_check_finds_what_is_there_and_says_what_is_not(runtime: Runtime) -> Non
     assert runtime("CHECK", container="never", prevResult=result)["code"] == 3
 
 
-def test_gc_releases_what_is_not_listed_of_its_own_network(runtime: Runtime) -> None:
-    runtime("ADD", container="keep")
-    runtime("ADD", container="drop")
-    runtime("ADD", container="other", name="othernet")
-    valid = [{"containerID": "keep", "ifname": "eth0"}]
-    assert runtime("GC", **{"cni.dev/valid-attachments": valid}) == ""
-    left = {a.spec.container_id for a in runtime.host.snapshot().list(Attachment)}
-    assert left == {"keep", "other"}
-    runtime("ADD", container="drop")
-    assert runtime("GC", **{"cni.dev/attachments": valid}) == ""  # the name in 1.1.0's own text
-    assert {a.spec.container_id for a in runtime.host.snapshot().list(Attachment)} == left
-    assert runtime("GC", **{"cni.dev/valid-attachments": None}) == ""  # Go's nil slice: none is valid
-    assert {a.spec.container_id for a in runtime.host.snapshot().list(Attachment)} == {"other"}
-
-
 def test_a_pods_interfaces_come_one_after_the_other(
     runtime: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -395,50 +380,6 @@ def test_a_pods_interfaces_come_one_after_the_other(
     assert not any("priority" in route for route in runtime("ADD")["routes"])
     beside.join(10)
     assert [route["priority"] for route in said[0]["routes"]] == [1, 1025]
-
-
-def test_gc_beside_an_add_leaves_the_pod_that_comes_of_it(runtime: Runtime) -> None:
-    """The runtime made its list before the ADD was answered; the record may be there already."""
-    said: list[Any] = []
-    beside = threading.Thread(target=lambda: said.append(runtime("GC", **{"cni.dev/valid-attachments": []})))
-
-    def collect(verb: str, _scope: object) -> None:
-        if verb == "sync" and beside.ident is None and runtime.host.snapshot().count(Attachment):
-            beside.start()
-            beside.join(10)
-
-    runtime.host.fail = collect
-    result = runtime("ADD")
-    assert said == [""] and len(result["ips"]) == 2
-    (record,) = runtime.host.snapshot().list(Attachment)
-    assert record.phase == "Ready"
-    assert runtime("GC", **{"cni.dev/valid-attachments": []}) == "" and runtime.nothing_left()
-
-
-def test_gc_leaves_what_was_made_again_since_it_looked(runtime: Runtime) -> None:
-    for container in ("c1", "c2"):
-        runtime("ADD", container=container)
-    first, second = (a.spec.container_id for a in runtime.host.snapshot().by(Attachment, "node", "n1"))
-    again: list[Any] = []
-
-    def between(verb: str, _scope: object) -> None:
-        if verb == "sync" and not again:  # GC releases the first one
-            again.append(None)
-            assert runtime("DEL", container=second) == ""
-            again.append(runtime("ADD", container=second))
-
-    runtime.host.fail = between
-    assert runtime("GC", **{"cni.dev/valid-attachments": []}) == ""
-    assert "ips" in again[1]
-    assert [a.spec.container_id for a in runtime.host.snapshot().list(Attachment)] == [second] != [first]
-
-
-def test_gc_without_a_list_releases_only_what_has_no_namespace_any_more(runtime: Runtime) -> None:
-    for container in ("alive", "dead"):
-        runtime("ADD", container=container)
-    runtime.host.gone.add("/n/dead")
-    assert runtime("GC") == ""
-    assert {a.spec.container_id for a in runtime.host.snapshot().list(Attachment)} == {"alive"}
 
 
 def test_networks_that_come_and_go_are_not_remembered_without_end(
