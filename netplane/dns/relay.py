@@ -89,19 +89,18 @@ def _respond(forward: Forward, reply: bytes) -> bytes:
     _, flags, _, answers, authority, additional = wire.HEADER.unpack_from(reply)
     start = wire.HEADER.size + len(query.question)
     places = wire.places(reply, start, answers + authority + additional)
-    body, rcode = reply[start:], flags & 15
-    if additional and places[-1].type == wire.OPT:
-        body = reply[start : places[-1].start]
-        rcode |= places[-1].ttl >> 24 << 4
-        additional -= 1
+    needed, rcode = answers + authority, flags & 15
+    end = next((i for i in range(needed, len(places)) if places[i].type == wire.OPT), len(places))
+    if end < len(places):  # what follows the OPT only helps, and is left out
+        rcode |= places[end].ttl >> 24 << 4
     edns = wire.opt(wire.Edns(wire.UDP_EDNS, 0, query.edns.dnssec), rcode) if query.edns else b""
     room = forward.limit - start - len(edns)
-    if len(body) > room:
-        ends = [p.end - start for p in places[:answers] if p.end - start <= room]
-        body, flags = body[: ends[-1] if ends else 0], flags | wire.TC
-        answers, authority, additional = len(ends), 0, 0
+    fit = [p for p in places[:end] if p.end - start <= room]
+    if len(fit) < needed:  # for want of an additional record there is no TC (RFC 2181 9)
+        fit, authority, flags = fit[:answers], 0, flags | wire.TC
+    answers = min(answers, len(fit))
     theirs = flags & (wire.AA | wire.TC | wire.AD)
     ours = wire.QR | wire.RA | query.flags & (wire.RD | wire.CD)
-    counts = (1, answers, authority, additional + bool(edns))
+    counts = (1, answers, authority, len(fit) - answers - authority + bool(edns))
     header = wire.HEADER.pack(query.id, ours | theirs | rcode & 15, *counts)
-    return header + query.question + body + edns
+    return header + query.question + reply[start : fit[-1].end if fit else start] + edns

@@ -70,6 +70,27 @@ def test_too_much_for_the_client_is_cut_between_records() -> None:
         )
 
 
+def test_the_upstreams_opt_stays_here_wherever_it_stands() -> None:
+    """RFC 6891 6.1.1: anywhere among the additional records, and one at most."""
+    for mine, ours in ((forward(size=4096), [1232]), (forward(), [])):
+        reply = reply_to(relay.request(mine, 99), edns=True)
+        reply.add_ar(RR("glue.example.com", QTYPE.A, rdata=A("192.0.2.9"), ttl=60))
+        got = DNSRecord.parse(relay.finish(mine, bytes(reply.pack())))
+        assert [rr.edns_len for rr in got.ar if rr.rtype == QTYPE.OPT] == ours
+        assert [str(rr.rdata) for rr in got.rr] == ["192.0.2.0"]
+
+
+def test_what_only_helps_is_left_out_without_tc() -> None:
+    """RFC 2181 9: TC says that answers are missing, not that there was no room for more."""
+    mine = forward()
+    reply = reply_to(relay.request(mine, 99), answers=20)
+    for i in range(20):
+        reply.add_ar(RR(f"glue{i}.example.com", QTYPE.A, rdata=A("192.0.2.9"), ttl=60))
+    raw = relay.finish(mine, bytes(reply.pack()))
+    got = DNSRecord.parse(raw)
+    assert (got.header.tc, len(got.rr)) == (0, 20) and 0 < len(got.ar) < 20 and len(raw) <= 512
+
+
 def test_an_external_name_brings_its_chain_and_the_upstreams_rcode() -> None:
     mine = forward("OUT.default.svc.cluster.local")
     sent = relay.request(mine, 99)
