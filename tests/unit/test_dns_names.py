@@ -179,6 +179,8 @@ def test_the_hosts_file() -> None:
     assert ask("box.lan", "MX", hosts=mine) == NODATA
     assert ask("9.9.9.10.in-addr.arpa", "PTR", hosts=mine) == ("NOERROR", "box.")
     assert ask("a.b", hosts=mine) == "a.b"
+    mine = hosts.parse("10.9.9.7 www.example.com\n")  # an ExternalName's target too
+    assert ask(f"out.team.{D}", hosts=mine) == ("NOERROR", "10.9.9.7", "www.example.com.")
 
 
 def test_autopath_answers_a_search_list_at_once() -> None:
