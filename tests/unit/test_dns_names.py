@@ -119,6 +119,8 @@ NODATA = ("NOERROR",)
         ("fd01--99.team.pod", "AAAA", "insecure", ("NOERROR", "fd01::99")),
         ("nonsense.team.pod", "A", "insecure", NX),
         ("10-244-0-300.team.pod", "A", "insecure", NX),
+        ("fe80--1%eth0.team.pod", "AAAA", "insecure", NX),
+        ("fe80::1.team.pod", "AAAA", "insecure", NX),
         ("10-244-0-5.nowhere.pod", "A", "insecure", NX),
         ("x.10-244-0-5.team.pod", "A", "insecure", NX),
         ("team.pod", "A", "verified", NODATA),
