@@ -33,11 +33,27 @@ def pod_doc(rng: random.Random, space: str, name: str, i: int) -> Doc:
             "spec": {"nodeName": f"node-{i % 2 + 1}", "containers": [{"name": "c", "ports": ports}]}}  # fmt: skip
 
 
+def attachment_doc(space: str, name: str, i: int) -> Doc:
+    spec = {"node": f"node-{i % 2 + 1}", "containerID": name, "ifname": "eth0", "netns": "/n", "network": "net1",
+            "podNamespace": space, "podName": name, "hostIfname": "h",
+            "ips": [{"address": f"10.244.{i % 2}.{2 + i // 2}/32"}]}  # fmt: skip
+    meta = {"name": f"{space}{name}.node"}
+    return {
+        "apiVersion": "netplane.io/v1",
+        "kind": "Attachment",
+        "metadata": meta,
+        "phase": "Ready",
+        "spec": spec,
+    }
+
+
 def change(rng: random.Random, docs: list[Doc]) -> Doc | Key:
     """An object as it is from now on, or the key of one that goes."""
-    kind = rng.randrange(4)
+    kind = rng.randrange(5)
     if kind == 0:
         doc = pod_doc(rng, *rng.choice(PODS))
+    elif kind == 4:
+        doc = attachment_doc(*rng.choice(PODS))
     elif kind == 1:
         labels = {"ns": rng.choice("xyz")} if rng.random() < 0.8 else {}
         doc = {
