@@ -40,7 +40,7 @@ from .kernel.nft_text import joined
 from .kernel.nftables import NftDriver
 from .kernel.nftwatch import NftMonitor
 from .kernel.rtnetlink import LinkDriver
-from .kernel.underlay import addresses_within, node_addresses, underlay_of
+from .kernel.underlay import addresses_within, node_addresses, own_addresses, underlay_of
 from .model.errors import Invalid, NetplaneError, Unavailable
 from .model.facts import Driver
 from .model.nodes import Node
@@ -234,7 +234,7 @@ class Agent:
             "dns": (self.dns.names, self._links, nft),
         }
         if "policy" in self.config.rooms:
-            self._flows = PolicyFlows(self._path.cutting(FlowTable()))
+            self._flows = PolicyFlows(self._path.cutting(FlowTable()), own_addresses)
             drivers["policy"] = (nft, self._flows)
         drivers = self._path.forgetting(drivers, self._links)
         rooms = [(room, drivers[room.name]) for room in self._rooms(machine)]

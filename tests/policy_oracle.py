@@ -56,7 +56,7 @@ def _side(world: World, direction: str, own: str, peer: str, protocol: str, port
 
 def _isolates(policy: dict[str, Any], pod: OraclePod, direction: str) -> bool:
     spec = policy["spec"]
-    types = spec.get("policyTypes") or (["Ingress", "Egress"] if "egress" in spec else ["Ingress"])
+    types = spec.get("policyTypes") or (["Ingress", "Egress"] if spec.get("egress") else ["Ingress"])
     same = policy["metadata"]["namespace"] == pod.namespace
     return same and direction.capitalize() in types and selected(spec.get("podSelector", {}), pod.labels)
 

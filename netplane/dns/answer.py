@@ -215,7 +215,7 @@ def _local(ask: _Ask, name: bytes, chain: tuple[bytes, ...] = ()) -> Reply | For
         link = alias.records[0]
         chain += (wire.owned(link, owner),)
         name = owner = wire.host_of(link)
-        if not wire.within(name, view.apex):
+        if not wire.within(name, view.apex) and not ask.has(name):
             if ask.recursion and query.flags & wire.RD:
                 return ask.forward(name, chain)
             return Reply(wire.NOERROR, chain, flags=wire.AA)

@@ -1,10 +1,11 @@
 """What upstreams said, kept for as long as they said. Pure: the clock is an argument.
 
 Rule 1: names of the cluster never come here; there is no window in which a change is not seen.
-Rule 2: a key is what decides the reply: name, type, class, and the DO, CD and RD bits.
+Rule 2: a key is what decides the reply: name, type, class, and the DO, AD, CD and RD bits.
 Rule 3: the number of entries is bounded; the one that was used longest ago goes first, so that a flood
         of random names costs the flood's own entries.
-Rule 4: a reply leaves with the TTLs that are left of it; a stale one with zero (RFC 8767 4).
+Rule 4: a reply leaves with the TTLs that are left of it; a stale one with STALE_TTL, as zero it may not
+        be (RFC 8767 4).
 
 Negative replies live for the smaller of the SOA's TTL and minimum (RFC 2308 5), and without an SOA not
 at all; SERVFAIL for some seconds (RFC 9520), which takes the pressure off what is broken.
@@ -22,6 +23,7 @@ from .answer import Forward
 
 Key = tuple[bytes, bytes, int]  # (name, type and class, flags)
 _TTL = struct.Struct("!I")
+STALE_TTL = 30
 _DO = 1 << 16  # beside the header's flags
 
 
@@ -124,7 +126,7 @@ class Cache:
 def key_of(forward: Forward) -> Key:
     query = forward.query
     dnssec = _DO if query.edns is not None and query.edns.dnssec else 0
-    return forward.name.lower(), query.question[-4:], query.flags & (wire.CD | wire.RD) | dnssec
+    return forward.name.lower(), query.question[-4:], query.flags & (wire.AD | wire.CD | wire.RD) | dnssec
 
 
 def lifetime_of(reply: bytes, options: CacheOptions) -> tuple[int, tuple[tuple[int, int], ...]] | None:
@@ -159,5 +161,5 @@ def _aged(entry: Entry, age: int | None) -> bytes:
     """The reply with ``age`` seconds less to live; None: it has expired."""
     reply = bytearray(entry.reply)
     for offset, ttl in entry.ttls:
-        _TTL.pack_into(reply, offset, 0 if age is None else max(min(ttl, entry.ttl) - age, 0))
+        _TTL.pack_into(reply, offset, STALE_TTL if age is None else max(min(ttl, entry.ttl) - age, 0))
     return bytes(reply)

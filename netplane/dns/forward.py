@@ -62,11 +62,11 @@ class Forwarder:
     def available(self) -> bool:
         return bool(self.upstreams.all())
 
-    async def ask(self, forward: Forward) -> bytes:
-        """An upstream's reply, as it came, maybe a refusal; b"" when none answered."""
+    async def ask(self, forward: Forward) -> bytes | None:
+        """An upstream's reply, as it came, maybe a refusal; b"" when none answered, None: none was asked."""
         if self._waiting >= self._limits.in_flight:
             self._counters.dropped["busy"] += 1
-            return b""
+            return None
         self._waiting += 1
         try:
             return await self._ask(forward)

@@ -42,7 +42,7 @@ class LocalNames:
     ) -> None:
         self.options = options
         self._snapshot = snapshot
-        self._domain = domain
+        self.domain = domain
         self._depth = len(wire.labels_of(wire.name(domain)))
 
     @property
@@ -61,7 +61,7 @@ class LocalNames:
         if not self.options.autopath:
             return ()
         pod = self._pod(client)
-        return autopath.candidates(name, pod, self._domain, self.options.host) if pod else ()
+        return autopath.candidates(name, pod, self.domain, self.options.host) if pod else ()
 
     def _pod(self, client: Client) -> Pod | None:
         return pods.pod_of(self._snapshot(), client.address)
@@ -81,7 +81,7 @@ class LocalNames:
         pod = self._pod(client)
         if pod is None:
             return None
-        inside = name[:-1] + wire.name(f"{pod.namespace}.svc.{self._domain}")
+        inside = name[:-1] + wire.name(f"{pod.namespace}.svc.{self.domain}")
         found = view.find(inside) if len(inside) <= 255 else None
         if found is None:
             found = self._inside((*labels, pod.namespace, "svc"))

@@ -13,6 +13,7 @@ from ..model.own import Attachment
 from ..model.pods import Pod
 from ..model.snapshot import Snapshot
 
+_DIGITS = frozenset("0123456789abcdef-")
 MODES = ("disabled", "insecure", "verified")
 
 
@@ -46,7 +47,12 @@ def _pods_in(snapshot: Snapshot, namespace: str, mode: str) -> bool:
 
 
 def undashed(label: str) -> str:
-    """ "10-1-0-2" as 10.1.0.2, "fd01--2" as fd01::2; "" for what is no address."""
+    """ "10-1-0-2" as 10.1.0.2, "fd01--2" as fd01::2; "" for what is no address.
+
+    Nothing but digits and dashes: Python reads "fe80::1%eth0" too, which has no record.
+    """
+    if not _DIGITS.issuperset(label):
+        return ""
     v4 = label.count("-") == 3 and "--" not in label
     try:
         return str(ip_address(label.replace("-", "." if v4 else ":")))

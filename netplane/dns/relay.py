@@ -7,13 +7,18 @@ Rule 3: the client gets its own id and its question as it asked it, and never mo
 
 from __future__ import annotations
 
-from dnslib import DNSRecord
-
 from ..model.errors import Invalid
 from . import answer, wire
 from .answer import Forward, Reply
 
 _WITHOUT_QUESTION = (wire.FORMERR, wire.SERVFAIL, wire.NOTIMP, wire.REFUSED)
+
+_HEADER, _FIXED = wire.HEADER.size, 10  # bytes of a header, and of a record between its name and its data
+# Types whose data may have compressed names (RFC 3597 4): the bytes before them, and how many there are.
+_NAMES = {
+    wire.NS: (0, 1), wire.CNAME: (0, 1), wire.SOA: (0, 2), 7: (0, 1), 8: (0, 1), 9: (0, 1), wire.PTR: (0, 1),
+    14: (0, 2), 15: (2, 1), 17: (0, 2), 18: (2, 1), 21: (2, 1), wire.SRV: (6, 1), 39: (0, 1),
+}  # fmt: skip
 
 
 def request(forward: Forward, ident: int) -> bytes:
@@ -68,20 +73,41 @@ def finish(forward: Forward, reply: bytes) -> bytes:
     if forward.chain:
         try:
             reply = _joined(forward, reply)
-        except Exception:  # dnslib's many ways to say that a record's data is broken
+        except Invalid:
             return answer.failure(forward)
     return _respond(forward, reply)
 
 
 def _joined(forward: Forward, reply: bytes) -> bytes:
-    """The chain of CNAMEs, then the reply's records, which are compressed against their own packet."""
-    question = forward.query.question
-    head = wire.HEADER.pack(0, wire.QR, 1, len(forward.chain), 0, 0)
-    whole, theirs = DNSRecord.parse(head + question + b"".join(forward.chain)), DNSRecord.parse(reply)
-    whole.rr += theirs.rr
-    whole.auth += theirs.auth
-    whole.header.rcode = theirs.header.rcode
-    return bytes(whole.pack())
+    """The chain of CNAMEs, then the reply's records, whose pointers move along. Raises Invalid."""
+    _, flags, _, answers, *others = wire.HEADER.unpack_from(reply)
+    head, start = forward.query.question + b"".join(forward.chain), _HEADER + len(forward.name) + 4
+    shift = _HEADER + len(head) - start
+    asked = len(head) - len(forward.name)  # what pointed to the question points to the last CNAME's data
+
+    def moved(at: int) -> int:
+        """Where the name at ``at`` ends, and its pointer leads where it should."""
+        while at < len(body) and body[at]:
+            if body[at] >= 0xC0:
+                to = int.from_bytes(body[at : at + 2], "big") & 0x3FFF
+                to += shift if to >= start else asked
+                if to > 0x3FFF:
+                    raise Invalid("no pointer leads that far")
+                body[at : at + 2] = wire.pointer(to)
+                return at + 2
+            at += 1 + body[at]
+        return at + 1
+
+    body = bytearray(reply)
+    for place in wire.places(reply, start, answers + sum(others)):
+        before, names = _NAMES.get(place.type, (0, 0))
+        at = moved(place.start) + _FIXED + before
+        for _ in range(names):
+            at = moved(at)
+        if names and at > place.end:
+            raise Invalid("a name that its record does not hold")
+    counts = (1, len(forward.chain) + answers, *others)
+    return wire.HEADER.pack(0, wire.QR | flags & 15, *counts) + head + body[start:]
 
 
 def _respond(forward: Forward, reply: bytes) -> bytes:
@@ -89,19 +115,18 @@ def _respond(forward: Forward, reply: bytes) -> bytes:
     _, flags, _, answers, authority, additional = wire.HEADER.unpack_from(reply)
     start = wire.HEADER.size + len(query.question)
     places = wire.places(reply, start, answers + authority + additional)
-    body, rcode = reply[start:], flags & 15
-    if additional and places[-1].type == wire.OPT:
-        body = reply[start : places[-1].start]
-        rcode |= places[-1].ttl >> 24 << 4
-        additional -= 1
+    needed, rcode = answers + authority, flags & 15
+    end = next((i for i in range(needed, len(places)) if places[i].type == wire.OPT), len(places))
+    if end < len(places):  # what follows the OPT only helps, and is left out
+        rcode |= places[end].ttl >> 24 << 4
     edns = wire.opt(wire.Edns(wire.UDP_EDNS, 0, query.edns.dnssec), rcode) if query.edns else b""
     room = forward.limit - start - len(edns)
-    if len(body) > room:
-        ends = [p.end - start for p in places[:answers] if p.end - start <= room]
-        body, flags = body[: ends[-1] if ends else 0], flags | wire.TC
-        answers, authority, additional = len(ends), 0, 0
+    fit = [p for p in places[:end] if p.end - start <= room]
+    if len(fit) < needed:  # for want of an additional record there is no TC (RFC 2181 9)
+        fit, authority, flags = fit[:answers], 0, flags | wire.TC
+    answers = min(answers, len(fit))
     theirs = flags & (wire.AA | wire.TC | wire.AD)
     ours = wire.QR | wire.RA | query.flags & (wire.RD | wire.CD)
-    counts = (1, answers, authority, additional + bool(edns))
+    counts = (1, answers, authority, len(fit) - answers - authority + bool(edns))
     header = wire.HEADER.pack(query.id, ours | theirs | rcode & 15, *counts)
-    return header + query.question + body + edns
+    return header + query.question + reply[start : fit[-1].end if fit else start] + edns

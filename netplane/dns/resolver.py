@@ -138,8 +138,8 @@ class Resolver:
     async def _upstream(self, key: Key, forward: Forward) -> bytes:
         try:
             reply = await self.routes.of(key[0]).ask(forward)
-            if self.cache is not None:
+            if self.cache is not None and reply is not None:
                 self.cache.put(key, reply or relay.failed(forward), time.monotonic())
-            return reply
+            return reply or b""
         finally:
             del self._under_way[key]

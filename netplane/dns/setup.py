@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..model import resolvconf
-from ..model.errors import NetplaneError
+from ..model.errors import Invalid, NetplaneError
 from . import config as files
 from . import hosts, tls, wire
 from .cache import Cache
@@ -126,7 +126,11 @@ class Setup:
 
     def _resolver(self, new: DnsConfig, cache: Cache | None) -> Resolver:
         common = new.forward or ForwardConfig(upstreams=(self._resolv_conf,))
-        counters = self.server.counters
+        counters, domain = self.server.counters, self._names.domain
+        for i, stub in enumerate(new.stubs):
+            if wire.within(wire.name(stub.zone), wire.name(domain)):
+                where = f"{self._path}: stubs[{i}].zone: {stub.zone!r}"
+                raise Invalid(f"{where} is within {domain}, which is answered here and never forwarded")
         stubs = {wire.name(stub.zone): forwarder(stub, counters) for stub in new.stubs}
         kept = cache if new.cache.size else None
         return Resolver(forwarder(common, counters), stubs, kept, self._names)

@@ -261,4 +261,5 @@ def ready_targets(part: EndpointSlice, service: str) -> Iterator[Target]:
     for endpoint in part.endpoints:
         for address in endpoint.addresses if endpoint.ready else ():
             host = endpoint.hostname or address.replace(".", "-").replace(":", "-")
+            host += "0" * host.endswith("-")  # fd01::, as CoreDNS does: no host's name ends so (RFC 1123 2.1)
             yield Target(f"{host}.{service}", address)

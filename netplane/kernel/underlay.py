@@ -13,7 +13,7 @@ from ipaddress import ip_address, ip_network
 
 from ..model.errors import NotFound
 from ..model.facts import ROUTE_PROTOCOL
-from .linkread import View
+from .linkread import View, addresses
 from .nlsocket import Socket
 
 SIOCGIFHWADDR = 0x8927
@@ -75,6 +75,15 @@ def node_addresses(netns: str = "") -> list[str]:
         if address.version not in found or candidate[:2] < found[address.version][:2]:
             found[address.version] = candidate
     return [found[version][2] for version in sorted(found)]
+
+
+def own_addresses(netns: str = "") -> frozenset[str]:
+    """Every address of the node, loopback's and those on links of ours too."""
+    sock = Socket(netns)
+    try:
+        return frozenset(fact.address.partition("/")[0] for fact, _ in addresses(sock, {}))
+    finally:
+        sock.close()
 
 
 def addresses_within(cidrs: Iterable[str], netns: str = "") -> list[str]:

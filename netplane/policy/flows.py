@@ -8,13 +8,15 @@ longer allowed. The next packet of such a flow meets the new rules. Allowed flow
 Rule 1: nftables first: a flow that is deleted before its rule is there would come back.
 Rule 2: one thread sweeps; changes that come while it works are one further sweep.
 Rule 3: at a start everything counts as changed: policies may have changed while nobody looked.
+Rule 4: what begins or ends at an address of this node passes no rule of ours, and is never cut: its entry
+        may hold a service's translation, without which the flow is lost.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from ..model.errors import NetplaneError
@@ -74,14 +76,18 @@ class Tracker(Protocol[F]):
 
 
 class PolicyFlows:
-    """A Driver of `Flows`. ``allowed`` tells of one flow on the newest snapshot; set before `start`."""
+    """A Driver of `Flows`. ``judge`` tells of flows on the newest snapshot; set before `start`.
+
+    ``own`` gives this node's addresses. Raises KernelError.
+    """
 
     name = "flows"
     accepts: tuple[type[Fact], ...] = (Flows,)
     parallel = False
 
-    def __init__(self, tracker: Tracker[Any]) -> None:
+    def __init__(self, tracker: Tracker[Any], own: Callable[[], Container[str]]) -> None:
         self._tracker = tracker
+        self._own = own
         self.judge: Callable[[], Callable[[Flow], bool]] | None = None
         self.cut = 0  # flows that were ended by a change
         self._changed = threading.Event()
@@ -121,7 +127,9 @@ class PolicyFlows:
         if self.judge is None:
             return 0
         allowed = self.judge()
-        gone = [flow for flow in self._tracker.flows() if not allowed(flow)]
+        denied = [flow for flow in self._tracker.flows() if not allowed(flow)]
+        own = self._own() if denied else ()
+        gone = [flow for flow in denied if flow.source not in own and flow.target not in own]
         if gone:
             cut = self._tracker.forget(gone)
             self.cut += cut

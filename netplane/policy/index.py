@@ -72,7 +72,7 @@ class Index:
         self._by_member: Buckets[tuple[Pods, Group]] = Buckets()
         self.groups: dict[str, tuple[Group, list[Policy]]] = {}
         self.node_groups: list[Group] = []
-        self.namespace_groups: list[Group] = []
+        self.namespace_groups: set[str] = set()  # keys; what a namespace's labels may change
         for kind in (NetworkPolicy, ClusterNetworkPolicy):
             for obj in snapshot.list(kind):
                 assert isinstance(obj, NetworkPolicy | ClusterNetworkPolicy)
@@ -92,6 +92,8 @@ class Index:
                 entry = self.groups[group.key] = (group, [])
                 self._file_group(group)
             entry[1].append(policy)
+            if by_namespace(policy.subject):  # which begins or ceases to need its groups here
+                self.namespace_groups.add(group.key)
 
     def _file_group(self, group: Group) -> None:
         members: tuple[Pods | Nodes, ...] = group.peers.members if group.peers else (Pods(EVERYTHING),)
@@ -102,8 +104,8 @@ class Index:
                 self._by_member.add(member, (member, group))
         if any(isinstance(m, Nodes) for m in members):
             self.node_groups.append(group)
-        if any(isinstance(m, Pods) and m.namespaces not in (None, EVERYTHING) for m in members):
-            self.namespace_groups.append(group)
+        if any(isinstance(m, Pods) and by_namespace(m) for m in members):
+            self.namespace_groups.add(group.key)
 
     def selecting(self, pod: Pod, snapshot: Snapshot) -> tuple[Policy, ...]:
         """The policies whose subject is this pod, in the order in which they are asked."""
@@ -134,9 +136,14 @@ def selects(pods: Pods, pod: Pod, snapshot: Snapshot) -> bool:
         return False
     if not pods.pods.matches(pod.labels):
         return False
-    if pods.namespaces is None or pods.namespaces == EVERYTHING:
+    if pods.namespaces is None or not by_namespace(pods):
         return True
     return pods.namespaces.matches(namespace_labels(snapshot, pod.namespace))
+
+
+def by_namespace(pods: Pods) -> bool:
+    """Whether the labels of namespaces decide."""
+    return pods.namespaces not in (None, EVERYTHING)
 
 
 def members(peers: Peers | None, snapshot: Snapshot) -> Iterator[Pod | Node]:

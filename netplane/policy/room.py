@@ -120,7 +120,7 @@ class PolicyRoom:
         labels = [obj.labels if obj else {} for obj in (event.old, event.new)]
         if labels[0] == labels[1]:
             return
-        keys = {group.key for group in self.index(snapshot).namespace_groups}
+        keys = self.index(snapshot).namespace_groups
         yield from (GROUP + key for key in keys)
         yield from self._flattened(keys, snapshot)
         for address, whose in local(snapshot, self.node):

@@ -154,7 +154,7 @@ def compiled(policy: NetworkPolicy | ClusterNetworkPolicy) -> Policy:
 
 def _namespaced(policy: NetworkPolicy) -> Policy:
     spec = policy.spec
-    types = spec.policy_types or (("Ingress", "Egress") if spec.egress is not None else ("Ingress",))
+    types = spec.policy_types or (("Ingress", "Egress") if spec.egress else ("Ingress",))
     ingress = [(r.from_, r.ports) for r in spec.ingress or ()]
     egress = [(r.to, r.ports) for r in spec.egress or ()]
     return Policy(

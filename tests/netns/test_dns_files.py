@@ -30,6 +30,10 @@ def test_the_configuration_is_reloaded_and_a_wrong_one_changes_nothing(
             f"{served.path}:2: pods: 'maybe' is not supported",
         ),
         ("forward: {upstreams: [127.0.0.1]}", "127.0.0.1 port 53 is this server itself"),
+        (
+            "stubs: [{zone: in.cluster.local, upstreams: [127.0.1.1]}]",
+            "stubs[0].zone: 'in.cluster.local' is within cluster.local, which is answered here",
+        ),
         (f"hosts: {{file: {tmp_path}/none}}", "none: No such file or directory"),
         (f"tls: {{listen: [127.0.0.1], cert: {tmp_path}/c, key: {tmp_path}/k}}", "No such file"),
     ):

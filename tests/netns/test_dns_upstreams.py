@@ -83,7 +83,8 @@ def test_one_that_flaps_costs_tries_and_no_answer(served: Served, upstream: Call
 
 def test_questions_in_flight_are_bounded(served: Served, upstream: Callable[..., Scripted]) -> None:
     far = upstream(1, silent)
-    served.start("forward: {upstreams: [127.0.1.1], timeout: 5, attempts: 1, inFlight: 3}")
+    forward = "forward: {upstreams: [127.0.1.1], timeout: 3, attempts: 1, inFlight: 3}"
+    served.start(f"{forward}\ncache: {{servfailTTL: 60}}")
     with netns.call(served.ns, socket.socket, socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.connect(("127.0.0.1", 53))
         for i in range(3):
@@ -92,6 +93,9 @@ def test_questions_in_flight_are_bounded(served: Served, upstream: Callable[...,
         began = time.monotonic()
         assert served.dig("one.more.example.com") == "SERVFAIL" and time.monotonic() - began < 1
     assert served.server.counters.dropped["busy"] == 1 and len(far.names()) == 3
+    far.script = honest
+    until(lambda: not served.server.resolver.waiting)
+    assert served.dig("one.more.example.com") == "NOERROR 192.0.2.1"  # it had not failed: nobody was asked
 
 
 @pytest.mark.parametrize("transport", ["udp", "tcp"])

@@ -23,6 +23,7 @@ import pytest
 from scapy.layers.sctp import SCTP as SctpHeader
 from scapy.layers.sctp import SCTPChunkInit
 
+from netplane.kernel.flowtable import FlowTable
 from netplane.lab import Lab
 from netplane.model.base import Key
 
@@ -201,6 +202,7 @@ def test_updates_in_every_order(world: PolicyWorld, order: tuple[str, ...]) -> N
 
 
 PATIENCE = 0.05
+CUT = "netplane_policy_cut_flows_total"
 LONG = 15  # seconds within which a busy machine does what a quiet one does in some milliseconds
 
 
@@ -291,6 +293,19 @@ def test_a_label_that_goes_cuts_the_flow(world: PolicyWorld) -> None:
     world.label_pod("x/a", {"pod": "other"})
     wait(lambda: not talk.works(), LONG, "the flow is cut")
     talk.server.kill()
+
+
+def test_a_flow_of_the_own_node_is_not_cut(world: PolicyWorld) -> None:
+    """No rule sees its packets, and its entry may hold a service's translation."""
+    node, target = world.lab.nodes[0], world.pods["x/a"][0]
+    cut = Talk(world.pods["x/c"][0], target, 8004)
+    world.settle()
+    with node.python(lambda: socket.create_connection((target.ip, 8004), 5)) as own:
+        number, before = own.getsockname()[1], _metrics(node)[CUT]
+        world.set_policies([np("p", podSelector=A, ingress=[])])
+        wait(lambda: _metrics(node)[CUT] > before, LONG, "the pods' flow is cut")
+        assert number in {flow.source_port for flow in node.python(lambda: FlowTable().flows())}
+    cut.server.kill()
 
 
 def test_ten_thousand_label_changes_converge_to_the_last(world: PolicyWorld) -> None:
@@ -407,7 +422,7 @@ def _metrics(node: Any) -> dict[str, float]:
         sock.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
         text = b"".join(iter(lambda: sock.recv(65536), b"")).decode()
     return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2])
-            for line in text.splitlines() if re.match(r"netplane_policy\S*\{", line)}  # fmt: skip
+            for line in text.splitlines() if re.match(r"netplane_policy\S*[{ ]", line)}  # fmt: skip
 
 
 def test_a_pod_that_ends_is_no_peer_any_more(world: PolicyWorld) -> None:

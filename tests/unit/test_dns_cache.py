@@ -15,8 +15,10 @@ TABLE = NameTable()
 TABLE.mark_synced()
 
 
-def forward(name: str = "www.example.com", kind: str = "A") -> Forward:
-    packet = bytes(DNSRecord.question(name, kind).pack())
+def forward(name: str = "www.example.com", kind: str = "A", ad: int = 0) -> Forward:
+    query = DNSRecord.question(name, kind)
+    query.header.ad = ad
+    packet = bytes(query.pack())
     found = answer(packet, TABLE.view, Client("10.1.0.9"), recursion=True)
     assert isinstance(found, Forward)
     return found
@@ -56,6 +58,7 @@ def test_a_reply_is_given_with_what_is_left_of_its_ttls() -> None:
     assert (cache.hits, cache.misses, len(cache)) == (1, 1, 1)
     assert key_of(forward("WWW.example.COM")) == key
     assert key_of(forward("www.example.com", "AAAA")) != key
+    assert key_of(forward(ad=1)) != key  # who does not ask for AD is not told (RFC 6840 5.8)
 
 
 @pytest.mark.parametrize(
@@ -84,14 +87,14 @@ def test_truncated_and_refused_replies_are_not_kept() -> None:
         assert lifetime_of(bytes(reply.pack()), CacheOptions()) is None
 
 
-def test_what_expired_is_stale_with_ttl_zero_and_later_gone() -> None:
+def test_what_expired_is_stale_for_half_a_minute_and_later_gone() -> None:
     cache, key = Cache(CacheOptions(serve_stale=100)), key_of(forward())
     cache.put(key, positive(60), 0)
     hit = cache.get(key, 60)
-    assert hit is not None and hit.stale and ttls_of(hit.reply) == [0]
+    assert hit is not None and hit.stale and ttls_of(hit.reply) == [30]
     cache.put(key, failing(), 61)  # nobody answers: the stale answer stays, and is good for 5 s
     hit = cache.get(key, 65)
-    assert hit is not None and not hit.stale and ttls_of(hit.reply) == [0]
+    assert hit is not None and not hit.stale and ttls_of(hit.reply) == [30]
     hit = cache.get(key, 67)
     assert hit is not None and hit.stale
     assert cache.get(key, 160) is None and len(cache) == 0

@@ -119,6 +119,8 @@ NODATA = ("NOERROR",)
         ("fd01--99.team.pod", "AAAA", "insecure", ("NOERROR", "fd01::99")),
         ("nonsense.team.pod", "A", "insecure", NX),
         ("10-244-0-300.team.pod", "A", "insecure", NX),
+        ("fe80--1%eth0.team.pod", "AAAA", "insecure", NX),
+        ("fe80::1.team.pod", "AAAA", "insecure", NX),
         ("10-244-0-5.nowhere.pod", "A", "insecure", NX),
         ("x.10-244-0-5.team.pod", "A", "insecure", NX),
         ("team.pod", "A", "verified", NODATA),
@@ -179,6 +181,8 @@ def test_the_hosts_file() -> None:
     assert ask("box.lan", "MX", hosts=mine) == NODATA
     assert ask("9.9.9.10.in-addr.arpa", "PTR", hosts=mine) == ("NOERROR", "box.")
     assert ask("a.b", hosts=mine) == "a.b"
+    mine = hosts.parse("10.9.9.7 www.example.com\n")  # an ExternalName's target too
+    assert ask(f"out.team.{D}", hosts=mine) == ("NOERROR", "10.9.9.7", "www.example.com.")
 
 
 def test_autopath_answers_a_search_list_at_once() -> None:

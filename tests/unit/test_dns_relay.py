@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import struct
+
 import pytest
-from dnslib import EDNS0, QTYPE, RCODE, RR, TXT, A, DNSRecord
+from dnslib import EDNS0, QTYPE, RCODE, RR, TXT, A, DNSBuffer, DNSRecord
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -35,6 +37,12 @@ def reply_to(sent: bytes, answers: int = 1, edns: bool = False) -> DNSRecord:
     if edns:
         reply.add_ar(EDNS0(udp_len=4096, ext_rcode=0))
     return reply
+
+
+def names_at(packet: bytes, at: int, count: int) -> list[str]:
+    buffer = DNSBuffer(packet)
+    buffer.offset = at
+    return [str(buffer.decode_name()) for _ in range(count)]
 
 
 def test_the_question_goes_as_asked_under_another_id_with_edns_of_our_own() -> None:
@@ -70,6 +78,27 @@ def test_too_much_for_the_client_is_cut_between_records() -> None:
         )
 
 
+def test_the_upstreams_opt_stays_here_wherever_it_stands() -> None:
+    """RFC 6891 6.1.1: anywhere among the additional records, and one at most."""
+    for mine, ours in ((forward(size=4096), [1232]), (forward(), [])):
+        reply = reply_to(relay.request(mine, 99), edns=True)
+        reply.add_ar(RR("glue.example.com", QTYPE.A, rdata=A("192.0.2.9"), ttl=60))
+        got = DNSRecord.parse(relay.finish(mine, bytes(reply.pack())))
+        assert [rr.edns_len for rr in got.ar if rr.rtype == QTYPE.OPT] == ours
+        assert [str(rr.rdata) for rr in got.rr] == ["192.0.2.0"]
+
+
+def test_what_only_helps_is_left_out_without_tc() -> None:
+    """RFC 2181 9: TC says that answers are missing, not that there was no room for more."""
+    mine = forward()
+    reply = reply_to(relay.request(mine, 99), answers=20)
+    for i in range(20):
+        reply.add_ar(RR(f"glue{i}.example.com", QTYPE.A, rdata=A("192.0.2.9"), ttl=60))
+    raw = relay.finish(mine, bytes(reply.pack()))
+    got = DNSRecord.parse(raw)
+    assert (got.header.tc, len(got.rr)) == (0, 20) and 0 < len(got.ar) < 20 and len(raw) <= 512
+
+
 def test_an_external_name_brings_its_chain_and_the_upstreams_rcode() -> None:
     mine = forward("OUT.default.svc.cluster.local")
     sent = relay.request(mine, 99)
@@ -81,6 +110,29 @@ def test_an_external_name_brings_its_chain_and_the_upstreams_rcode() -> None:
     assert [(str(rr.rname).lower(), str(rr.rdata)) for rr in got.rr] == [
         ("out.default.svc.cluster.local.", "www.example.com.")
     ]
+
+
+def test_the_records_behind_a_chain_are_as_they_came_and_their_names_lead_where_they_did() -> None:
+    mine = forward("OUT.default.svc.cluster.local", size=4096)
+    sent = relay.request(mine, 99)
+    start = len(sent) - 11  # the OPT's length
+    data = {
+        15: b"\0\1\1m\xc0\x0c",  # m.www.example.com
+        6: wire.pointer(start + 14) + b"\1a\xc0\x10" + bytes(20),  # m.www.example.com a.example.com
+        16: b"\2\xff\xc0", 65: b"\0\1\0\0\1\0\3\2h2", 65280: b"\xc0\x0c",  # no names
+        35: b"\0\1\0\2\1U\7E2U+sip\x14!^.*$!sip:a@b.com!e\0", 12: b"\2\xff\xc0\0",
+    }  # fmt: skip
+    rrs = [b"\xc0\x0c" + struct.pack("!HHIH", t, 1, 60, len(body)) + body for t, body in data.items()]
+    reply = wire.HEADER.pack(99, wire.QR, 1, len(rrs), 0, 0) + sent[12:start] + b"".join(rrs)
+    assert relay.is_reply(sent, reply)
+    raw = relay.finish(mine, reply)
+    places = wire.places(raw, 12 + len(mine.query.question), len(rrs) + 1)[1:]
+    got = {p.type: (wire.skip_name(raw, p.start) + 10, p.end) for p in places}
+    for plain in (16, 65, 65280, 35, 12):
+        assert raw[slice(*got[plain])] == data[plain]
+    assert names_at(raw, got[15][0] + 2, 1) == ["m.www.example.com."]
+    assert names_at(raw, got[6][0], 2) == ["m.www.example.com.", "a.example.com."]
+    assert {names_at(raw, p.start, 1)[0] for p in places} == {"www.example.com."}
 
 
 def test_a_refusal_without_its_question_is_one() -> None:

@@ -88,6 +88,13 @@ CASES = {
             "1.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.1.0.d.f.ip6.arpa PTR pod-0.web.D",
         },
     ),
+    "an address that ends in :: is no name with a hyphen at its end": (
+        [service("web", clusterIP="None", ports=[]), endpoints("s6", "fd01::", ports=[])],
+        {
+            "web.D AAAA fd01:: *", "fd01--0.web.D AAAA fd01:: *",
+            f"{'0.' * 28}1.0.d.f.ip6.arpa PTR fd01--0.web.D",
+        },
+    ),
     "headless without a ready endpoint does not exist": (
         [service("web", clusterIP="None"), endpoints("s", "!10.1.0.1")],
         set(),
