@@ -19,7 +19,8 @@ from .agentconfig import AgentConfig
 from .cni.names import BRIDGE, bridge_mac
 from .datapath.room import PathConfig, PathRoom
 from .health import Controls
-from .kernel.datapath import Cutting, Forgetting, PathDriver, Remembered
+from .kernel.datapath import PathDriver, Remembered
+from .kernel.forgetting import Cutting, Forgetting
 from .kernel.underlay import is_ethernet, underlay_of
 from .model.errors import Invalid, NetplaneError
 from .model.facts import Driver, FastPath

@@ -15,12 +15,12 @@ import mmap
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from ipaddress import ip_address
 from typing import Any, NamedTuple
 
 from ..model.errors import KernelError, NetplaneError
-from ..model.facts import Fact, FactKey, FastPath, Hook, Link, Mark, Plan
+from ..model.facts import Fact, FactKey, FastPath, Hook, Mark, Plan
 from . import bpf, bpfhook
 from .bpfhook import INGRESS, OURS, Clsact, Hooks
 from .later import Later
@@ -69,7 +69,7 @@ class PathDriver:
         self._on = on
         self._ways = ways
         self._ports: Ports | None = None
-        self._awaited: set[str] = set()  # pods' devices that have their programs, or will
+        self._awaited: dict[str, Hook] = {}  # by pods' devices that have their programs, or will
         self._later = Later[Hook | None](self._hook_late, delay, MOST) if delay else None
         self._loaded: bpf.Loaded | None = None
         self._memory: mmap.mmap | None = None
@@ -205,7 +205,7 @@ class PathDriver:
         So pods wait until no more of them come and go; the kernel path serves them until then.
         """
         if hook.place == "pod" and self._later is not None:
-            self._awaited.add(hook.link)
+            self._awaited[hook.link] = hook
             self._later.put(hook.link, hook)
         else:
             self._hook(hook)
@@ -214,7 +214,7 @@ class PathDriver:
         """A pod's device is on its way out, and takes its programs along: what it leaves can wait."""
         if self._later is not None and link in self._awaited:
             with self._lock:
-                self._awaited.discard(link)
+                self._awaited.pop(link, None)
                 if self._ports is not None:
                     self._ports.drop(link)  # at once: its pod's MAC may come again
             self._later.put(link, None)
@@ -305,9 +305,28 @@ class PathDriver:
             raise KernelError(95, "use the packet path", self.problem)
         return self._loaded
 
-    def rests_on(self, link: str) -> bool:
-        """Whether it is a device of the base: a bridge, a tunnel, an uplink."""
-        return link in self._base
+    def made(self, link: str) -> None:
+        """A device was made. One of the same name may have gone just before, and the plans for its hook have
+        cancelled out, as of a container that starts again: the new one gets what that one had."""
+        if link in self._base:
+            self.look()
+        elif hook := self._wanted_on(link):
+            self.gone(link)
+            self._hook_soon(hook)
+
+    def gone(self, link: str) -> None:
+        """A device went, and nothing is to be sent to it, though its hook is still wanted."""
+        if hook := self._wanted_on(link):
+            with self._lock:
+                if self._later is not None:
+                    self._awaited[link] = hook
+                if self._ports is not None:
+                    self._ports.drop(link)
+
+    def _wanted_on(self, link: str) -> Hook | None:
+        """A pod's; also where an earlier process put it there."""
+        known = self._ports.known(link) if self._ports is not None else None
+        return self._awaited.get(link) or known
 
     def look(self) -> None:
         """A device of the base that was made again gets its programs back; what fails, the loop mends."""
@@ -424,59 +443,3 @@ def _summed(values: bytes) -> tuple[int, int]:
     """np_counter of every CPU: packets, bytes."""
     words = memoryview(values).cast("Q")
     return sum(words[0::2]), sum(words[1::2])
-
-
-class Cutting:
-    """A table of tracked flows; when some of them are deleted, the packet path forgets."""
-
-    def __init__(self, table: Any, path: PathDriver) -> None:
-        self._table = table
-        self._path = path
-
-    def flows(self) -> list[Any]:
-        return list(self._table.flows())
-
-    def forget(self, flows: Iterable[Any]) -> int:
-        try:
-            return int(self._table.forget(flows))
-        finally:
-            self._path.forget()
-
-
-class Forgetting:
-    """A driver after whose changes the packet path forgets; everything else is the driver's own."""
-
-    def __init__(self, driver: Any, path: PathDriver) -> None:
-        self._driver = driver
-        self._path = path
-        if hasattr(driver, "begin"):
-            self.begin = self._begin
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._driver, name)
-
-    def apply(self, plan: Plan) -> None:
-        try:
-            self._driver.apply(plan)
-        finally:
-            self._forget(plan)
-
-    def _begin(self, plan: Plan) -> Callable[[], None] | None:
-        end = self._driver.begin(plan)
-        if end is None:
-            return None
-
-        def forgetting() -> None:
-            try:
-                end()
-            finally:
-                self._forget(plan)
-
-        return forgetting
-
-    def _forget(self, plan: Plan) -> None:
-        self._path.forget()
-        for fact in plan.add:
-            if type(fact) is Link and self._path.rests_on(fact.name):
-                self._path.look()
-                break

@@ -67,6 +67,11 @@ class Ports:
         if mac is not None and self._pods.get(mac) == _u32(ifindex):  # it may be another pod's by now
             self._pods.drop(mac)
 
+    def known(self, link: str) -> Hook | None:
+        """Of the port of this name, on whatever device that was."""
+        ifindex = self._at.get(link, 0)
+        return self.hook(link, ifindex) if ifindex else None
+
     def hook(self, link: str, ifindex: int) -> Hook | None:
         """What is known of a port; None: nothing."""
         value = self._ports.get(_u32(ifindex))

@@ -16,7 +16,9 @@ from msgspec.structs import replace
 from netplane.kernel import bpfhook, netns
 from netplane.kernel.bpfhook import EGRESS, INGRESS, Clsact, Hooks, Tcx
 from netplane.kernel.datapath import PathDriver
-from netplane.model.facts import FastPath, Hook, Plan
+from netplane.kernel.forgetting import Forgetting
+from netplane.kernel.rtnetlink import LinkDriver
+from netplane.model.facts import FastPath, Hook, Link, Plan
 
 from ..datapath_world import eventually
 from .kit import Path
@@ -176,8 +178,7 @@ def test_a_fresh_agent_knows_what_an_earlier_one_put_on_a_bridge(place: str) -> 
     netns.call(place, fresh.apply, Plan(change=facts[:1]))
     netns.run(place, "ip", "link", "del", "bridge0")
     netns.run(place, "ip", "link", "add", "bridge0", "type", "bridge")
-    assert fresh.rests_on("bridge0")
-    netns.call(place, fresh.look)
+    netns.call(place, fresh.made, "bridge0")
     assert netns.call(place, fresh.observe) == {fact.key: fact for fact in facts}
     assert netns.call(place, fresh.ports)["v0"][0] == 7
     fresh.close()
@@ -245,6 +246,41 @@ def test_a_pod_that_goes_while_it_is_being_attached_leaves_no_entry(place: str) 
     netns.call(place, held._hook_late, {"v0": hook})  # taken up by the other thread before it went
     assert not entries(held)
     netns.call(place, held.clean)
+    held.close()
+
+
+@pytest.mark.parametrize("adopted", [False, True])
+def test_a_pod_s_device_that_is_made_again_under_its_name_is_the_one_that_is_known(
+    place: str, adopted: bool
+) -> None:
+    """A container that starts again: the plans of its hook cancel out, its MAC and names are the same."""
+    mac, key = "02:00:00:00:00:0a", bytes.fromhex("02000000000a0000")
+    held = PathDriver(delay=0.05)
+    assert netns.call(place, held.open), held.problem
+    netns.call(place, held.apply, Plan(add=(FACTS[0], Hook("lo", "bridge"), Hook("v0", "pod", mac=mac))))
+
+    def at() -> int:
+        assert held._loaded is not None
+        return int.from_bytes(held._loaded.maps["np_pods"].get(key) or b"", "little")
+
+    eventually(lambda: at() == index(place, "v0") and ("hook", "v0") in netns.call(place, held.observe))
+    if adopted:
+        held.close()
+        held = PathDriver(delay=0.05)
+        assert netns.call(place, held.open), held.problem
+        netns.call(place, held.observe)
+    links = Forgetting(netns.call(place, LinkDriver), held)
+    netns.run(place, "ip", "link", "del", "v0")
+    netns.call(place, links.apply, Plan(remove=(("link", "", "v0"),)))
+    assert at() == 0, "what is sent to it meanwhile is not sent to nowhere"
+    peer = (("peer", "v1"),)
+    netns.call(place, links.apply, Plan(add=(Link(name="v0", kind="veth", options=peer),)))
+    eventually(lambda: at() == index(place, "v0"))
+    eventually(lambda: netns.call(place, held.observe).get(("hook", "v0")) == Hook("v0", "pod", mac=mac))
+    netns.call(place, held.apply, Plan(remove=(("hook", "v0"),)))
+    assert at() == 0
+    netns.call(place, held.clean)
+    links.close()
     held.close()
 
 
