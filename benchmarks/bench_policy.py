@@ -23,6 +23,7 @@ from netplane.kernel import netns
 from netplane.kernel.flowtable import FlowTable
 from netplane.kernel.nft_text import transaction
 from netplane.kernel.nftables import NftDriver
+from netplane.kernel.underlay import own_addresses
 from netplane.model import codec
 from netplane.model.base import Object, amend
 from netplane.model.facts import Plan
@@ -82,7 +83,7 @@ class Bed:
         for obj in objects:
             self.store.put(obj)
         self.driver, table = netns.call(self.netns, lambda: (Watched(), FlowTable()))
-        flows, room = PolicyFlows(table), PolicyRoom("node-1")
+        flows, room = PolicyFlows(table, own_addresses), PolicyRoom("node-1")
         self.core = Core(self.store, [(room, (self.driver, flows))])
         flows.judge = room.judge(self.core.snapshot)
 
