@@ -212,7 +212,7 @@ def load(services: int, endpoints: int, rounds: int) -> bool:
     if services <= 5000:
         peer = nft_file(peer_text(services))
         print(f"  peer, a chain per service and endpoint:     {peer:.2f} s   peer/ours {peer / mine:.0f}")
-    return mine <= 2 * floor
+    return bool(mine <= 2 * floor)
 
 
 def change(services: int, endpoints: int) -> bool:

@@ -89,7 +89,7 @@ def bulk(path: str, host: str) -> float:
     end = found["end"]
     used = end["cpu_utilization_percent"]
     busy = (used["host_total"] + used["remote_total"]) / 100 * end["sum_sent"]["seconds"]
-    return float(end["sum_received"]["bytes"]) * 8 / 1e9 / busy
+    return float(end["sum_received"]["bytes"]) * 8 / 1e9 / float(busy)
 
 
 def measure(services: int) -> tuple[float, float]:

@@ -12,10 +12,10 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from netplane.model.base import ObjectMeta, amend
+from netplane.model.base import Object, ObjectMeta, amend
 from netplane.model.changes import Event
 from netplane.model.storage import (
     ClaimResources,
@@ -76,7 +76,7 @@ def bind(count: int, home: Path, size: Size, late: bool = False) -> tuple[float,
     """(seconds, seconds of CPU) from the agent's start (or, ``late``, from the first volume) to all Bound."""
     store, user = open_store(f"sqlite://{home}/{count}.db"), open_store(f"sqlite://{home}/{count}.db")
     volumes = [volume(i, size) for i in range(count)]
-    for some in chunks([claim(i, size) for i in range(count)] + ([] if late else volumes)):
+    for some in chunks([*(claim(i, size) for i in range(count)), *([] if late else volumes)]):
         user.put_all(some)  # type: ignore[attr-defined]
     watcher = Bound(count)
     core = agent.build(store, agent.Config("n1", home / "root"), watcher)
@@ -118,7 +118,7 @@ def floor(count: int, home: Path) -> float:
     return took
 
 
-def chunks(objects: list[object]) -> Iterable[list[object]]:
+def chunks(objects: Sequence[Object]) -> Iterable[Sequence[Object]]:
     return (objects[i : i + 1000] for i in range(0, len(objects), 1000))
 
 

@@ -72,7 +72,7 @@ def cycles(home: Path) -> None:
         for name, play in players.items():
             found[name] += timed(play, numbers)
         asked = [here.requests(number) for number in numbers]
-        found["handlers"] += timed(lambda i, asked=asked: here.cycle(asked[i]), range(EACH))
+        found["handlers"] += timed(lambda i, asked=asked: here.cycle(asked[i]), range(EACH))  # type: ignore[misc]
     ms = {name: statistics.median(times) for name, times in found.items()}
     ms |= {f"{name} at once": at_once(driver) for name, driver in (("directory", plain), ("gRPC", mute))}
     for driver in (plain, mute, other, *images):

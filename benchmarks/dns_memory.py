@@ -28,7 +28,8 @@ def agent_memory(services: int, work: Path, rooms: str = "dns") -> float:
     home.mkdir()
     url = f"sqlite://{home}/state.db"
     store = open_store(url)
-    store.put_all([o for kind in (Namespace, Service) for o in snapshot_of(services).list(kind)])
+    every = [o for kind in (Namespace, Service) for o in snapshot_of(services).list(kind)]
+    store.put_all(every)  # type: ignore[attr-defined]
     store.close()
     place = str(home / "ns")
     netns.create(place)

@@ -128,7 +128,7 @@ def fio(kind: str, stretch: Stretch) -> float:
     command = ["fio", *(f"--{word}={value}" for word, value in words.items())]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     job = json.loads(done.stdout[done.stdout.index("{") :])["jobs"][0]
-    return float(job[kind]["io_bytes"]) / rig.MIB / (job["job_runtime"] / 1e3)
+    return float(job[kind]["io_bytes"]) / rig.MIB / (float(job["job_runtime"]) / 1e3)
 
 
 def dd(kind: str, stretch: Stretch) -> float:
