@@ -78,10 +78,9 @@ class CniServer:
             self._tidy(self.verbs.reconcile)
         self._look.set()
 
-    def _tidy(self, *steps: Callable[[], object]) -> None:
+    def _tidy(self, step: Callable[[], object]) -> None:
         try:
-            for step in steps:
-                step()
+            step()
         except Exception as exc:
             log.warning("looking for namespaces that are gone: %s", exc)
 
@@ -90,8 +89,10 @@ class CniServer:
         while not self._stopping:
             looked = self._look.wait(RECONCILE)
             self._look.clear()
+            if not (looked or self._stopping):
+                self._tidy(self.verbs.reconcile)
             if not self._stopping:
-                self._tidy(*(() if looked else (self.verbs.reconcile,)), self.verbs.pay)
+                self._tidy(self.verbs.pay)
 
     def _accept(self) -> None:
         """Every thread waits for a connection of its own: the kernel wakes one, and nothing is handed on."""

@@ -41,8 +41,10 @@ class Plugin:
         return Lease((AttachmentIP(address=f"10.5.0.{len(self.held)}/24"),))
 
     def ask(self, command: str, _name: str, request: Request, _config: object) -> dict[str, Any]:
-        self.asked.append(command)
         left = delegate._until.get() - self.now
+        if left <= 0:
+            raise Refused(LATER, f"not asked for {command}")
+        self.asked.append(command)
         if self.killed:
             raise Killed
         if self.seconds > min(left, PATIENCE):
@@ -136,3 +138,13 @@ def test_killed_while_the_plugin_is_asked(runtime: Runtime, plugin: Plugin, comm
     assert sorted(plugin.held) == ["c0"] * (command == "ADD") + ["c1", "c2", "c3", "c4", "c5"], answer
     assert runtime.host.snapshot().count(Attachment) == len(plugin.held) == wanted(runtime)
     assert runtime("GC", **NONE_VALID, **CONFIG) == "" and not plugin.held and runtime.nothing_left()
+
+
+def test_when_a_link_went_nobody_waits_for_a_plugin(runtime: Runtime, plugin: Plugin) -> None:
+    """What a namespace took along is released before anything is made again; the plugin is asked after."""
+    plugin.asked.clear()
+    runtime.host.gone.add("/n/c0")
+    runtime.server.look()
+    assert not plugin.asked and len(plugin.held) == 6 and wanted(runtime) == 5
+    runtime.server.verbs.pay()
+    assert plugin.asked == ["DEL"] and plugin.held == ["c1", "c2", "c3", "c4", "c5"]
