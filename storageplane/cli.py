@@ -22,6 +22,7 @@ from netplane.health import HealthServer, read_status
 from netplane.model.base import Key
 from netplane.model.errors import NetplaneError, Unavailable
 from netplane.model.snapshot import Snapshot
+from netplane.reconcile.signals import on_signals
 from netplane.store import DEFAULT, open_store
 
 from . import agent as wiring
@@ -275,8 +276,7 @@ def _log(verbose: bool) -> None:
 
 def _until_told() -> threading.Event:
     stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    on_signals(lambda _: stop.set(), signal.SIGTERM, signal.SIGINT)
     return stop
 
 

@@ -18,6 +18,7 @@ from ..agent import Agent
 from ..agentconfig import DATAPATHS, ROOMS, AgentConfig
 from ..cluster.config import ClusterConfig
 from ..dns import handover
+from ..reconcile.signals import on_signals
 from ..store import DEFAULT
 
 
@@ -88,14 +89,15 @@ def agent(
     )
     running = Agent(AgentConfig(cluster=cluster, **options))
     stopping = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stopping.set())
 
-    def renew(*_: object) -> None:
-        running.dns.restarting = True
+    def told(number: int) -> None:
+        if number != signal.SIGUSR2:
+            running.dns.restarting = False  # one that is to end does not start anew
+        elif not stopping.is_set():
+            running.dns.restarting = True
         stopping.set()
 
-    signal.signal(signal.SIGUSR2, renew)
+    on_signals(told, signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
     running.run(stopping)
     if running.dns.restarting:
         signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # until the new one knows what to do with it

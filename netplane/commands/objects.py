@@ -7,7 +7,6 @@ Rule 2: an error is one line on stderr and exit status 1; wrong usage is 2.
 from __future__ import annotations
 
 import functools
-import os
 import signal
 from collections.abc import Callable
 from contextlib import closing
@@ -118,7 +117,7 @@ def get_command(
 def _follow(store: Store, query: Query, printer: Printer, since: int) -> None:
     """Until Ctrl-C, which ends it at once: as an exception it could fall into the middle of a wait, whose
     lock CPython then does not hold and gives back all the same (threading.Condition)."""
-    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     names = [cls.KIND for cls in query.kinds]
     while True:
         try:

@@ -20,6 +20,8 @@ from netplane.model.errors import Conflict, Invalid, Unavailable
 from netplane.store import sqlitefile
 from netplane.store.sqlite import SqliteStore
 
+from ..programs import program
+
 
 def config(name: str, size: int = 1) -> Object:
     doc = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": {"k": "x" * size}}
@@ -113,12 +115,9 @@ def test_a_writer_killed_at_any_point_leaves_whole_writes_only(tmp_path: Path) -
     )
     path = str(tmp_path / "state.db")
     for turn in (1, 2, 3):
-        with subprocess.Popen(
-            [sys.executable, "-c", code, path], stdout=subprocess.PIPE, text=True
-        ) as writer:
+        with program(sys.executable, "-c", code, path) as writer:
             assert writer.stdout
             told = [int(writer.stdout.readline()) for _ in range(100 * turn)][-1]
-            writer.kill()
         store = SqliteStore(path)
         objects, revision = store.list()
         assert {o.revision for o in objects} == set(range(1, revision + 1)) and revision > told

@@ -23,6 +23,7 @@ from netplane.model.base import amend
 from storageplane.csi.depot import Depot
 from storageplane.host import corrupt, loops, mountinfo
 
+from ..programs import program
 from .conftest import MIB, Driver, mounts
 from .conftest import loops as attached
 
@@ -48,18 +49,14 @@ def broken(path: Path, code: int) -> Iterator[None]:
     """A FUSE mount at ``path`` whose server is there and answers everything with this errno."""
     if not os.path.exists("/dev/fuse"):
         pytest.skip("no FUSE in this kernel")
-    argv = [sys.executable, "-m", "tests.mounts.fuse_server", str(path), str(code)]
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as server:
+    with program(sys.executable, "-m", "tests.mounts.fuse_server", path, str(code)) as server:
         assert server.stdout and server.stdout.readline() == "ready\n"
         os.statvfs(path)
         server.send_signal(signal.SIGUSR1)
         assert server.stdout.readline() == "broken\n"
         with pytest.raises(OSError, match=os.strerror(code)):
             os.statvfs(path)
-        try:
-            yield
-        finally:
-            server.kill()
+        yield
 
 
 def ids(home: Path) -> list[int]:
@@ -275,14 +272,10 @@ def test_a_mount_in_another_namespace_holds_the_data(driver: Driver) -> None:
     volume = driver.create()
     target = driver.publish(volume)
     (target / "word").write_text("kept")
-    holder = subprocess.Popen(["unshare", "-m", "sh", "-c", "echo; exec sleep 60"], stdout=subprocess.PIPE)
-    try:
+    with program("unshare", "-m", "sh", "-c", "echo; exec sleep 60") as holder:
         assert holder.stdout and holder.stdout.readline()
         driver.withdraw(volume)
         code, why = driver.refused("DeleteVolume", volume_id=volume)
         assert code == "FAILED_PRECONDITION" and "mounted" in why
-    finally:
-        holder.kill()
-        holder.wait()
     driver.call("DeleteVolume", volume_id=volume)
     assert attached(driver.home) == []

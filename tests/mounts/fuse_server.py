@@ -16,13 +16,19 @@ import struct
 import sys
 from collections.abc import Callable
 
+from netplane.reconcile.signals import on_signals
+
 LOOKUP, FORGET, GETATTR, STATFS, INIT, INTERRUPT, BATCH_FORGET = 1, 2, 3, 17, 26, 36, 42
 MODE = 0o40755
 broken: list[int] = []
 
 
 def main() -> None:
-    signal.signal(signal.SIGUSR1, lambda *_: (broken.append(int(sys.argv[2])), print("broken", flush=True)))
+    def told(_: int) -> None:
+        broken.append(int(sys.argv[2]))
+        print("broken", flush=True)
+
+    on_signals(told, signal.SIGUSR1)
     serve(sys.argv[1], lambda opcode, node, _: answer(opcode, node))
 
 

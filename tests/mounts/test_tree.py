@@ -13,20 +13,20 @@ import pytest
 
 from storageplane.host import tree
 
+from ..programs import program
+
 pytestmark = pytest.mark.root
 
 
 @pytest.fixture
 def plain(tmp_path: Path) -> Iterator[Path]:
     """A file system that knows no flags of rename."""
-    argv = [sys.executable, "-m", "tests.mounts.fuse_tree", str(tmp_path)]
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as server:
+    with program(sys.executable, "-m", "tests.mounts.fuse_tree", tmp_path) as server:
         assert server.stdout is not None
         if server.stdout.readline() != "ready\n":
             pytest.skip("no FUSE here (CONFIG_FUSE_FS, /dev/fuse)")
         yield tmp_path
         subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
-        server.kill()
 
 
 def test_a_directory_is_made_where_rename_has_no_flags(plain: Path) -> None:

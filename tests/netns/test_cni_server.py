@@ -28,6 +28,8 @@ from netplane.model.errors import Invalid
 from netplane.model.own import Attachment
 from tests.cnihost import CONFIG, MemoryHost
 
+from ..programs import program
+
 pytestmark = pytest.mark.root
 MakeNetns = Callable[[str], str]
 
@@ -184,13 +186,11 @@ def test_an_add_that_nobody_waits_for_is_not_done_after_its_del(
     with server.verbs._locks.hold(key):
         words = {"COMMAND": "ADD", "CONTAINERID": key, "NETNS": a, "IFNAME": "eth0", "PATH": "/"}
         environment = {f"CNI_{word}": value for word, value in words.items()}
-        config = json.dumps(runtime.config).encode()
-        with subprocess.Popen([str(BINARY)], stdin=subprocess.PIPE, env=environment) as plugin:
+        with program(BINARY, stdin=subprocess.PIPE, env=environment) as plugin:
             assert plugin.stdin is not None
-            plugin.stdin.write(config)
+            plugin.stdin.write(json.dumps(runtime.config))
             plugin.stdin.close()
             until(lambda: server.verbs._locks._held[key].users == 2, "the ADD")
-            plugin.kill()
     until(lambda: not server.verbs._locks.busy(), "its end")
     assert not host.snapshot().by(Attachment, "node", host.node)
     assert "ips" in runtime("ADD", a)

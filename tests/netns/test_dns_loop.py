@@ -293,11 +293,12 @@ def supervised(work: Path) -> tuple[socket.socket, Callable[..., subprocess.Pope
         from netplane.dns.server import DnsServer
         from netplane.dns.table import NameTable
         from netplane.model.facts import Plan, Record
+        from netplane.reconcile.signals import on_signals
         table = NameTable()
         table.apply(Plan(add=(Record("web.{D}", "A", ("10.96.0.10",)),)))
         table.mark_synced()
         server, end = DnsServer(table, {NODE}), threading.Event()
-        signal.signal(signal.SIGTERM, lambda *_: end.set())
+        on_signals(lambda _: end.set(), signal.SIGTERM)
         server.start(Inherited.of(os.environ))
         keep(server.sockets, os.environ)
         print("ready", flush=True)

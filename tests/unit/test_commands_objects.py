@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -19,6 +18,8 @@ from netplane.commands import objects, printing
 from netplane.model import codec
 from netplane.model.base import Key, Object, amend
 from netplane.store import open_store
+
+from ..programs import program
 
 Run = Callable[..., Result]
 
@@ -344,19 +345,19 @@ def test_describe_shows_endpoints_and_events(run: Run) -> None:
 
 
 def test_get_watch_prints_what_happens(url: str, run: Run) -> None:
-    program = (
+    code = (
         "import click, sys\nfrom netplane.commands import objects\n"
         "g = click.Group()\nobjects.register(g)\ng.main(sys.argv[1:])"
     )
-    argv = [sys.executable, "-u", "-c", program, "get", "svc", "-w", "-o", "name", "--store", url]
+    argv = [sys.executable, "-u", "-c", code, "get", "svc", "-w", "-o", "name", "--store", url]
     run("apply", "-f", "-", stdin=WEB)
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as watching:
+    with program(*argv) as watching:
         assert watching.stdout
         assert watching.stdout.readline() == "service/web\n"
         run("apply", "-f", "-", stdin=CLAIM + "---" + WEB.replace("name: web,", "name: two,", 1))
         assert watching.stdout.readline() == "service/two\n"
         watching.send_signal(2)
-        assert watching.wait(10) == 130
+        assert watching.wait(10) == -2
 
 
 NOW = datetime(2026, 1, 10, tzinfo=UTC)
