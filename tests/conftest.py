@@ -5,6 +5,7 @@ Namespaces that tests make are children of these; when the run ends, even by SIG
 
 from __future__ import annotations
 
+import faulthandler
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +25,10 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["NETPLANE_DATAPATH"] = mode
     if os.geteuid() == 0 and not hasattr(config, "workerinput"):
         netns.make_private(mounts=True, network=True)
+
+
+def pytest_unconfigure() -> None:
+    faulthandler.dump_traceback_later(60, exit=True)  # whatever threads a failed test has left
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
