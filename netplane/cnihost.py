@@ -135,14 +135,15 @@ class CniHost:
     def forget(self, flows: Iterable[Flows]) -> None:
         self._tracker.forget(flows)
 
-    def forget_all(self, record: Attachment) -> None:
-        self._flows.forget(entry.address.partition("/")[0] for entry in record.spec.ips)
+    def forget_all(self, records: Sequence[Attachment]) -> None:
+        self._flows.forget(entry.address.partition("/")[0] for record in records for entry in record.spec.ips)
         if self.spare:
-            self.spare.gone(record.name)
+            for record in records:
+                self.spare.gone(record.name)
 
     def finish(self) -> None:
         """At a start, before any address is given: see to what a process was killed over that deleted it."""
         for record in self.spare.leaving() if self.spare else ():
             found = self.snapshot().get(Attachment, "", record.name)
             if found is None or found.phase != "Ready":
-                self.forget_all(record)
+                self.forget_all([record])

@@ -167,10 +167,11 @@ class MemoryHost:
     def forget(self, flows: Iterable[Flows]) -> None:
         self.forgotten += flows
 
-    def forget_all(self, record: Attachment) -> None:
-        self.fail("forget", record)
-        assert not self.keys(Scope(ROOM, record.name)), "the kernel still leads packets there"
-        self.left.append(record.name)
+    def forget_all(self, records: Sequence[Attachment]) -> None:
+        for record in records:
+            self.fail("forget", record)
+            assert not self.keys(Scope(ROOM, record.name)), "the kernel still leads packets there"
+            self.left.append(record.name)
 
     def keys(self, scope: Scope) -> set[FactKey]:
         return {fact.key for fact in self.kernel.get(scope, ())}

@@ -22,8 +22,8 @@ from typing import Any
 
 import msgspec
 
-from ..model.own import AttachmentIP, AttachmentRoute
-from .config import VERSIONS
+from ..model.own import Attachment, AttachmentIP, AttachmentRoute
+from .config import VERSIONS, NetConf
 from .errors import CONFIG, DECODE, IO, LATER, Refused
 from .ranges import parse_routes
 from .request import Request
@@ -90,6 +90,30 @@ def ask(command: str, name: str, request: Request, config: dict[str, Any]) -> di
         "PATH": os.environ.get("PATH", ""),
     }
     return _run(binary, environment, {**config, "cniVersion": version})
+
+
+def is_delegated(record: Attachment) -> bool:
+    """Whether its addresses are another plugin's."""
+    return "delegate" in record.spec.config
+
+
+def tell(command: str, record: Attachment, prev: dict[str, Any] | None = None) -> None:
+    """Ask the plugin that gave the record's addresses, if one did, as it was asked for them."""
+    if not is_delegated(record):
+        return
+    spec, kept = record.spec, record.spec.config["delegate"]
+    config = NetConf(version=str(kept["config"].get("cniVersion", "")), name=spec.network)
+    request = Request(
+        command,
+        config,
+        spec.container_id,
+        spec.netns,
+        spec.ifname,
+        path=kept["path"],
+        args=kept.get("args", ""),
+    )
+    more = {"prevResult": prev} if prev else {}
+    ask(command, spec.ipam, request, {**kept["config"], **more})
 
 
 def lease(name: str, request: Request) -> Lease:

@@ -89,6 +89,6 @@ class Host(Protocol):
     def forget(self, flows: Iterable[Flows]) -> None:
         """Let the kernel decide anew about these flows."""
 
-    def forget_all(self, record: Attachment) -> None:
-        """Leave no tracked flow of an attachment's addresses: of any protocol, either way, translated or not.
-        The last that is done about it in the kernel."""
+    def forget_all(self, records: Sequence[Attachment]) -> None:
+        """Leave no tracked flow of these attachments' addresses: of any protocol, either way, translated or
+        not. The last that is done about them in the kernel."""

@@ -14,7 +14,7 @@ from ..model.base import ObjectMeta, amend
 from ..model.own import Attachment, AttachmentIP, AttachmentRoute, AttachmentSpec, PortMapping
 from . import names
 from .config import NetConf
-from .delegate import Lease
+from .delegate import Lease, is_delegated
 from .errors import CONFIG, Refused
 from .ranges import NONE
 from .request import Request
@@ -55,7 +55,7 @@ def needs_journal(attachment: Attachment) -> bool:
     """Whether an ADD that is cut off leaves something that only its record could tell of: an address that
     a third party gave, a link in the pod's namespace, or what lies on a link that is not ours."""
     spec = attachment.spec
-    return spec.kind not in ("bridge", "ptp") or "delegate" in spec.config or FOREIGN in spec.config
+    return spec.kind not in ("bridge", "ptp") or is_delegated(attachment) or FOREIGN in spec.config
 
 
 def owed(record: Attachment) -> Attachment:
@@ -66,7 +66,7 @@ def owed(record: Attachment) -> Attachment:
 
 
 def is_owed(record: Attachment) -> bool:
-    return record.spec.kind == "ipam" and "delegate" in record.spec.config
+    return record.spec.kind == "ipam" and is_delegated(record)
 
 
 def routed(request: Request) -> bool:
@@ -232,18 +232,3 @@ def _kept(request: Request, kind: str) -> dict[str, Any]:
         conf = {k: v for k, v in config.document.items() if k not in ("prevResult", "runtimeConfig")}
         kept["delegate"] = {"path": request.path, "args": request.args, "config": conf}
     return kept
-
-
-def delegated_request(record: Attachment, kept: dict[str, Any]) -> Request:
-    """What a delegate must be told about an attachment, from the record alone."""
-    spec = record.spec
-    config = NetConf(version=str(kept["config"].get("cniVersion", "")), name=spec.network)
-    return Request(
-        "DEL",
-        config,
-        spec.container_id,
-        spec.netns,
-        spec.ifname,
-        path=kept["path"],
-        args=kept.get("args", ""),
-    )

@@ -46,35 +46,38 @@ class PodWriter:
 
     def down(
         self,
-        attachment: Attachment,
-        also: Callable[[], Sequence[Write]] = tuple,
+        attachments: Sequence[Attachment],
+        also: Callable[[Sequence[Attachment]], Sequence[Write]] = lambda _: (),
         left: Callable[[Attachment], Attachment] | None = None,
     ) -> None:
-        """The attachment goes: so do the pod's addresses, or the pod, or nothing; then its record, of which
-        ``left`` says what stays, and in the same transaction what ``also`` decides."""
+        """These attachments, no two of one pod, go: so do the pods' addresses, or the pods, or nothing; then
+        the records, of each of which ``left`` says what stays, and in the same transaction what ``also``
+        decides of those that were there."""
 
         def write() -> None:
             snapshot = self.host.snapshot()
-            pod = snapshot.get(Pod, attachment.spec.pod_namespace, attachment.spec.pod_name)
-            writes: list[Write] = []
-            if pod is not None and attachment.spec.kind != "ipam":
-                after = pod_down(pod, attachment, _siblings(snapshot, attachment), self._addresses(snapshot))
-                if after is None:
-                    writes = [Delete(pod.key, pod.revision)]
-                elif after is not pod:
-                    writes = [Put(after, pod.revision)]
-            found = snapshot.get(Attachment, "", attachment.name)
-            if found is not None:
-                writes += [Put(left(found), found.revision) if left else Delete(attachment.key), *also()]
+            writes = [one for a in attachments for one in self._pod_writes(snapshot, a)]
+            found = [f for a in attachments if (f := snapshot.get(Attachment, "", a.name)) is not None]
+            writes += [Put(left(f), f.revision) if left else Delete(f.key) for f in found]
+            writes += also(found) if found else ()
             try:
                 if writes:
                     self.host.write(writes)
-            except NotFound:  # somebody else deleted one of the two: whatever is left, by itself
+            except NotFound:  # somebody else deleted one of these: whatever is left, by itself
                 for one in writes:
                     with suppress(NotFound):
                         self.host.write([one])
 
         persist(write)
+
+    def _pod_writes(self, snapshot: Snapshot, gone: Attachment) -> list[Write]:
+        pod = snapshot.get(Pod, gone.spec.pod_namespace, gone.spec.pod_name)
+        if pod is None or gone.spec.kind == "ipam":
+            return []
+        after = pod_down(pod, gone, _siblings(snapshot, gone), self._addresses(snapshot))
+        if after is None:
+            return [Delete(pod.key, pod.revision)]
+        return [Put(after, pod.revision)] if after is not pod else []
 
     def beside(self, attachment: Attachment) -> list[Attachment]:
         """The pod's other interfaces in the same namespace."""

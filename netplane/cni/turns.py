@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from ipaddress import ip_address, ip_interface
 
 from ..model.base import ObjectMeta, amend
-from ..model.changes import Delete, Put
+from ..model.changes import Delete
 from ..model.own import Allocation, AllocationSpec, Attachment, AttachmentIP
 from .names import turn_name
 from .ranges import OURS
@@ -51,8 +51,8 @@ def of_records(records: Iterable[Attachment]) -> Iterator[Turn]:
             yield entry.address.partition("/")[0], record.revision
 
 
-def keep(found: Allocation | None, record: Attachment) -> Put | None:
-    """The write that keeps the place of a record about to go; None when a newer one is known."""
+def keep(found: Allocation | None, record: Attachment) -> Allocation | None:
+    """The object with the place of a record about to go; None when a newer one is known."""
     network = network_of(record)
     if network is None or not record.spec.ips:
         return None
@@ -63,21 +63,23 @@ def keep(found: Allocation | None, record: Attachment) -> Put | None:
         return None
     value = " ".join(f"{address}@{revision}" for address, revision in turns)
     if found is not None:
-        return Put(amend(found, spec=amend(found.spec, value=value)), found.revision)
+        more: Allocation = amend(found, spec=amend(found.spec, value=value))
+        return more
     spec = AllocationSpec(value=value, holder_kind=HOLDER, holder_name=network or record.spec.node)
     meta = ObjectMeta(name=turn_name(record.spec.node, network))
-    return Put(Allocation(metadata=meta, spec=spec), 0)
+    return Allocation(metadata=meta, spec=spec)
 
 
-def outgrown(node: str, every: Iterable[Allocation]) -> list[Delete]:
-    """What is forgotten when one more network is to be remembered; the node's own addresses never are."""
+def outgrown(node: str, every: Iterable[Allocation], more: int) -> list[Delete]:
+    """What is forgotten when so many more networks are to be remembered, none for none; the node's own
+    addresses never are."""
     mine = [
         one
         for one in every
         if one.spec.holder_kind == HOLDER and one.name == turn_name(node, one.spec.holder_name)
     ]
     mine.sort(key=lambda one: one.revision)
-    return [Delete(one.key, one.revision) for one in mine[: max(0, len(mine) - MOST + 1)]]
+    return [Delete(one.key, one.revision) for one in mine[: max(0, len(mine) - MOST + more)]]
 
 
 def _with(turns: list[Turn], entry: AttachmentIP, revision: int) -> list[Turn]:

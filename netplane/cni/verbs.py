@@ -1,12 +1,11 @@
 """The specification's verbs over a Host: ADD is whole or leaves nothing, DEL needs nothing but its key.
 
-Rule 1: the Attachment object is the journal. It is removed before the kernel is cleaned. Where the kernel
-        itself tells what is ours, it is written with the Pod when all is done: what a crash left, no
-        record wants, so the next start sweeps it. Else (`plan.needs_journal`) it is written (Pending)
-        before anything is touched, and `recover` undoes it. Of one with another plugin's address `plan.owed`
-        stays until that plugin has taken it back: at DEL, at GC, or when an agent asks again.
-Rule 2: an address and a port return only when the kernel holds nothing of them any more.
-Rule 3: one container, one operation at a time, since its interfaces share routes, Pod and ports;
+Rule 1: the Attachment object is the journal. It is removed before the kernel is cleaned (leaving.py). Where
+        the kernel itself tells what is ours, it is written with the Pod when all is done: what a crash
+        left, no record wants, so the next start sweeps it. Else (`plan.needs_journal`) it is written
+        (Pending) before anything is touched, and `recover` undoes it. Of one with another plugin's address
+        `plan.owed` stays until that plugin has taken it back: at DEL, at GC, or when an agent asks again.
+Rule 2: one container, one operation at a time, since its interfaces share routes, Pod and ports;
         different ones run in parallel.
 """
 
@@ -20,7 +19,7 @@ from errno import EEXIST, EINVAL
 from typing import Any
 
 from ..model.base import amend
-from ..model.changes import Put, Write
+from ..model.changes import Put
 from ..model.errors import Conflict, KernelError, NetplaneError, Unavailable
 from ..model.facts import Scope
 from ..model.nodes import Node
@@ -31,8 +30,8 @@ from .delegate import Lease
 from .errors import CONFIG, DIFFERS, ENVIRONMENT, IO, LIMITED, UNKNOWN, Refused
 from .host import Host
 from .ipam import describe
+from .leaving import Leaving
 from .locks import Locks
-from .names import turn_name
 from .networks import Networks
 from .nodebridges import NodeBridges
 from .poddns import of_file, pod_dns
@@ -59,7 +58,7 @@ class Verbs:
         self._coming = bridges.Coming()
         self._pods = PodWriter(host)
         self._locks = Locks()
-        self._owed: dict[str, Attachment] = {}  # record gone, kernel not yet clean
+        self._leaving = Leaving(host, self.networks, self._pods, self._give_back)
         self._begin = threading.Lock()
         self._cidrs: tuple[str, ...] = ()  # what the index and the base were last made for
 
@@ -245,44 +244,14 @@ class Verbs:
         for record in records:
             self._release(record)
         leases = request.config.leases
-        if leases.delegated and not any("delegate" in record.spec.config for record in records):
+        if leases.delegated and not any(map(delegate.is_delegated, records)):
             delegate.ask("DEL", leases.type, request, request.config.document)
 
     def _release(self, record: Attachment) -> None:
-        """Pod, record, kernel, address: in this order (rules 1 and 2), each step idempotent."""
-        self._owed[record.name] = record
-        ipam = self.networks.of(record)
-        if ipam is not None:
-            ipam.pin(record)
-        self.host.sync([Scope(ROOM, record.name)], lambda: self._take_off(record))
-        self.host.forget_all(record)
-        self._give_back(record)
-        self._tell_delegate("DEL", record)
-        if "delegate" in record.spec.config:
-            self._pods.down(plan.owed(record))
-        del self._owed[record.name]
-
-    def _take_off(self, record: Attachment) -> None:
-        self.host.retract(record)
-        left = plan.owed if "delegate" in record.spec.config else None
-        self._pods.down(record, lambda: self._keep_turn(record), left)
+        self._leaving.release(record)
 
     def _turns(self, network: str) -> Sequence[turns.Turn]:
-        return turns.kept(self._turn(network))
-
-    def _turn(self, network: str) -> Allocation | None:
-        return self.host.snapshot().get(Allocation, "", turn_name(self.host.node, network))
-
-    def _keep_turn(self, record: Attachment) -> list[Write]:
-        network, ipam = turns.network_of(record), self.networks.of(record)
-        if network is None or ipam is None or not ipam.at_turn(record.spec.ips):
-            return []
-        before = self._turn(network)
-        kept = turns.keep(before, record)
-        if kept is None:
-            return []
-        new = bool(network) and before is None
-        return [kept, *(turns.outgrown(self.host.node, self.host.snapshot().list(Allocation)) if new else ())]
+        return turns.kept(self._leaving.turn(network))
 
     def _give_back(self, record: Attachment) -> None:
         self.ports.release(record.name)
@@ -295,13 +264,6 @@ class Verbs:
         ipam = self.networks.of(record)
         if ipam is not None:
             ipam.unpin(record.name)
-
-    def _tell_delegate(self, command: str, record: Attachment, prev: dict[str, Any] | None = None) -> None:
-        kept = record.spec.config.get("delegate")
-        if kept:
-            request = plan.delegated_request(record, kept)
-            more = {"prevResult": prev} if prev else {}
-            delegate.ask(command, record.spec.ipam, request, {**kept["config"], **more})
 
     # --- CHECK, STATUS, GC ---------------------------------------------------------------------
 
@@ -330,7 +292,7 @@ class Verbs:
             missing = [e.address for e in record.spec.ips if e.address not in known]
             if missing and before is not None:
                 raise Refused(CONFIG, f"prevResult.ips: {', '.join(missing)} is missing, which ADD gave")
-            self._tell_delegate("CHECK", record, before)
+            delegate.tell("CHECK", record, before)
             base = [BASE] if record.spec.kind in ("bridge", "ptp") and not record.spec.ipam else []
             yield from self.host.verify([*base, Scope(ROOM, record.name)])
             yield from lookup.past_the_guard(self.host, record)
@@ -365,12 +327,12 @@ class Verbs:
         busy = self._locks.busy()  # before the look at the records
         snapshot, valid = self._synced(), self._is_valid(request)
         faults, later = [], 0
-        known = (*snapshot.by(Attachment, "node", self.host.node), *list(self._owed.values()))
+        known = (*snapshot.by(Attachment, "node", self.host.node), *list(self._leaving.owed.values()))
         for record in {record.name: record for record in known}.values():
             spec = record.spec
             if spec.network != request.config.name or valid(record) or spec.container_id in busy:
                 continue
-            if "delegate" in spec.config and delegate.spent():
+            if delegate.is_delegated(record) and delegate.spent():
                 later += 1
                 continue
             with self._locks.hold(spec.container_id):
@@ -442,7 +404,7 @@ class Verbs:
                 again = self.host.snapshot().get(Attachment, "", record.name)
                 if again is not None and is_so(again):
                     self._note_release(again, why)
-                    self._undo(self._owed.get(again.name, again))
+                    self._undo(self._leaving.owed.get(again.name, again))
 
     def _is_dead(self, record: Attachment) -> bool:
         if record.phase != "Ready" or self._has_netns(record):
@@ -492,7 +454,7 @@ class Verbs:
         return self.networks.node
 
     def _record(self, snapshot: Snapshot, name: str) -> Attachment | None:
-        return self._owed.get(name) or snapshot.get(Attachment, "", name)
+        return self._leaving.owed.get(name) or snapshot.get(Attachment, "", name)
 
 
 class _Claimed(Conflict):

@@ -50,19 +50,23 @@ def test_gc_beside_an_add_leaves_the_pod_that_comes_of_it(runtime: Runtime) -> N
     assert runtime("GC", **{"cni.dev/valid-attachments": []}) == "" and runtime.nothing_left()
 
 
-def test_gc_leaves_what_was_made_again_since_it_looked(runtime: Runtime) -> None:
+def test_gc_leaves_what_was_made_again_since_it_looked(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for container in ("c1", "c2"):
         runtime("ADD", container=container)
     first, second = (a.spec.container_id for a in runtime.host.snapshot().by(Attachment, "node", "n1"))
     again: list[Any] = []
+    release = runtime.server.verbs._release
 
-    def between(verb: str, _scope: object) -> None:
-        if verb == "sync" and not again:  # GC releases the first one
+    def between(gone: Attachment) -> None:
+        release(gone)
+        if not again:  # GC has released the first one
             again.append(None)
             assert runtime("DEL", container=second) == ""
             again.append(runtime("ADD", container=second))
 
-    runtime.host.fail = between
+    monkeypatch.setattr(runtime.server.verbs, "_release", between)
     assert runtime("GC", **{"cni.dev/valid-attachments": []}) == ""
     assert "ips" in again[1]
     assert [a.spec.container_id for a in runtime.host.snapshot().list(Attachment)] == [second] != [first]

@@ -12,7 +12,7 @@ from netplane.cni.ranges import whole
 from netplane.cni.turns import keep, kept
 from netplane.model.base import ObjectMeta, amend
 from netplane.model.errors import Unavailable
-from netplane.model.own import Allocation, Attachment, AttachmentIP, AttachmentSpec
+from netplane.model.own import Attachment, AttachmentIP, AttachmentSpec
 
 BOTH = ("10.244.1.0/29", "fd00:10:244:1::/64")
 
@@ -157,14 +157,14 @@ def test_a_range_without_room_is_refused(cidr: str) -> None:
 
 def test_the_turn_of_records_that_are_gone_is_kept_for_each_subnet() -> None:
     first = keep(None, record("a", "10.244.1.3/29", "fd00::7/64", revision=5))
-    assert first is not None and first.expect == 0 and isinstance(first.object, Allocation)
-    assert kept(first.object) == [("10.244.1.3", 5), ("fd00::7", 5)]
-    later = keep(first.object, record("b", "10.244.1.2/29", revision=8))
-    assert later is not None and isinstance(later.object, Allocation)
-    assert kept(later.object) == [("fd00::7", 5), ("10.244.1.2", 8)]
-    assert keep(later.object, record("older", "10.244.1.5/29", "fd00::6/64", revision=4)) is None
+    assert first is not None and first.revision == 0
+    assert kept(first) == [("10.244.1.3", 5), ("fd00::7", 5)]
+    later = keep(first, record("b", "10.244.1.2/29", revision=8))
+    assert later is not None
+    assert kept(later) == [("fd00::7", 5), ("10.244.1.2", 8)]
+    assert keep(later, record("older", "10.244.1.5/29", "fd00::6/64", revision=4)) is None
     assert keep(None, record("c")) is None
-    spoilt = amend(later.object, spec=amend(later.object.spec, value="x @ 10.244.1.3@ fd00::7@5"))
+    spoilt = amend(later, spec=amend(later.spec, value="x @ 10.244.1.3@ fd00::7@5"))
     assert kept(spoilt) == [("fd00::7", 5)]
 
 

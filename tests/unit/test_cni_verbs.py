@@ -388,7 +388,7 @@ def test_networks_that_come_and_go_are_not_remembered_without_end(
     monkeypatch.setattr(turns, "MOST", 3)
     host, other = runtime.host, turns.keep(None, record("elsewhere", node="n2"))
     assert other is not None
-    host.put(other.object)
+    host.put(other)
     runtime("ADD")
     assert runtime("DEL") == ""  # the node's own network
     for name in ("a", "b", "a", "c", "d"):
