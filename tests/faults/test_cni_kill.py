@@ -8,6 +8,8 @@ pod, other (ns)
 
 from __future__ import annotations
 
+import json
+import signal
 import socket
 import sys
 import time
@@ -27,8 +29,14 @@ Config = dict[str, Any]
 STEPS = 200  # more than there are
 PORT = 8100
 RATES = {"ingressRate": 80_000_000, "ingressBurst": 800_000, "egressRate": 80_000_000, "egressBurst": 800_000}
-PORTS = [{"hostPort": PORT, "containerPort": 80, "protocol": protocol} for protocol in ("tcp", "udp")]
 RANGES = [[{"subnet": "10.88.0.0/24"}], [{"subnet": "fd00:88::/64"}]]
+
+
+def published(port: int) -> Config:
+    ports = [{"hostPort": port, "containerPort": 80, "protocol": protocol} for protocol in ("tcp", "udp")]
+    return {"portMappings": ports, "bandwidth": RATES}
+
+
 FULL: Config = {
     "name": "own",
     "ipam": {"type": "netplane", "ranges": RANGES},
@@ -36,7 +44,7 @@ FULL: Config = {
     "isDefaultGateway": True,
     "ipMasq": True,
     "macspoofchk": True,
-    "runtimeConfig": {"portMappings": PORTS, "bandwidth": RATES},
+    "runtimeConfig": published(PORT),
 }
 CONFIGS = {"plain": {}, "full": FULL}
 
@@ -104,6 +112,30 @@ def test_the_agent_killed_over_a_full_pod(
     for step in steps:
         assert killed(machine, command, pod, step, FULL), "the walk is shorter now: choose other steps"
         assert machine.host() == before, f"{command} killed at step {step}"
+
+
+def test_the_agent_killed_over_many_dels_at_once(machine: Machine, make_netns: MakeNetns) -> None:
+    """What one transaction took off is swept, and what it did not take off is whole."""
+    pods = {make_netns(f"pod-{i}"): {"runtimeConfig": published(PORT + i)} for i in range(4)}
+    target, before = ready(machine, make_netns("other"))
+    for step in range(3, 45, 7):
+        for pod, config in pods.items():
+            assert plain(machine("ADD", pod, **config))
+        machine.death.write_text(str(step))
+        assert machine.process is not None
+        machine.process.send_signal(signal.SIGSTOP)  # so that they come together
+        asking = [machine.begin("DEL", pod, **config) for pod, config in pods.items()]
+        time.sleep(0.3)
+        machine.process.send_signal(signal.SIGCONT)
+        answers = [process.communicate(timeout=60)[0] for process in asking]
+        machine.death.unlink()
+        assert machine.died(), "there are fewer steps now"
+        assert all(not text or json.loads(text)["code"] == 11 for text in answers)
+        machine.start()
+        for pod, config in pods.items():
+            assert machine("DEL", pod, **config) == ""
+        assert machine.host() == before, f"killed at step {step}"
+        netns.run(machine.at, "ping", "-c", "1", "-W", "2", target)
 
 
 @pytest.mark.parametrize("command", ["ADD", "DEL"])
