@@ -3,6 +3,8 @@
 Rule 1: the kernel works a batch off in order, so routes may rest on addresses of the same batch, and
         both on a link that goes up at its beginning.
 Rule 2: what is there already is fine when it is what was asked for, whoever put it there.
+Rule 3: a pod whose namespace was born with IPv6 off has its addresses all the same: IPv6 is switched on for
+        the link and for lo, as the reference plugins do it (containernetworking, ConfigureIface).
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import msgspec
 
 from ..model.errors import KernelError
 from ..model.facts import ROUTE_PROTOCOL, Address, Fact, FactKey, Fdb, Neighbour, Route, Shaper
-from . import qdiscmsg, routemsg
+from . import qdiscmsg, routemsg, sysctl
 from .linkread import View
 from .nlmsg import Request
 from .session import Session
@@ -28,6 +30,7 @@ def put_facts(session: Session, netns: str, facts: Iterable[Any], known: frozens
     before, ordered = session.later.pop(netns, []), sorted(facts, key=lambda f: ORDER[type(f)])
     if not before and not ordered:
         return
+    _allow_ipv6(session, netns, ordered)
     index = session.indexes(netns, (f.link for f in ordered))
     sock = session.socket(netns)
     requests = [_request(f, index.get(f.link, 0), f.key in known) for f in ordered]
@@ -45,6 +48,13 @@ def put_facts(session: Session, netns: str, facts: Iterable[Any], known: frozens
             _accept(session, netns, fact, request, index.get(fact.link, 0))
     if failure:
         raise failure
+
+
+def _allow_ipv6(session: Session, netns: str, facts: Iterable[Any]) -> None:
+    links = {f.link: None for f in facts if isinstance(f, Address) and ":" in f.address}
+    if netns and links:
+        path, names = session.path(netns), [f"net/ipv6/conf/{link}/disable_ipv6" for link in ("lo", *links)]
+        sysctl.write([(name, "0") for name in names if sysctl.read(name, path) == "1"], path)
 
 
 def _where(netns: str) -> str:

@@ -135,19 +135,37 @@ def test_the_pod_is_in_the_store_with_its_labels(lab: Lab, make_netns: MakeNetns
 def test_an_add_that_the_kernel_refuses_half_way_leaves_nothing(
     lab: Lab, make_netns: MakeNetns, network: dict[str, Any]
 ) -> None:
-    """The pair is there and IPv4's address: then the pod takes no address of IPv6."""
+    """The pair is there and its addresses: then the pod has another default route of IPv6."""
     cni, a, node = Cni(lab), make_netns("a"), lab.nodes[0]
     cni.add(a, network)
     cni.delete(a, network)
     before = node.run("ip", "-o", "link"), node.run("nft", "list", "ruleset")
-    for key in ("all", "default"):
-        netns.run(a, "sysctl", "-qw", f"net.ipv6.conf.{key}.disable_ipv6=1")
+    for line in ("link add d0 up type bridge", "-6 route add default dev d0 metric 1024"):
+        netns.run(a, "ip", *line.split())
     answer = cni.call("ADD", a, network)
-    assert answer["code"] == 5 and "fd00:" in answer["msg"], answer
+    assert answer["code"] == 5 and "::/0" in answer["msg"], answer
     after = node.run("ip", "-o", "link"), node.run("nft", "list", "ruleset")
     assert [text.count("\n") for text in after] == [text.count("\n") for text in before]
     assert "eth0" not in netns.run(a, "ip", "link") and not records(lab)
-    for key in ("all", "default"):
-        netns.run(a, "sysctl", "-qw", f"net.ipv6.conf.{key}.disable_ipv6=0")
+    netns.run(a, "ip", "link", "del", "d0")
     cni.add(a, network)
     cni.delete(a, network)
+
+
+@pytest.mark.parametrize(
+    "network",
+    [{}, OF_ITS_OWN, {"kind": "ptp"}, {**ROUTED, "kind": "macvlan", "master": "eth0"}],
+    ids=["node", "own", "ptp", "macvlan"],
+)
+def test_a_pod_whose_namespace_has_ipv6_off_has_it_on_its_interface(
+    lab: Lab, make_netns: MakeNetns, network: dict[str, Any]
+) -> None:
+    """As the reference plugins have it: a node may switch it off for all that is new."""
+    cni, a, b = Cni(lab), make_netns("a"), make_netns("b")
+    for key in ("all", "default"):
+        netns.run(a, "sysctl", "-qw", f"net.ipv6.conf.{key}.disable_ipv6=1")
+    cni.add(a, network)
+    for address in plain(cni.add(b, network)):
+        assert pings(a, address)
+    for pod in (a, b):
+        cni.delete(pod, network)

@@ -281,11 +281,6 @@ def taken_here(paths: tuple[str, str]) -> None:
     netns.run(paths[0], "ip", "link", "add", "npv0", "type", "bridge")
 
 
-def no_ipv6(paths: tuple[str, str]) -> None:
-    """An address of IPv6 is refused in the pod, and everything before has been made."""
-    netns.run(paths[1], "sh", "-c", "echo 1 > /proc/sys/net/ipv6/conf/default/disable_ipv6")
-
-
 def strangers_route(paths: tuple[str, str]) -> None:
     for line in ("link add d0 type bridge", "link set d0 up", "route add 10.1.0.1/32 dev d0"):
         netns.run(paths[1], "ip", *line.split())
@@ -301,7 +296,7 @@ def as_it_is(_: tuple[str, str]) -> None:
         (bridged4, no_namespace), (bridged4, a_file), (bridged4, taken_inside), (bridged4, taken_here),
         (refused_mtu, as_it_is), (refused_shaper, as_it_is), (refused_own_route, as_it_is),
         (refused_own_address, as_it_is), (refused_address, as_it_is), (refused_route, as_it_is),
-        (refused_further, as_it_is), (bridged6, no_ipv6), (bridged4, strangers_route),
+        (refused_further, as_it_is), (bridged4, strangers_route),
     ],
     ids=lambda function: function.__name__,
 )  # fmt: skip
