@@ -83,11 +83,11 @@ def _delete_elements(plan: Plan) -> Iterator[str]:
     stale: dict[str, list[str]] = {}
     for fact in plan.change:
         if isinstance(fact, Element):
-            stale.setdefault(fact.of, []).append(joined(fact.item))
+            stale.setdefault(fact.of, []).append(_key(fact.item))
     doomed = {key[1] for key in plan.remove if key[0] == "set"}
     for key in plan.remove:
         if key[0] == "element" and key[1] not in doomed:
-            stale.setdefault(str(key[1]), []).append(joined(key[2]))  # type: ignore[arg-type]
+            stale.setdefault(str(key[1]), []).append(_key(key[2]))  # type: ignore[arg-type]
     for name, items in stale.items():
         yield from _statements("delete", name, items)
 
@@ -100,7 +100,7 @@ def _add_elements(plan: Plan) -> Iterator[str]:
                 items = fresh.get(fact.of)
                 if items is None:
                     items = fresh[fact.of] = []
-                text = joined(fact.item)
+                text = _key(fact.item)
                 items.append(text if fact.value is None else f"{text} : {joined(fact.value)}")
     for name, items in fresh.items():
         yield from _statements("add", name, items)
@@ -116,6 +116,15 @@ def _removals(keys: Sequence[FactKey]) -> Iterator[str]:
             yield f"delete set {TABLE} {key[1]}"
     for name in chains:
         yield f"delete chain {TABLE} {name}"
+
+
+def _key(parts: tuple[str | int, ...]) -> str:
+    """An element's, with names in quotes: a link may be called as nft's own words are (map), or 1br."""
+    return " . ".join(f'"{part}"' if isinstance(part, str) and _is_name(part) else str(part) for part in parts)
+
+
+def _is_name(part: str) -> bool:
+    return ":" not in part and "/" not in part and not part.replace(".", "").replace("-", "").isdecimal()
 
 
 def joined(parts: tuple[str | int, ...]) -> str:

@@ -243,3 +243,19 @@ def test_an_address_that_somebody_put_there_is_not_removed(
     assert "ip address del 10.63.0.1/24 dev br-their" in answer["msg"]
     assert "10.63.0.1/24" in on_bridge(node, "br-their") and not records(lab)
     assert "eth0" not in netns.run(a, "ip", "link")
+
+
+@pytest.mark.parametrize("name", ["map", "tcp", "1br", "br.x-y", "10.0.0.1", "fe80"])
+def test_a_bridge_may_have_any_name_that_the_kernel_takes(
+    lab: Lab, node: Node, make_netns: MakeNetns, name: str
+) -> None:
+    """Those of nft's words, and numbers, too."""
+    cni, a = Cni(lab), make_netns("a")
+    network = {"ipam": OWN, "isDefaultGateway": True, "bridge": name, **EVERYTHING}
+    before = host_state(lab)
+    result = cni.add(a, network)
+    with serving(a, 80):
+        assert seen(str(node.netns), "127.0.0.1", 8100)
+    assert cni.call("CHECK", a, {**network, "prevResult": result}) == ""
+    cni.delete(a, network)
+    assert difference(before, lab) == {}

@@ -63,7 +63,7 @@ add set inet netplane svc-seen {{ type ipv4_addr; flags dynamic,timeout; comment
         Plan(add=(ONE, SLOT, TWO, MEMBER)),
         """\
 add table inet netplane
-add element inet netplane svc-services4 { 10.96.0.1 . tcp . 80 : goto svc-lb4-2, 10.96.0.2 . udp . 53 : drop }
+add element inet netplane svc-services4 { 10.96.0.1 . "tcp" . 80 : goto svc-lb4-2, 10.96.0.2 . "udp" . 53 : drop }
 add element inet netplane svc-endpoints4 { 10.96.0.1 . 80 . 0 : 10.244.1.5 . 8080 }
 add element inet netplane pods { fd00::1 }
 """,
@@ -72,15 +72,15 @@ add element inet netplane pods { fd00::1 }
         Plan(change=(ONE,)),
         """\
 add table inet netplane
-delete element inet netplane svc-services4 { 10.96.0.1 . tcp . 80 }
-add element inet netplane svc-services4 { 10.96.0.1 . tcp . 80 : goto svc-lb4-2 }
+delete element inet netplane svc-services4 { 10.96.0.1 . "tcp" . 80 }
+add element inet netplane svc-services4 { 10.96.0.1 . "tcp" . 80 : goto svc-lb4-2 }
 """,
     ),
     "an element lets go of its chain before the chain goes": (
         Plan(remove=(LB.key, TWO.key)),
         """\
 add table inet netplane
-delete element inet netplane svc-services4 { 10.96.0.2 . udp . 53 }
+delete element inet netplane svc-services4 { 10.96.0.2 . "udp" . 53 }
 flush chain inet netplane svc-lb4-2
 delete chain inet netplane svc-lb4-2
 """,
@@ -120,3 +120,12 @@ def test_a_third_of_a_million_elements_are_text_within_two_seconds() -> None:
     begin = time.process_time()
     assert len(transaction(plan)) > 330_000 * 30
     assert time.process_time() - begin < 2
+
+
+def test_a_name_is_never_one_of_nfts_own_words() -> None:
+    words = ("map", "1br", "10.0.0.1", "10.0.0.0-10.0.0.9", "fd00::1", "10.0.0.0/8", "02:00:00:00:00:01", 80)
+    text = transaction(Plan(add=(Element("s", words),)))
+    assert text.endswith(
+        'add element inet netplane s { "map" . "1br" . 10.0.0.1 . 10.0.0.0-10.0.0.9 . fd00::1 . 10.0.0.0/8'
+        " . 02:00:00:00:00:01 . 80 }\n"
+    )
