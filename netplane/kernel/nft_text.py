@@ -120,7 +120,7 @@ def _removals(keys: Sequence[FactKey]) -> Iterator[str]:
 
 def _key(parts: tuple[str | int, ...]) -> str:
     """An element's, with names in quotes: a link may be called as nft's own words are (map), or 1br."""
-    return " . ".join(f'"{part}"' if isinstance(part, str) and _is_name(part) else str(part) for part in parts)
+    return " . ".join(f'"{part}"' if _is_name(str(part)) else str(part) for part in parts)
 
 
 def _is_name(part: str) -> bool:

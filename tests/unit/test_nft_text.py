@@ -63,7 +63,8 @@ add set inet netplane svc-seen {{ type ipv4_addr; flags dynamic,timeout; comment
         Plan(add=(ONE, SLOT, TWO, MEMBER)),
         """\
 add table inet netplane
-add element inet netplane svc-services4 { 10.96.0.1 . "tcp" . 80 : goto svc-lb4-2, 10.96.0.2 . "udp" . 53 : drop }
+add element inet netplane svc-services4 { 10.96.0.1 . "tcp" . 80 : goto svc-lb4-2, \
+10.96.0.2 . "udp" . 53 : drop }
 add element inet netplane svc-endpoints4 { 10.96.0.1 . 80 . 0 : 10.244.1.5 . 8080 }
 add element inet netplane pods { fd00::1 }
 """,
