@@ -235,6 +235,9 @@ with Lab(nodes=1) as lab:
 """
 
 
+STAYS = "while True: time.sleep(0.05)"  # a signal that comes just before a sleep waits for its end
+
+
 def start(rest: str) -> tuple[subprocess.Popen[str], Path, int]:
     argv = [sys.executable, "-c", LIVE.format(rest=rest)]
     process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -245,14 +248,14 @@ def start(rest: str) -> tuple[subprocess.Popen[str], Path, int]:
 
 @pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_takes_the_lab_away_before_the_program_ends(sig: signal.Signals) -> None:
-    process, home, pid = start("time.sleep(600)")
+    process, home, pid = start(STAYS)
     process.send_signal(sig)
     process.communicate(timeout=20)
     assert process.returncode != 0 and gone(pid) and not home.exists()
 
 
 def test_a_lab_of_a_living_process_is_shown_as_its_own_and_left_alone() -> None:
-    process, home, pid = start("time.sleep(600)")
+    process, home, pid = start(STAYS)
     assert f"lab {home.name}  held by process {process.pid}" in command("ls").stdout
     assert f"held by process {process.pid}" in command("down", home.name).stderr
     assert not gone(pid) and home.exists()
@@ -267,7 +270,7 @@ def test_an_exception_takes_the_lab_away_and_is_told() -> None:
 
 
 def test_kill_9_leaves_an_empty_directory_that_the_next_lab_sweeps(make_lab: MakeLab) -> None:
-    process, home, pid = start("time.sleep(600)")
+    process, home, pid = start(STAYS)
     process.kill()
     process.communicate(timeout=20)
     until(lambda: gone(pid), "the death of the lab's program")

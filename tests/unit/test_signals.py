@@ -41,8 +41,8 @@ def test_a_signal_at_any_step_of_a_wait_ends_it() -> None:
 def test_other_signals_keep_their_meaning() -> None:
     code = (
         "import signal, time; from netplane.reconcile.signals import on_signals\n"
-        "on_signals(print, signal.SIGUSR1); print('ready', flush=True)\n"
-        "try: time.sleep(20)\nexcept KeyboardInterrupt: print('interrupted')"
+        "on_signals(print, signal.SIGUSR1)\ntry:\n  print('ready', flush=True)\n"
+        "  while True: time.sleep(0.05)\nexcept KeyboardInterrupt: print('interrupted')"
     )
     with program(sys.executable, "-c", code) as process:
         assert process.stdout and process.stdout.readline() == "ready\n"
