@@ -174,6 +174,10 @@ def _report(
             title, figures = f"{PARALLEL} {command} at {AT_ONCE}, rate", f"{mine:.0f}/s / {theirs:.0f}/s"
             report.line(title, figures, mine / theirs, f">= 3 (aim {aim})", mine >= 3 * theirs)
     for command in ("ADD", "DEL"):
+        rounds = found[ours, f"{command} parallel"]
+        work, waits = (statistics.median(getattr(t, what) for t in rounds) for what in ("work", "waits"))
+        print(f"  {f'the agent, for each {command}':32} {work:.2f} ms of processor time, {waits:.0f} waits")
+    for command in ("ADD", "DEL"):
         rounds = found[ours, f"{command} burst"]
         worst = statistics.median(times.p99 for times in rounds)
         theirs = statistics.median(t.p99 for t in found[plain, f"{command} burst"]) if plain else math.nan

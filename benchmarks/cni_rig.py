@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,14 +43,18 @@ class Plugin:
     name: str
     node: str
     chain: tuple[tuple[Path, Path], ...]
+    agent: int = 0  # its process, when there is one
 
 
 @dataclass(frozen=True)
 class Times:
-    """Milliseconds of each pod, and pods per second of the whole batch."""
+    """Milliseconds of each pod, and pods per second of the whole batch; of each pod in the middle, what
+    processor time it took the agent (ms), and how often one of its threads had to wait."""
 
     each: list[float]
     rate: float
+    work: float = 0.0
+    waits: float = 0.0
 
     @property
     def p50(self) -> float:
@@ -71,6 +75,16 @@ def _ticks() -> tuple[int, int]:
     """What the processors have spent at work, and idle, in hundredths of a second."""
     user, nice, system, idle, wait, irq, soft, *_ = map(int, Path("/proc/stat").read_text().split()[1:11])
     return user + nice + system + irq + soft, idle + wait
+
+
+def _spent(pid: int) -> tuple[float, float]:
+    """Of a process until now: ms of processor time, and how often a thread of it gave the processor up."""
+    work = waits = 0
+    for task in Path(f"/proc/{pid}/task").glob("*"):
+        with suppress(OSError):  # a thread that is gone
+            work += int((task / "schedstat").read_text().split()[0])
+            waits += int((task / "status").read_text().partition("\nvoluntary_ctxt_switches:")[2].split()[0])
+    return work / 1e6, waits
 
 
 class Rig:
@@ -118,7 +132,7 @@ class Rig:
         argv = [str(self.spawner), command, str(count), str(at_once), str(first), str(self.work / "pod-")]
         words = [str(path) for pair in plugin.chain for path in pair]
         env = {"CNI_PATH": str(PEER), "PATH": os.environ["PATH"]}
-        output = subprocess.PIPE
+        output, before = subprocess.PIPE, _spent(plugin.agent)
         process = netns.popen(plugin.node, [*argv, str(files), *words], env=env, stdout=output, text=True)
         lines = process.communicate(timeout=300)[0].split("\n")
         rows = [line.split() for line in lines if line]
@@ -127,9 +141,9 @@ class Rig:
             said = [p.read_text()[:300] for p in files.glob("result-*" if command == "ADD" else "out-*")]
             raise SystemExit(f"cni: {failed} of {count} {command} of {plugin.name} failed: "
                              f"{next((text for text in said if 'code' in text), '')}")  # fmt: skip
-        return Times(
-            [int(word) / 1e3 for word, _ in rows if word != "total"], count / (int(rows[-1][1]) / 1e6)
-        )
+        work, waits = ((b - a) / count for a, b in zip(before, _spent(plugin.agent), strict=True))
+        each = [int(word) / 1e3 for word, _ in rows if word != "total"]
+        return Times(each, count / (int(rows[-1][1]) / 1e6), work, waits)
 
     def node(self, name: str) -> str:
         """A node's namespace with an uplink that has an address."""
@@ -178,7 +192,7 @@ class Rig:
         path = self.config(name, runtimeConfig=runtime, **keys)
         agent = self._agent(node, name, run_dir, words)
         try:
-            yield Plugin(name, node, ((path, BINARY),))
+            yield Plugin(name, node, ((path, BINARY),), agent.pid)
         finally:
             agent.send_signal(signal.SIGTERM)
             agent.wait(30)
