@@ -13,7 +13,7 @@ import pytest
 
 from .cnitool import Cnitool
 from .machine import BIN_DIR, CONF_DIR, MACHINE, OUTSIDE, Machine, url
-from .peers import PORTS
+from .peers import PORTS, program
 from .test_podman import Podman
 
 pytestmark = [pytest.mark.root, pytest.mark.peer]
@@ -108,6 +108,6 @@ def test_cnitool_carries_out_every_verb(machine: Machine) -> None:
 
 @pytest.mark.usefixtures("pods")
 def test_without_ranges_of_its_own_a_network_needs_an_agent(machine: Machine) -> None:
-    words = ["cnitool", "add", "netplane", "/run/netns/a"]
+    words = [program("cnitool"), "add", "netplane", "/run/netns/a"]
     with pytest.raises(AssertionError, match="no netplane agent at"):
         machine.run(*words, env={"CNI_PATH": BIN_DIR})
