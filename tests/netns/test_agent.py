@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import subprocess
 import time
 import urllib.request
@@ -104,6 +105,15 @@ def test_a_restart_changes_nothing_in_the_kernel(lab: Any) -> None:
     node.agent.start()
     node.agent.wait()
     assert state_of(node) == before
+
+
+def test_an_agent_that_is_to_end_does_not_start_anew(make_lab: Any) -> None:
+    lab = make_lab(nodes=1)
+    lab.start_agents()
+    process = lab.nodes[0].agent.process
+    process.send_signal(signal.SIGUSR2)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 0
 
 
 def test_a_store_that_goes_away_and_comes_back_is_survived(lab: Any) -> None:

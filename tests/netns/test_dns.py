@@ -175,7 +175,7 @@ def test_queries_are_answered_while_the_table_changes_under_them(
         with netns.call(net["client"], socket.socket, socket.AF_INET, socket.SOCK_DGRAM) as sock:
             sock.settimeout(5)
             sock.connect(NODE[0])
-            for _ in range(200):
+            for _ in range(500):
                 sock.send(query)
                 reply = DNSRecord.parse(sock.recv(512))
                 assert (reply.header.rcode, len(reply.rr)) == (RCODE.NOERROR, 2)

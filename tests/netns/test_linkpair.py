@@ -330,6 +330,16 @@ def test_what_is_refused_leaves_nothing_and_has_the_same_words(
     assert words[0] == words[1]
 
 
+def test_where_ipv6_is_off_the_call_is_refused_and_the_general_way_switches_it_on(
+    paths: tuple[str, str], made: list[int]
+) -> None:
+    driver, facts = world(paths), bridged6(paths[1])
+    netns.run(paths[1], "sh", "-c", "echo 1 > /proc/sys/net/ipv6/conf/default/disable_ipv6")
+    driver.apply(Plan(add=facts))
+    assert made == [13] and driver.verify(facts) == []  # EACCES
+    driver.close()
+
+
 def test_a_call_that_is_refused_has_itself_taken_everything_back(paths: tuple[str, str]) -> None:
     """The general way does not follow: what is left is the call's own."""
     driver = world(paths)
